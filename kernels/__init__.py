@@ -1,0 +1,1 @@
+"""Triton twins of the hot operations in `fastcloak.reference`, under the same names and signatures."""
