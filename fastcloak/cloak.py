@@ -1,0 +1,156 @@
+"""A person's cloak: the mask, its bound, where it came from, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fastcloak.atomic import atomic_write
+
+SHAPE = (3, 112, 112)
+FORMAT = "fastcloak.cloak"
+SCHEMA = 1
+LARGEST_FILE = 4 * 1024 * 1024
+"""Bytes. A cloak is 150 KB; a larger file is not read at all."""
+
+Images = TypeVar("Images", torch.Tensor, np.ndarray, Image.Image, list)  # type: ignore[type-arg]
+
+
+class CloakFileError(ValueError):
+    """A file that is not a whole, unaltered cloak of a known schema."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cloak:
+    """A class-universal mask for one person's 112x112 aligned faces.
+
+    Attributes:
+        delta: [3, 112, 112] float32 CPU tensor, RGB on the [0, 1] scale, |delta| <= eps.
+        eps: largest |delta|, on the [0, 1] scale.
+        info: what made it, JSON-able: method, objective, models, seed, losses per step, image_gradients, versions, the
+            backend and engine that ran. Nothing of the photos.
+
+    Raises:
+        ValueError: delta of another shape or dtype, not finite, or beyond eps.
+    """
+
+    delta: torch.Tensor
+    eps: float
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        got = f"{self.delta.dtype} {list(self.delta.shape)} on {self.delta.device}"
+        if tuple(self.delta.shape) != SHAPE or self.delta.dtype != torch.float32 or self.delta.device.type != "cpu":
+            raise ValueError(f"delta must be a float32 CPU tensor {list(SHAPE)}, got {got}")
+        if not 0 <= self.eps <= 1:
+            raise ValueError(f"eps must be in [0, 1], got {self.eps}; grey levels are divided by 255")
+        largest = self.delta.abs().max().item()
+        if not largest <= self.eps:  # also true for NaN
+            raise ValueError(f"|delta| must be at most eps = {self.eps}, got {largest}")
+
+    def apply(self, images: Images) -> Images:
+        """Adds the mask to aligned crops: clip(x + delta, 0, 1).
+
+        Args:
+            images: a 112x112 RGB PIL image; a tensor or array [.., 3, 112, 112], or array [.., 112, 112, 3], uint8 or
+                float in [0, 1]; or a list of these.
+
+        Returns:
+            The same type, shape and dtype, as a new object. uint8 is rounded to the nearest grey level, never truncated.
+
+        Raises:
+            ValueError: another size or range. For photos of any size use `fastcloak.protect`.
+            TypeError: another type.
+        """
+        if isinstance(images, list):
+            return [self.apply(image) for image in images]
+        if isinstance(images, Image.Image):
+            return Image.fromarray(self.apply(np.array(images.convert("RGB"))))
+        if isinstance(images, np.ndarray):
+            return self.apply(torch.from_numpy(images)).numpy()
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(
+                f"images must be a PIL image, an array, a tensor or a list of these, got {type(images).__name__}"
+            )
+        delta = self.delta.to(images.device)
+        if tuple(images.shape[-3:]) != SHAPE:
+            if tuple(images.shape[-3:]) != (112, 112, 3):
+                raise ValueError(
+                    f"images must be aligned crops [.., 3, 112, 112] or [.., 112, 112, 3], got {list(images.shape)}; "
+                    "use fastcloak.protect for whole photos"
+                )
+            delta = delta.permute(1, 2, 0)
+        if images.dtype == torch.uint8:
+            return (images.float() / 255 + delta).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+        if not images.is_floating_point():
+            raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(
+                f"float images must be in [0, 1], got {images.min().item():g} to {images.max().item():g}; divide by 255"
+            )
+        return (images.float() + delta).clamp_(0, 1).to(images.dtype)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the cloak to a safetensors file, atomically: a crash leaves the old file or the new one.
+
+        The file holds one tensor, `delta`, and the metadata `format`, `schema`, `eps`, `info` (JSON) and `sha256` of
+        all of these, which `load` checks.
+        """
+        metadata = {"format": FORMAT, "schema": str(SCHEMA), "eps": repr(self.eps), "info": json.dumps(dict(self.info))}
+        metadata["sha256"] = _digest(self.delta, metadata)
+        atomic_write(Path(path), save({"delta": self.delta.contiguous()}, metadata))
+
+
+def load(path: str | os.PathLike[str]) -> Cloak:
+    """Reads a cloak file.
+
+    Raises:
+        CloakFileError: not a safetensors file, truncated, altered, of a newer schema, or with a mask beyond its eps.
+        OSError: the file cannot be opened.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise CloakFileError(f"{path} is not a cloak: {size} bytes, a cloak has about 150,000")
+    with open(path, "rb"):  # a missing or unreadable file is an OSError with its name, on every version of safetensors
+        pass
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            delta = file.get_tensor("delta") if names == ["delta"] else None
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError) as error:
+        raise CloakFileError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT or delta is None:
+        raise CloakFileError(f"{path} is not a fastcloak cloak: format {metadata.get('format')!r}, tensors {names}")
+    if metadata.get("schema") != str(SCHEMA):
+        raise CloakFileError(
+            f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}; update fastcloak"
+        )
+    if metadata.get("sha256") != _digest(delta, metadata):
+        raise CloakFileError(
+            f"{path} was altered or damaged: its hash does not match its content; fit or copy it again"
+        )
+    try:
+        return Cloak(delta, float(metadata["eps"]), json.loads(metadata["info"]))
+    except (ValueError, KeyError) as error:
+        raise CloakFileError(f"{path} holds no valid cloak: {error}") from error
+
+
+def _digest(delta: torch.Tensor, metadata: Mapping[str, str]) -> str:
+    """SHA-256 over the metadata other than the hash itself, then dtype, shape and values of the mask."""
+    hashed = {name: value for name, value in metadata.items() if name != "sha256"}
+    header = json.dumps([hashed, str(delta.dtype), list(delta.shape)], sort_keys=True)
+    payload = delta.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(header.encode() + payload).hexdigest()

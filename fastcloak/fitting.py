@@ -1,0 +1,517 @@
+"""Learning cloaks: the loops of OPOM and GA-OPOM, for one person or many at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from tqdm import tqdm
+
+from fastcloak import __version__
+from fastcloak.cloak import SHAPE, Cloak
+from fastcloak.engine import resolve_engine
+from fastcloak.faces import load_faces
+from fastcloak.hull import OBJECTIVES, build_hull
+from fastcloak.models import Surrogate, load_model, prepare, unit_features
+from fastcloak.ops import resolve_backend
+
+log = logging.getLogger("fastcloak")
+
+METHODS = ("ga", "opom")
+LEAST_PHOTOS = 2
+GA_BATCH_SIZE = 2
+GA_INNER_STEPS = 10
+LARGEST_GAP = 1e-6
+"""Duality gap of the hull weights above which a warning is logged; float32 features give about 1e-8."""
+CPU_PHOTOS_PER_PASS = 32
+
+Progress = bool | Callable[[int, int], None] | None
+
+
+class FitManyError(ValueError):
+    """Some people could not be fitted; the others are not lost.
+
+    Attributes:
+        cloaks: the cloaks of everyone who could be fitted, by name.
+        errors: what went wrong with each of the others, by name.
+    """
+
+    def __init__(self, cloaks: dict[str, Cloak], errors: dict[str, Exception]):
+        self.cloaks, self.errors = cloaks, errors
+        listed = "; ".join(f"{name}: {error}" for name, error in islice(errors.items(), 5))
+        super().__init__(
+            f"{len(errors)} of {len(errors) + len(cloaks)} people could not be fitted (the others are in .cloaks): "
+            f"{listed}{' ...' if len(errors) > 5 else ''}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What decides a cloak, besides the photos and the surrogate. `fit` documents each field."""
+
+    method: str = "ga"
+    objective: str = "convex_hull"
+    eps: float = 8 / 255
+    alpha: float = 1 / 255
+    steps: int = 16
+    batch_size: int | None = None
+    inner_steps: int | None = None
+    inner_alpha: float | None = None
+    normalise: bool = False
+    decay: float = 0.0
+    warmup: int = 5
+    lower: float = 0.0
+    upper: float = 1.0
+    random_start: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def check(condition: bool, name: str, expected: str) -> None:
+            if not condition:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+        levels = "in [0, 1] on the scale of pictures in [0, 1]; divide grey levels by 255"
+        check(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
+        check(self.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}")
+        check(0 <= self.eps <= 1, "eps", levels)
+        check(0 <= self.alpha <= 1, "alpha", levels)
+        check(self.inner_alpha is None or 0 <= self.inner_alpha <= 1, "inner_alpha", levels)
+        check(self.steps >= 0, "steps", "0 or more")
+        check(self.batch_size is None or self.batch_size >= 1, "batch_size", "1 or more")
+        check(self.inner_steps is None or self.inner_steps >= 1, "inner_steps", "1 or more")
+        check(0 <= self.decay <= 1, "decay", "in [0, 1]")
+        check(self.warmup >= 0, "warmup", "0 or more")
+        check(self.lower < self.upper <= 1, "upper", f"above lower = {self.lower} and at most 1")
+        if self.method == "opom" and (self.batch_size, self.inner_steps, self.inner_alpha) != (None, None, None):
+            raise ValueError(
+                "batch_size, inner_steps and inner_alpha belong to method 'ga': 'opom' takes all photos in one step"
+            )
+        zero_start = ("fi_uap", "affine_hull") if self.warmup else ("fi_uap", "affine_hull", "convex_hull")
+        if not self.random_start and self.objective in zero_start:
+            raise ValueError(
+                f"random_start must be True for {self.objective}: an uncloaked photo lies in its own hull, where the "
+                "gradient is zero; or take class_center, or convex_hull with warmup of 1 or more"
+            )
+
+    def batch(self, photos: int) -> int:
+        """Photos per inner step for a person with this many."""
+        return photos if self.method == "opom" else min(self.batch_size or GA_BATCH_SIZE, photos)
+
+    def inner(self) -> int:
+        """Inner steps per step."""
+        return 1 if self.method == "opom" else self.inner_steps or GA_INNER_STEPS
+
+
+def fit(
+    images: Any,
+    model: Any,
+    *,
+    method: str = "ga",
+    objective: str = "convex_hull",
+    eps: float = 8 / 255,
+    alpha: float = 1 / 255,
+    steps: int = 16,
+    batch_size: int | None = None,
+    inner_steps: int | None = None,
+    inner_alpha: float | None = None,
+    normalise: bool = False,
+    decay: float = 0.0,
+    warmup: int = 5,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    random_start: bool = True,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    backend: str = "auto",
+    engine: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    progress: Progress = None,
+) -> Cloak:
+    """Learns one person's cloak from about ten of their photos.
+
+    Args:
+        images: the person's photos, two or more: tensor or array [N, 3, H, W] or [N, H, W, 3], uint8 or float in
+            [0, 1]; a list of PIL images or paths; or a folder. 112x112 pictures count as aligned faces, in others the
+            largest face is detected and aligned.
+        model: the surrogate: anything `load_model` takes or returns; a list is an ensemble.
+        method: "ga" (GA-OPOM: gradients of small batches accumulated into one signed step) or "opom" (all photos in
+            every step, as published).
+        objective: "fi_uap", "fi_uap_plus", "class_center", "affine_hull" or "convex_hull".
+        eps: largest change of a pixel, on the [0, 1] scale.
+        alpha: step on the [0, 1] scale.
+        steps: signed steps of the mask. 0 gives an empty mask.
+        batch_size: ga: photos per inner step, at most N. None: 2 (our ablation, docs/method.md).
+        inner_steps: ga: inner steps accumulated into one step. None: 10 (our ablation).
+        inner_alpha: ga: step of the look-ahead. None: alpha.
+        normalise: ga: accumulate g / mean|g| instead of g.
+        decay: momentum of the outer step, 0 to 1.
+        warmup: convex_hull: first steps that use class_center, to leave the hull.
+        lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
+            leave room around 1/N.
+        random_start: start from uniform noise in +-eps (per photo for opom) instead of zero.
+        seed: of the start and the order of photos.
+        device: "auto" (CUDA where there is one), or a torch device.
+        backend: "auto", "reference" or "triton": what computes the hot operations.
+        engine: "auto" or "eager": how a step is launched.
+        dtype: of the surrogate: "auto" or "float32", "bfloat16", "float16" or a torch dtype. The mask, its gradients
+            and the hull are always float32 or better.
+        progress: None: a bar if the terminal shows one; True or False: always, never; or a function that is called
+            with (steps done, steps in all).
+
+    Returns:
+        `Cloak`. `info["losses"]` is the mean loss of each step, `info["image_gradients"]` the cost: forward and backward
+        passes of one photo through the surrogate.
+
+    Raises:
+        ValueError: bad input; the message names it, what was expected and the cure.
+        FloatingPointError: NaN or Inf in the surrogate's embeddings or gradients, with the step.
+
+    Source: OPOM (Zhong and Deng, TPAMI 2022); GA-OPOM (Liu et al., arXiv 2401.01575).
+    """
+    options = {name: value for name, value in locals().items() if name not in ("images", "model")}
+    try:
+        return fit_many({"": images}, model, **options)[""]
+    except FitManyError as error:
+        raise error.errors[""] from None
+
+
+def fit_many(
+    people: Mapping[str, Any],
+    model: Any,
+    *,
+    device: str | torch.device = "auto",
+    backend: str = "auto",
+    engine: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    progress: Progress = None,
+    memory_budget: int | None = None,
+    **options: Any,
+) -> dict[str, Cloak]:
+    """Learns a cloak for each of many people, several at a time in one forward pass.
+
+    Each person gets the cloak that `fit` would give, up to the rounding of a larger batch. People with the same number
+    of photos share passes; photos are read as they are needed.
+
+    Args:
+        people: name -> photos, as for `fit`. The number of photos may differ.
+        model: the surrogate, as for `fit`.
+        device, backend, engine, dtype, progress: as for `fit`; progress counts the steps of all people.
+        memory_budget: bytes that one pass may take. None: a quarter of the free memory, and on CPU at most 32 photos
+            in one pass, where larger ones are no faster.
+        options: every other option of `fit`.
+
+    Returns:
+        name -> cloak, in the order of `people`.
+
+    Raises:
+        ValueError: a bad option.
+        FitManyError: one or more people could not be fitted. All others were, and are in its `.cloaks`.
+    """
+    config = FitConfig(**options)
+    place = resolve_device(device)
+    backend, ops = resolve_backend(backend, place)
+    engine = resolve_engine(engine, place)
+    cloaks: dict[str, Cloak] = {}
+    errors: dict[str, Exception] = {}
+    with _ticker(len(people), config.steps, progress) as tick, _own_modes(place):
+        surrogate = prepare(load_model(model), device=place, dtype=resolve_dtype(dtype))
+        made_by = {
+            "models": [member.name for member in surrogate.members],
+            "backend": backend,
+            "engine": engine,
+            "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+            "dtype": str(surrogate.dtype).removeprefix("torch."),
+            "versions": _versions(),
+        }
+        persons = _persons_per_pass(surrogate, config, memory_budget)
+        for group in _groups(people, partial(_read, surrogate, config), persons, errors):
+            began = time.perf_counter()
+            faces = torch.stack([person.faces for person in group.values()]).to(place)
+            features = torch.stack([person.features for person in group.values()])
+            learnt = _learn(faces, features, surrogate, config, ops, partial(tick, len(group)))
+            seconds = (time.perf_counter() - began) / len(group)
+            for i, name in enumerate(group):
+                try:
+                    cloaks[name] = _cloak(learnt, i, faces.shape[1], config, {**made_by, "seconds": seconds})
+                except FloatingPointError as error:
+                    errors[name] = error
+    cloaks = {name: cloaks[name] for name in people if name in cloaks}
+    if errors:
+        raise FitManyError(cloaks, errors)
+    return cloaks
+
+
+@dataclass(frozen=True)
+class _Person:
+    faces: torch.Tensor  # [N, 3, 112, 112] float32 in [0, 1]
+    features: torch.Tensor  # [N, D] unit features of the clean faces
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    delta: torch.Tensor  # [P, 3, 112, 112]
+    losses: torch.Tensor  # [steps, P], mean over the photos of the step
+    gap: torch.Tensor  # [P], largest duality gap of any hull weights
+
+
+def _learn(
+    faces: torch.Tensor,
+    features: torch.Tensor,
+    surrogate: Surrogate,
+    config: FitConfig,
+    ops: ModuleType,
+    tick: Callable[[], None],
+) -> _Learnt:
+    """The loop, for P persons with N photos each: faces [P, N, 3, 112, 112], clean unit features [P, N, D]."""
+    P, N = faces.shape[:2]
+    b, inner_steps, opom = config.batch(N), config.inner(), config.method == "opom"
+    eps = _float32_at_most(config.eps)
+    inner_alpha = config.alpha if config.inner_alpha is None else config.inner_alpha
+
+    hull = build_hull(features, config.objective)
+    start, order = _draws(config, N, faces.device)
+
+    delta = start[0].repeat(P, 1, 1, 1)
+    delta_in, acc, velocity = delta.clone(), torch.zeros_like(delta), torch.zeros_like(delta)
+    pictures = faces.new_empty(P, b, *SHAPE)
+    losses = faces.new_zeros(config.steps, P)
+    largest_gap = faces.new_zeros(P)
+
+    for t in range(config.steps if config.eps else 0):
+        warming = config.objective == "convex_hull" and t < config.warmup
+        objective = "class_center" if warming else config.objective
+        for m in range(inner_steps):
+            index = order[t, m].expand(P, b)
+            ops.cloak_batch_(faces, delta_in, index, pictures)
+            if opom and t == 0:  # as published: every photo starts from its own noise, not clipped
+                pictures.copy_(faces + start)
+
+            x = pictures.detach().requires_grad_()
+            embeddings = surrogate(x.flatten(0, 1)).unflatten(0, (P, b))
+            loss, slope, gap = ops.hull_loss(
+                embeddings.detach(),
+                hull.points,
+                hull.gram,
+                hull.center,
+                index,
+                objective,
+                config.lower,
+                config.upper,
+            )
+            (grads,) = torch.autograd.grad(embeddings, x, slope)
+
+            ops.accumulate_step_(grads, acc, delta_in, inner_alpha, eps, config.normalise)
+            losses[t] += loss.mean(1) / inner_steps
+            torch.maximum(largest_gap, gap.amax(1), out=largest_gap)
+        if opom:  # as published: of the last mask only what clipping left of it goes on
+            delta.copy_((pictures - faces).mean(1))
+        ops.outer_step_(acc, velocity, delta, delta_in, config.alpha, eps, config.decay)
+        tick()
+    return _Learnt(delta, losses, largest_gap)
+
+
+def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Start noise [1 or N, 3, 112, 112] and photo indices [steps, inner_steps, b], the same for every person.
+
+    ga draws photos without replacement until all were used, then reshuffles, on through all steps.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    b, inner_steps, opom = config.batch(photos), config.inner(), config.method == "opom"
+    start = torch.zeros(photos if opom else 1, *SHAPE)
+    if config.random_start and config.steps:
+        start.uniform_(-1, 1, generator=generator).mul_(_float32_at_most(config.eps))
+    drawn = config.steps * inner_steps * b
+    passes = -(-drawn // photos)
+    shuffled = [torch.arange(photos) if opom else torch.randperm(photos, generator=generator) for _ in range(passes)]
+    order = torch.cat(shuffled)[:drawn] if shuffled else torch.empty(0, dtype=torch.int64)
+    return start.to(device), order.view(config.steps, inner_steps, b).to(device)
+
+
+def _cloak(learnt: _Learnt, person: int, photos: int, config: FitConfig, made_by: dict[str, Any]) -> Cloak:
+    """The cloak of one person of a pass, or FloatingPointError."""
+    delta, losses = learnt.delta[person].cpu().contiguous(), learnt.losses[:, person].cpu()
+    if not (losses.isfinite().all() and delta.isfinite().all()):
+        bad = (~losses.isfinite()).nonzero()
+        step = int(bad[0]) if len(bad) else config.steps - 1
+        raise FloatingPointError(
+            f"the surrogate's embeddings or gradients became NaN or Inf at step {step + 1} of {config.steps}; "
+            "check the network (and its scale and shift), or use dtype='float32'"
+        )
+    gap = learnt.gap[person].item()
+    if gap > LARGEST_GAP:
+        log.warning("hull weights were found only to a duality gap of %.1e (expected below %.0e)", gap, LARGEST_GAP)
+    b, inner_steps = config.batch(photos), config.inner()
+    info = {
+        **asdict(config),
+        "batch_size": b,
+        "inner_steps": inner_steps,
+        "inner_alpha": config.alpha if config.inner_alpha is None else config.inner_alpha,
+        "photos": photos,
+        "image_gradients": config.steps * inner_steps * b if config.eps else 0,
+        "losses": losses.tolist(),
+        "hull_gap": gap,
+        **made_by,
+    }
+    return Cloak(delta, config.eps, info)
+
+
+def _groups(
+    people: Mapping[str, Any],
+    read: Callable[[Any], _Person],
+    persons_per_pass: Callable[[int], int],
+    errors: dict[str, Exception],
+) -> Iterator[dict[str, _Person]]:
+    """Reads people in order and yields them as soon as a pass is full of people with the same number of photos."""
+    waiting: dict[int, dict[str, _Person]] = {}
+    for name, images in people.items():
+        try:
+            person = read(images)
+        except Exception as error:  # one person's bad photos must not end the others' work
+            errors[name] = error
+            continue
+        N = len(person.faces)
+        group = waiting.setdefault(N, {})
+        group[name] = person
+        if len(group) >= persons_per_pass(N):
+            yield waiting.pop(N)
+    yield from waiting.values()
+
+
+def _read(surrogate: Surrogate, config: FitConfig, images: Any) -> _Person:
+    """One person's aligned faces and their clean features, or what is wrong with them."""
+    faces = load_faces(images)
+    N = len(faces)
+    if N < LEAST_PHOTOS:
+        raise ValueError(f"images must hold {LEAST_PHOTOS} photos of the person or more (ten work well), got {N}")
+    if config.objective == "convex_hull" and not config.lower < 1 / N < config.upper:
+        raise ValueError(
+            f"lower and upper must leave room around 1/N = {1 / N:g} for the {N} photos, got {config.lower:g} and "
+            f"{config.upper:g}; weights that are all 1/N are objective 'class_center'"
+        )
+    return _Person(faces, unit_features(surrogate, faces))
+
+
+def _persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int | None) -> Callable[[int], int]:
+    """How many people with N photos each one pass takes."""
+    per_photo = _bytes_per_photo(surrogate)
+    if memory_budget is None:
+        memory_budget = _free_memory(surrogate.device) // 4
+        if surrogate.device.type == "cpu":
+            memory_budget = min(memory_budget, CPU_PHOTOS_PER_PASS * per_photo)
+
+    def persons(photos: int) -> int:
+        return max(1, memory_budget // (config.batch(photos) * per_photo))
+
+    return persons
+
+
+def _bytes_per_photo(surrogate: Surrogate) -> int:
+    """Memory of one photo's forward and backward pass: what autograd keeps, and as much again for gradients."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*surrogate.parameters(), *surrogate.buffers())}
+    x = torch.zeros(1, *SHAPE, device=surrogate.device, requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        embeddings = surrogate(x)  # held until the count is done, so that no address is used twice
+    activations = sum(size for address, size in kept.items() if address not in weights)
+    del embeddings
+    return 2 * activations + 4 * x.numel() * x.element_size()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A torch device; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be 'auto' or a torch device that this machine has, got {device!r}: {error}"
+        ) from None
+    return place
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The surrogate's dtype; "auto" is float32.
+
+    Raises:
+        ValueError: not one of the three.
+    """
+    named = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(dtype, torch.dtype) and dtype in named.values():
+        return dtype
+    if isinstance(dtype, str) and dtype in named:
+        return named[dtype]
+    raise ValueError(f"dtype must be one of {', '.join(named)} or the torch dtype, got {dtype!r}")
+
+
+def _float32_at_most(value: float) -> float:
+    """The largest float32 number <= value, so that |delta| <= eps holds exactly: float32(8/255) is above 8/255."""
+    nearest = np.float32(value)
+    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(0)))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "fastcloak": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@contextmanager
+def _own_modes(device: torch.device) -> Iterator[None]:
+    """Gradients on and autocast off, whatever the caller's modes are."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def _ticker(people: int, steps: int, progress: Progress) -> Iterator[Callable[[int], None]]:
+    """A function to call after a step of so many persons: moves the bar or tells the caller's function."""
+    total = people * steps
+    if callable(progress):
+        done = 0
+
+        def tick(persons: int) -> None:
+            nonlocal done
+            done += persons
+            progress(done, total)
+
+        yield tick
+    else:
+        # disable=None: silent when stderr is no terminal.
+        disable = None if progress is None else not progress
+        description = "fitting" if people == 1 else f"fitting {people} people"
+        with tqdm(total=total, desc=description, unit="step", disable=disable) as bar:
+            yield lambda persons: bool(bar.update(persons)) and None

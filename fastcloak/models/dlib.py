@@ -1,0 +1,182 @@
+"""The face recognition ResNet of dlib, read from its own serialised file.
+
+Source: davisking/dlib, examples/dnn_face_recognition_ex.cpp (the network), dlib/dnn/layers.h (what each layer writes);
+the weights (CC0) are dlib_face_recognition_resnet_model_v1.dat in the package face-recognition-models.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastcloak.models.surrogate import FACE_SIZE
+
+__all__ = ["CHIP_SIZE", "SCALE", "SHIFT", "DlibNet", "chip_matrices", "load_dlib_net"]
+
+CHIP_SIZE = 150
+# input_rgb_image_sized subtracts these and divides by 256 (dlib/dnn/input.h).
+_MEAN_RGB = (122.782, 117.001, 104.298)
+SCALE = 255 / 256
+SHIFT = tuple(-mean / 256 for mean in _MEAN_RGB)
+
+# (output channels, stride of the first block, blocks) of each stage, from the picture to the embedding.
+_STAGES = [(32, 1, 3), (64, 2, 4), (128, 2, 3), (256, 2, 3), (256, 2, 1)]
+
+
+class _Layer(NamedTuple):
+    kind: str
+    values: Tensor  # flat, float32
+    shape: tuple[int, ...]
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a parameterless shortcut; what is smaller is padded with zeros (add_prev)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, size: int) -> None:
+        super().__init__()
+        # dlib leaves strided convolutions unpadded.
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 0 if stride == 2 else 1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.pool = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
+        main, shortcut = ((size - 3) // 2 + 1, (size - 2) // 2 + 1) if stride == 2 else (size, size)
+        self.size = max(main, shortcut)
+        self.pad_main = (0, self.size - main, 0, self.size - main)
+        self.pad_shortcut = (0, self.size - shortcut, 0, self.size - shortcut, 0, channels - channels_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.conv1(x)))
+        x = self.pool(x)
+        if any(self.pad_main):
+            y = F.pad(y, self.pad_main)
+        if any(self.pad_shortcut):
+            x = F.pad(x, self.pad_shortcut)
+        return F.relu(x + y)
+
+
+class DlibNet(nn.Module):
+    """[n, 3, 150, 150] -> [n, 128]; the affine layers that follow the convolutions are folded into them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 7, 2)
+        self.pool = nn.MaxPool2d(3, 2)
+        blocks: list[nn.Module] = []
+        size, channels_in = ((CHIP_SIZE - 7) // 2 + 1 - 3) // 2 + 1, 32
+        for channels, stride, repeats in _STAGES:
+            for i in range(repeats):
+                block = _Block(channels_in, channels, stride if i == 0 else 1, size)
+                blocks.append(block)
+                size, channels_in = block.size, channels
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(256, 128, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised chips [n, 3, 150, 150] -> raw embeddings [n, 128]."""
+        x = self.blocks(self.pool(F.relu(self.stem(x))))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def load_dlib_net(path: str | Path) -> DlibNet:
+    """Build the network and fill it from dlib's file.
+
+    Raises:
+        ValueError: the file does not hold this network.
+
+    """
+    layers = _layers(Path(path).read_bytes())
+    net = DlibNet()
+    with torch.no_grad():
+        for conv in net.modules():
+            if isinstance(conv, nn.Conv2d):
+                _fill_conv(conv, _next(layers, "con_", path), _next(layers, "affine_", path))
+        net.fc.weight.copy_(_checked(_next(layers, "fc_", path), 256 * 128).reshape(256, 128).T)
+    if next(layers, None) is not None:
+        raise ValueError(f"{path}: holds more layers than dlib's face recognition ResNet has; it is another network")
+    return net.requires_grad_(False).eval()
+
+
+def chip_matrices() -> tuple[Tensor, Tensor]:
+    """Rows and columns [150, 112] that resample a 112-aligned face to the crop dlib was trained on.
+
+    dlib crops by other landmarks than the 112 template. The similarity between the two was fitted on LFW faces: both
+    axes are scaled by 52.55 / 35.24, and the point (55.913, 51.599) of a 112 crop goes to (74.005, 47.13). Bilinear,
+    with border pixels repeated beyond the crop.
+    """
+    scale = 52.55 / 35.24
+    step = torch.arange(CHIP_SIZE, dtype=torch.float64)
+    return _linear((step - 47.13) / scale + 51.599), _linear((step - 74.005) / scale + 55.913)
+
+
+# positions [S] on the axis of a 112 crop -> the matrix [S, 112] that reads them
+def _linear(positions: Tensor) -> Tensor:
+    positions = positions.clamp(0, FACE_SIZE - 1)
+    pixels = torch.arange(FACE_SIZE, dtype=torch.float64)
+    return (1 - (positions[:, None] - pixels).abs()).clamp(min=0).float()
+
+
+def _fill_conv(conv: nn.Conv2d, filters: _Layer, affine: _Layer) -> None:
+    n = conv.out_channels
+    values = _checked(filters, conv.weight.numel() + n).double()
+    gamma, beta = _checked(affine, 2 * n).double().reshape(2, n)
+    assert conv.bias is not None
+    conv.weight.copy_(values[:-n].reshape(conv.weight.shape) * gamma[:, None, None, None])
+    conv.bias.copy_(values[-n:] * gamma + beta)
+
+
+def _next(layers: Iterator[_Layer], kind: str, path: str | Path) -> _Layer:
+    layer = next(layers, None)
+    if layer is None or not layer.kind.startswith(kind):
+        got = "the end of the file" if layer is None else layer.kind
+        raise ValueError(f"{path}: expected a layer {kind}, got {got}; it is not dlib's face recognition ResNet")
+    return layer
+
+
+def _checked(layer: _Layer, size: int) -> Tensor:
+    if layer.values.numel() != size:
+        raise ValueError(f"layer {layer.kind} must hold {size} numbers, got {list(layer.shape)}")
+    return layer.values
+
+
+def _layers(data: bytes) -> Iterator[_Layer]:
+    """Layers that hold numbers, from the picture to the embedding.
+
+    A layer is written as its tag (a string: its length as an integer, then its letters), integers of its own, then its
+    tensor: a version, four sizes, and the numbers as little-endian float32. A tag is told from a chance match by what
+    follows it.
+    """
+    for match in re.finditer(rb"\x01[\x04-\x0c](con_\d|affine_|fc_\d)", data):
+        kind, position = match.group(1).decode(), match.end()
+        try:
+            if kind.startswith("fc"):
+                for _ in range(2):  # outputs, bias mode
+                    _, position = _integer(data, position)
+            version, position = _integer(data, position)
+            shape = []
+            for _ in range(4):
+                extent, position = _integer(data, position)
+                shape.append(extent)
+        except IndexError:
+            continue
+        count = int(np.prod([max(extent, 0) for extent in shape], dtype=np.float64))
+        if version not in (1, 2) or not 0 < count <= (len(data) - position) // 4:
+            continue
+        values = np.frombuffer(data, "<f4", count, position).astype(np.float32)
+        yield _Layer(kind, torch.from_numpy(values), tuple(shape))
+
+
+def _integer(data: bytes, position: int) -> tuple[int, int]:
+    """Read an integer: one byte (low four bits: how many bytes follow; top bit: negative), then those bytes.
+
+    Returns it and where it ends.
+    """
+    head = data[position]
+    end = position + 1 + (head & 0x0F)
+    if end > len(data):
+        raise IndexError(position)
+    value = int.from_bytes(data[position + 1 : end], "little")
+    return (-value if head & 0x80 else value), end

@@ -1,0 +1,35 @@
+"""Unit features of many faces."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import normalize
+
+from fastcloak.models.surrogate import Surrogate
+
+
+def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+    """Embeds faces and divides each embedding by its length.
+
+    Args:
+        surrogate: what `load_model` returns.
+        faces: [n, 3, 112, 112] float in [0, 1], on any device.
+        batch_size: faces per forward pass.
+
+    Returns:
+        [n, D] float32 on the surrogate's device, rows of length 1, without a graph.
+
+    Raises:
+        FloatingPointError: an embedding is NaN, Inf or zero; names the surrogate and the face.
+
+    """
+    with torch.no_grad():
+        embeddings = torch.cat([surrogate(batch.to(surrogate.device)) for batch in faces.split(batch_size)])
+    length = torch.linalg.vector_norm(embeddings, dim=1)
+    bad = ~(length.isfinite() & (length > 0))
+    if bad.any():
+        raise FloatingPointError(
+            f"{surrogate.name} must give finite embeddings other than zero, got {embeddings[bad][0].tolist()[:4]} ... for "
+            f"face {int(bad.nonzero()[0])}; check the network, its scale and shift"
+        )
+    return normalize(embeddings, dim=1)

@@ -1,0 +1,219 @@
+"""`load_model`: whatever a caller has of a network -> Surrogate."""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcloak import assets
+from fastcloak.models import dlib
+from fastcloak.models.dlib_mean import DLIB_MEAN_EMBEDDING
+from fastcloak.models.onnx import OnnxNet, load_onnx_net
+from fastcloak.models.surrogate import FACE_SIZE, Ensemble, Surrogate
+
+__all__ = ["load_model"]
+
+_log = logging.getLogger("fastcloak")
+
+_NAMES = ("sface", "dlib")
+_MAX_SIDE = 1024
+
+# A file's own normalisation that leaves less than this between black and white expects 0..255.
+_NARROW = 0.1
+
+Model = str | Path | nn.Module | Callable[[Tensor], Tensor]
+
+
+def load_model(
+    what: Model | Sequence[Any],
+    device: str | torch.device | None = None,
+    *,
+    name: str | None = None,
+    input_size: int | None = None,
+    scale: float | Sequence[float] = 1.0,
+    shift: float | Sequence[float] = 0.0,
+    bgr: bool = False,
+    mean_embedding: Sequence[float] | Tensor | None = None,
+) -> Surrogate:
+    """Load a face-embedding network.
+
+    The network gets faces * scale + shift, faces being RGB in [0, 1]. What is published as (x - 127.5) / 128 for
+    pictures in 0..255 is scale=255 / 128, shift=-127.5 / 128.
+
+    Args:
+        what: "sface" or "dlib" (real networks of the extra `faces`); the path of an .onnx file; a torch module, of
+            which a frozen copy in eval mode is taken; any callable [n, 3, S, S] -> [n, D], used as it is; a Surrogate,
+            returned as it is unless it has to move; or a list of these: an ensemble, whose cosine is the mean of the
+            members' cosines.
+        device: where to put it. None leaves modules and surrogates where they are; files load on the CPU.
+        name: what to call it; by default its own name, the file's, the class's or the function's.
+        input_size: S, the side in pixels that the network takes, 112 by default; files usually say it themselves.
+        scale: one number, or three in RGB order.
+        shift: one number, or three in RGB order.
+        bgr: whether the network takes blue, green, red.
+        mean_embedding: [D], subtracted from every embedding.
+
+    Returns:
+        A Surrogate: faces [n, 3, 112, 112] float RGB in [0, 1], 112-aligned -> raw embeddings [n, D].
+
+    Raises:
+        ValueError: an unknown name, an unusable file, a network that fails on a picture or returns something else than
+            [n, D], or options where the network has its own.
+        TypeError: `what` is none of the above.
+        OSError: the file cannot be read.
+        fastcloak.assets.MissingExtraError: the package that holds the network or reads the file is not installed.
+
+    """
+    given = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
+    # Building modules and trying networks may draw random numbers: the caller's sequence stays as it was.
+    with torch.random.fork_rng(devices=_cuda(device)):
+        if isinstance(what, (list, tuple)):
+            _refuse_options("an ensemble", given)
+            return _ensemble(what, device, name)
+        if isinstance(what, Surrogate):
+            _refuse_options("a Surrogate", given)
+            return _placed(what, device, name)
+        if isinstance(what, str) and what in _NAMES:
+            _refuse_options(repr(what), given)
+            return _frozen(_sface(name) if what == "sface" else _dlib(name), device)
+        if isinstance(what, type):
+            raise TypeError(f"what must be a network, got the class {what.__name__}; pass an instance of it")
+        if isinstance(what, Path) or (isinstance(what, str) and what.lower().endswith(".onnx")):
+            file = load_onnx_net(what, input_size)
+            if (given["scale"], given["shift"]) == (1.0, 0.0):
+                _warn_of_range(what, file)
+            given["input_size"] = file.input_size
+            return _measured(file.net, device, name or Path(what).stem, given)
+        if isinstance(what, nn.Module):
+            return _measured(_frozen_copy(what), device or _device_of(what), name or type(what).__name__, given)
+        if callable(what):
+            return _measured(what, device, name or str(getattr(what, "__name__", type(what).__name__)), given)
+    accepted = "'sface', 'dlib', the path of an .onnx file, a torch module, a callable, a Surrogate, or a list of these"
+    if isinstance(what, str):
+        raise ValueError(f"unknown model {what!r}; expected {accepted}")
+    raise TypeError(f"what must be {accepted}, got {type(what).__name__}")
+
+
+def _sface(name: str | None) -> Surrogate:
+    file = load_onnx_net(assets.sface_file())
+    # The file's own graph begins with (x - 127.5) / 128.
+    return Surrogate(file.net, name=name or "sface", embedding_size=128, scale=255.0)
+
+
+def _dlib(name: str | None) -> Surrogate:
+    return Surrogate(
+        dlib.load_dlib_net(assets.dlib_file()),
+        name=name or "dlib",
+        embedding_size=128,
+        input_size=dlib.CHIP_SIZE,
+        scale=dlib.SCALE,
+        shift=dlib.SHIFT,
+        mean_embedding=DLIB_MEAN_EMBEDDING,
+        chip=dlib.chip_matrices(),
+    )
+
+
+def _ensemble(what: Sequence[Any], device: str | torch.device | None, name: str | None) -> Surrogate:
+    if not what:
+        raise ValueError("an ensemble must have at least one member, got an empty list")
+    members: list[Surrogate] = []
+    for one in what:
+        member = load_model(one, device if device is not None or not members else members[0].device)
+        members.append(member.copy() if member is one else member)
+    if len(members) == 1:
+        return _placed(members[0], None, name)
+    return _frozen(Ensemble(members, name=name), None)
+
+
+def _placed(surrogate: Surrogate, device: str | torch.device | None, name: str | None) -> Surrogate:
+    if (device is None or _same_device(surrogate.device, torch.device(device))) and name in (None, surrogate.name):
+        return surrogate
+    moved = surrogate.copy()
+    moved.name = name or surrogate.name
+    return moved if device is None else moved.to(device)
+
+
+def _measured(
+    net: Callable[[Tensor], Tensor], device: str | torch.device | None, name: str, options: dict[str, Any]
+) -> Surrogate:
+    mean = options.pop("mean_embedding")
+    size = options["input_size"] = FACE_SIZE if options["input_size"] is None else options["input_size"]
+    if not isinstance(size, int) or not 1 <= size <= _MAX_SIDE:
+        raise ValueError(f"input_size must be a whole number in [1, {_MAX_SIDE}], got {size!r}")
+    trial = _frozen(Surrogate(net, name=name, embedding_size=0, **options), device)
+    picture = torch.full((1, 3, FACE_SIZE, FACE_SIZE), 0.5, device=trial.device)
+    try:
+        with torch.no_grad():
+            embedding = trial.net(trial.net_input(trial.normalise(picture)))
+    # The network is the caller's: it may raise anything.
+    except Exception as error:
+        raise ValueError(
+            f"{name} fails on a picture [1, 3, {size}, {size}] {trial.dtype} on {trial.device} "
+            f"({type(error).__name__}: {error}); if it takes another size say so with input_size=, and with "
+            "device= if it is on another device"
+        ) from error
+    if not isinstance(embedding, Tensor):
+        raise ValueError(
+            f"{name} must return a tensor [n, D], got {type(embedding).__name__}; pass a function that picks the "
+            "embedding, such as lambda x: net(x)[0]"
+        )
+    if embedding.ndim < 2 or len(embedding) != 1 or embedding.numel() != embedding.shape[1]:
+        raise ValueError(f"{name} must return [1, D] for one picture, got {list(embedding.shape)}")
+    return _frozen(Surrogate(net, name=name, embedding_size=embedding.shape[1], mean_embedding=mean, **options), device)
+
+
+def _warn_of_range(path: str | Path, file: OnnxNet) -> None:
+    width = float((file.white - file.black).abs().max())
+    if width < _NARROW:
+        _log.warning(
+            "%s: turns [0, 1] into [%.3g, %.3g] itself, so it seems to expect 0..255; say so with scale=255",
+            path, float(file.black.min()), float(file.white.max()),
+        )  # fmt: skip
+    elif (file.black == 0).all() and (file.white == 1).all():
+        _log.warning(
+            "%s: gets RGB in [0, 1]; if it expects something else say so with scale=, shift= and bgr=: "
+            "(x - 127.5) / 128 of 0..255 is scale=255 / 128, shift=-127.5 / 128",
+            path,
+        )
+
+
+def _refuse_options(what: str, given: dict[str, Any]) -> None:
+    default = {"input_size": None, "scale": 1.0, "shift": 0.0, "bgr": False, "mean_embedding": None}
+    wrong = [key for key, value in given.items() if not (value is default[key] or _equal(value, default[key]))]
+    if wrong:
+        raise ValueError(f"{what} has its own {', '.join(wrong)}; leave that out")
+
+
+def _equal(value: Any, default: Any) -> bool:
+    return isinstance(value, (int, float)) and value == default
+
+
+def _frozen(surrogate: Surrogate, device: str | torch.device | None) -> Surrogate:
+    # A callable that is no module is not registered, and so not touched here.
+    return surrogate.to(device or surrogate.device).eval().requires_grad_(False)
+
+
+def _frozen_copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({error}); pass a function that calls it instead"
+        ) from error
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((t.device for t in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
+
+
+def _same_device(a: torch.device, b: torch.device) -> bool:
+    return a.type == b.type and (b.index is None or a.index == b.index)
+
+
+def _cuda(device: str | torch.device | None) -> list[torch.device]:
+    wanted = torch.device(device or "cpu")
+    return [wanted] if wanted.type == "cuda" and torch.cuda.is_available() else []

@@ -1,0 +1,229 @@
+"""A face-embedding network behind one contract: aligned faces in, raw embeddings out.
+
+Everything that differs between networks (picture size, normalisation, channel order, mean embedding) belongs to the
+Surrogate, so that the loop knows none of it.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["FACE_SIZE", "Ensemble", "Surrogate", "resample_matrix"]
+
+FACE_SIZE = 112
+"""Side in pixels of an aligned face, the size every surrogate takes."""
+
+
+class Surrogate(nn.Module):
+    """A frozen face-embedding network.
+
+    embedding = net(flip(resample(faces * scale + shift))) - mean_embedding
+
+    Attributes:
+        name: what to call it in tables and files.
+        input_size: the side in pixels that the network itself takes; faces are resampled to it from 112.
+        embedding_size: D, the length of an embedding.
+        members: the surrogates of an ensemble; of any other surrogate, itself alone.
+        folded: whether `prepare` has folded its batch normalisations.
+        notes: what `prepare` did and did not do, in words.
+
+    """
+
+    name: str
+    input_size: int
+    embedding_size: int
+    folded: bool
+    notes: tuple[str, ...]
+    scale: Tensor  # [1, 3, 1, 1]
+    shift: Tensor  # [1, 3, 1, 1]
+    rows: Tensor | None  # [S, 112]
+    columns: Tensor | None  # [S, 112]
+    mean_embedding: Tensor | None  # [D]
+
+    def __init__(
+        self,
+        net: Callable[[Tensor], Tensor],
+        *,
+        name: str,
+        embedding_size: int,
+        input_size: int = FACE_SIZE,
+        scale: float | Sequence[float] | Tensor = 1.0,
+        shift: float | Sequence[float] | Tensor = 0.0,
+        bgr: bool = False,
+        mean_embedding: Sequence[float] | Tensor | None = None,
+        chip: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Wrap a network; `load_model` is the usual way to make one.
+
+        Args:
+            net: float [n, 3, input_size, input_size] -> [n, D]. A module is registered as it is, not copied.
+            name: what to call it.
+            embedding_size: D.
+            input_size: S, the side in pixels that `net` takes.
+            scale: one number, or three in RGB order, that faces in [0, 1] are multiplied by.
+            shift: one number, or three in RGB order, added after that. (x255 - 127.5) / 128 on faces in 0..255 is
+                scale=255 / 128, shift=-127.5 / 128.
+            bgr: whether `net` takes its channels in the order blue, green, red.
+            mean_embedding: [D], subtracted from every embedding.
+            chip: rows [S, 112] and columns [S, 112] of the resampling from 112; None resizes the whole crop.
+
+        """
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.input_size = input_size
+        self.embedding_size = embedding_size
+        self.bgr = bgr
+        self.folded = False
+        self.notes = ()
+        self.memory_format = torch.contiguous_format
+        if chip is None and input_size != FACE_SIZE:
+            chip = (resample_matrix(input_size), resample_matrix(input_size))
+        self.register_buffer("scale", _per_channel("scale", scale), persistent=False)
+        self.register_buffer("shift", _per_channel("shift", shift), persistent=False)
+        self.register_buffer("rows", None if chip is None else chip[0], persistent=False)
+        self.register_buffer("columns", None if chip is None else chip[1], persistent=False)
+        self.register_buffer("mean_embedding", _mean(mean_embedding, embedding_size), persistent=False)
+
+    @property
+    def members(self) -> tuple["Surrogate", ...]:
+        """The surrogates of an ensemble; of any other surrogate, itself alone."""
+        return (self,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where faces are expected."""
+        return self.scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; faces and embeddings are float32 also where this is bfloat16."""
+        if isinstance(self.net, nn.Module):
+            for tensor in itertools.chain(self.net.parameters(), self.net.buffers()):
+                if tensor.is_floating_point():
+                    return tensor.dtype
+        return self.scale.dtype
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Raw embeddings of aligned faces.
+
+        Args:
+            faces: [n, 3, 112, 112], float in [0, 1], RGB, on the surrogate's device.
+
+        Returns:
+            [n, D], not normalised, float32 (float64 after `.double()`), differentiable with respect to `faces`.
+
+        Raises:
+            ValueError: another shape, or whole numbers. The range is not read: that would wait for the device.
+
+        """
+        if faces.ndim != 4 or faces.shape[1:] != (3, FACE_SIZE, FACE_SIZE) or not faces.is_floating_point():
+            raise ValueError(
+                f"faces must be [n, 3, {FACE_SIZE}, {FACE_SIZE}] float in [0, 1], got {list(faces.shape)} "
+                f"{faces.dtype}; align the photos first, and divide whole numbers by 255"
+            )
+        return self.embed(self.normalise(faces))
+
+    def normalise(self, faces: Tensor) -> Tensor:
+        """Faces * scale + shift, [n, 3, 112, 112]: the part that a fused kernel may do itself."""
+        return faces * self.scale + self.shift
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Raw embeddings [n, D] of normalised pictures [n, 3, 112, 112]: all of `forward` after `normalise`."""
+        embeddings = self.net(self.net_input(pictures)).flatten(1).to(self.scale.dtype)
+        return embeddings if self.mean_embedding is None else embeddings - self.mean_embedding
+
+    def net_input(self, pictures: Tensor) -> Tensor:
+        """What the network itself takes: normalised pictures in its size, channel order, dtype and memory format."""
+        if self.rows is not None and self.columns is not None:
+            pictures = self.rows @ pictures @ self.columns.T
+        if self.bgr:
+            pictures = pictures.flip(1)
+        return pictures.to(self.dtype, memory_format=self.memory_format)
+
+    def copy(self) -> "Surrogate":
+        """Copy every tensor; a network that is not a torch module is shared."""
+        memo: dict[int, Any] = {} if isinstance(self.net, nn.Module) else {id(self.net): self.net}
+        return copy.deepcopy(self, memo)
+
+    def extra_repr(self) -> str:
+        """Name and sizes, for print."""
+        return f"{self.name!r}, input_size={self.input_size}, embedding_size={self.embedding_size}"
+
+
+class Ensemble(Surrogate):
+    """Several surrogates as one: unit embeddings side by side, divided by sqrt(number of members).
+
+    The result is a unit vector, and the cosine of two of them is the mean of the members' cosines: a loop that
+    maximises a distance between embeddings needs no notion of members.
+    """
+
+    def __init__(self, members: Sequence[Surrogate], *, name: str | None = None) -> None:
+        """Combine members, which are registered as they are, not copied.
+
+        Raises:
+            ValueError: no members, or not all of them on one device.
+
+        """
+        devices = {member.device for member in members}
+        if len(devices) != 1:
+            raise ValueError(
+                f"members must be one or more on one device, got {len(members)} on {sorted(map(str, devices))}"
+            )
+        size = sum(member.embedding_size for member in members)
+        super().__init__(
+            nn.ModuleList(members), name=name or "+".join(member.name for member in members), embedding_size=size
+        )
+        self.scale, self.shift = (tensor.to(members[0].device) for tensor in (self.scale, self.shift))
+
+    @property
+    def members(self) -> tuple[Surrogate, ...]:
+        """The surrogates it is made of."""
+        assert isinstance(self.net, nn.ModuleList)
+        return tuple(member for member in self.net if isinstance(member, Surrogate))
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Return unit embeddings [n, sum of the members' D] of faces in [0, 1]; every member normalises for itself."""
+        members = self.members
+        units = [F.normalize(member(pictures), dim=1) for member in members]
+        return torch.cat(units, 1) / math.sqrt(len(members))
+
+    def copy(self) -> "Ensemble":
+        """Copy every member."""
+        return Ensemble([member.copy() for member in self.members], name=self.name)
+
+
+def resample_matrix(size: int) -> Tensor:
+    """Bilinear resize of one axis from 112 to `size` as a matrix [size, 112], with antialiasing when it shrinks.
+
+    Both axes of an axis-aligned resampling are independent: rows @ picture @ columns.T. As matrix products its
+    gradient is deterministic on every device, which that of grid_sample and interpolate is not.
+    """
+    identity = torch.eye(FACE_SIZE, dtype=torch.float64)[None, None]
+    return F.interpolate(identity, (size, FACE_SIZE), mode="bilinear", align_corners=False, antialias=size < FACE_SIZE)[
+        0, 0
+    ].float()
+
+
+def _per_channel(name: str, value: float | Sequence[float] | Tensor) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=torch.float32).detach().clone().flatten()
+    if tensor.numel() not in (1, 3) or not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} must be one finite number or three in RGB order, got {value!r}")
+    return tensor.expand(3).reshape(1, 3, 1, 1).clone()
+
+
+def _mean(value: Sequence[float] | Tensor | None, size: int) -> Tensor | None:
+    if value is None:
+        return None
+    tensor = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+    if tensor.shape != (size,) or not bool(tensor.isfinite().all()):
+        raise ValueError(
+            f"mean_embedding must be {size} finite numbers, the network's embedding size, got {list(tensor.shape)}"
+        )
+    return tensor

@@ -1,0 +1,51 @@
+"""Shared small things: a network and faces that need no download and no optional package."""
+
+import pytest
+import torch
+from torch import nn
+
+
+class TinyNet(nn.Module):
+    """112 px -> 16 numbers in under a millisecond; batch normalisation and PReLU as in the real networks."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 7, stride=4, padding=3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.PReLU(8),
+            nn.Conv2d(8, 16, 5, stride=4, padding=2),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(16 * 49, 16),
+        )
+        for module in self.body:
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                fan_in = module.weight[0].numel()
+                module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
+        self.body[1].running_mean.uniform_(-0.2, 0.2, generator=generator)
+        self.body[1].running_var.uniform_(0.5, 1.5, generator=generator)
+        self.eval()
+
+    def forward(self, x):
+        return self.body(x * 2 - 1)
+
+
+@pytest.fixture
+def tiny_net():
+    return TinyNet()
+
+
+def smooth_faces(count, seed=0):
+    """[count, 3, 112, 112] float in [0, 1] on the grid of grey levels: blobs that share a person-like base."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.rand(1, 3, 14, 14, generator=generator)
+    own = torch.rand(count, 3, 14, 14, generator=generator)
+    faces = nn.functional.interpolate(0.6 * base + 0.4 * own, (112, 112), mode="bilinear")
+    return (faces * 255).round() / 255
+
+
+@pytest.fixture
+def faces():
+    return smooth_faces(6)

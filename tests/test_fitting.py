@@ -1,0 +1,318 @@
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastcloak
+from fastcloak import FitManyError, fit, fit_many
+from tests.conftest import smooth_faces
+
+EPS = 8 / 255
+ALPHA = 1 / 255
+
+
+def differing(a, b):
+    """Share of pixels in which two cloaks differ."""
+    return (a.delta != b.delta).float().mean().item()
+
+
+def full_batch_sign_steps(net, faces, steps, eps=EPS, alpha=ALPHA, seed=0):
+    """What ga must be with batch_size = N, inner_steps = 1: plain sign steps on fi_uap, written independently."""
+    delta = torch.zeros(1, 3, 112, 112).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed)) * eps
+    with torch.no_grad():
+        clean = nn.functional.normalize(net(faces))
+    for _ in range(steps):
+        x = (faces + delta).clamp(0, 1).requires_grad_()
+        loss = (nn.functional.normalize(net(x)) - clean).square().sum(1).mean()
+        loss.backward()
+        delta = (delta + alpha * x.grad.mean(0).sign()).clamp(-eps, eps)
+    return delta[0]
+
+
+def published_opom(net, faces, steps, eps=EPS, alpha=ALPHA, seed=0):
+    """OPOM's FI-UAP as in zhongyy/OPOM (class FIM), on the [0, 1] scale."""
+    noise = torch.zeros_like(faces).uniform_(-1, 1, generator=torch.Generator().manual_seed(seed)) * eps
+    with torch.no_grad():
+        clean = nn.functional.normalize(net(faces))
+    cloaked = faces + noise
+    for _ in range(steps):
+        cloaked = cloaked.detach().requires_grad_()
+        (nn.functional.normalize(net(cloaked)) - clean).square().mean().backward()
+        moved = cloaked.detach() + alpha * cloaked.grad.mean(0, keepdim=True).sign()
+        delta = (moved - faces).mean(0, keepdim=True).clamp(-eps, eps)
+        cloaked = (faces + delta).clamp(0, 1)
+    return delta[0]
+
+
+def test_ga_with_one_full_batch_is_plain_sign_steps(tiny_net, faces):
+    cloak = fit(faces, tiny_net, objective="fi_uap", batch_size=6, inner_steps=1, steps=8)
+    expected = full_batch_sign_steps(tiny_net, faces, steps=8)
+    # Pixels may differ where a gradient is a rounding error from zero: the photos are summed in another order.
+    assert (cloak.delta - expected).abs().gt(1e-6).float().mean() < 0.002
+
+
+def test_opom_is_the_published_loop(tiny_net, faces):
+    cloak = fit(faces, tiny_net, method="opom", objective="fi_uap", steps=8)
+    expected = published_opom(tiny_net, faces, steps=8)
+    assert (cloak.delta - expected).abs().gt(1e-6).float().mean() < 0.002
+
+
+def test_opom_clips_photos_as_published(tiny_net):
+    # Photos that are partly black and white, where a mask is lost to clipping and the published mean shrinks.
+    faces = (smooth_faces(5) * 3 - 1).clamp(0, 1)
+    cloak = fit(faces, tiny_net, method="opom", objective="fi_uap", steps=8)
+    assert (cloak.delta - published_opom(tiny_net, faces, steps=8)).abs().gt(1e-6).float().mean() < 0.002
+    assert differing(cloak, fit(faces, tiny_net, objective="fi_uap", batch_size=5, inner_steps=1, steps=8)) > 0.1
+
+
+def test_inner_alpha_zero_over_a_partition_is_the_full_batch(tiny_net, faces):
+    full = fit(faces, tiny_net, objective="fi_uap", batch_size=6, inner_steps=1, steps=8)
+    summed = fit(faces, tiny_net, objective="fi_uap", batch_size=2, inner_steps=3, inner_alpha=0.0, steps=8)
+    moving = fit(faces, tiny_net, objective="fi_uap", batch_size=2, inner_steps=3, steps=8)
+    assert differing(full, summed) < 0.002
+    assert differing(full, moving) > 0.02
+
+
+def test_class_center_and_fi_uap_plus_give_the_same_cloak(tiny_net, faces):
+    center = fit(faces, tiny_net, objective="class_center")
+    plus = fit(faces, tiny_net, objective="fi_uap_plus")
+    assert differing(center, plus) < 0.005
+
+
+@pytest.mark.parametrize("method", ["ga", "opom"])
+@pytest.mark.parametrize("objective", ["fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull"])
+def test_delta_never_exceeds_eps_and_features_move_away(tiny_net, faces, tmp_path, method, objective):
+    cloak = fit(faces, tiny_net, method=method, objective=objective, decay=0.5)
+    assert cloak.delta.dtype == torch.float32
+    assert cloak.delta.abs().max().item() <= EPS  # as Python numbers: float32(8/255) would be above 8/255
+    assert cloak.delta.abs().max().item() > 0.99 * EPS
+    cloak.save(tmp_path / "me.safetensors")
+    assert torch.equal(fastcloak.load(tmp_path / "me.safetensors").delta, cloak.delta)
+    with torch.no_grad():
+        clean, cloaked = (nn.functional.normalize(tiny_net(x)) for x in (faces, cloak.apply(faces)))
+        noise = EPS * torch.randint(0, 2, (3, 112, 112), generator=torch.Generator().manual_seed(1)).mul(2).sub(1)
+        noisy = nn.functional.normalize(tiny_net((faces + noise).clamp(0, 1)))
+    assert (cloaked * clean).sum(1).mean() < (noisy * clean).sum(1).mean() - 0.05
+    assert cloak.info["losses"][-1] > cloak.info["losses"][5 if objective == "convex_hull" else 0]
+
+
+def test_info_records_the_cost_and_what_ran(tiny_net, faces):
+    cloak = fit(faces, tiny_net, steps=3, batch_size=4, inner_steps=5)
+    assert cloak.info["image_gradients"] == 3 * 5 * 4
+    assert len(cloak.info["losses"]) == 3
+    assert (cloak.info["backend"], cloak.info["engine"], cloak.info["dtype"]) == ("reference", "eager", "float32")
+    assert cloak.info["models"] == ["TinyNet"]
+    assert cloak.info["photos"] == 6
+    assert fit(faces, tiny_net, method="opom", steps=3).info["image_gradients"] == 3 * 6
+    assert cloak.info["hull_gap"] < 1e-6
+
+
+def test_schedule_uses_every_photo_equally_often(tiny_net):
+    seen = []
+
+    def spy(x):
+        seen.append((x[:, 0, 0, 0] * 255).round().int().tolist())
+        return tiny_net(x)
+
+    faces = smooth_faces(6)
+    faces[:, 0, 0, 0] = torch.arange(6) * 40 / 255  # a mark that a mask of at most 8 levels cannot hide
+    fit(faces, spy, batch_size=2, inner_steps=3, steps=4)
+    drawn = [round(mark / 40) for batch in seen if len(batch) == 2 for mark in batch]
+    assert len(drawn) == 24
+    for first in range(0, 24, 6):
+        assert sorted(drawn[first : first + 6]) == list(range(6))
+    assert drawn[:6] != drawn[6:12]
+
+
+def test_same_seed_same_cloak_and_another_seed_another(tiny_net, faces):
+    assert torch.equal(fit(faces, tiny_net, seed=3).delta, fit(faces, tiny_net, seed=3).delta)
+    assert differing(fit(faces, tiny_net, seed=3), fit(faces, tiny_net, seed=4)) > 0.1
+
+
+@pytest.mark.parametrize("method", ["ga", "opom"])
+def test_a_person_alone_and_among_others_gets_the_same_cloak(tiny_net, method):
+    people = {f"person {i}": smooth_faces(4 + i % 3, seed=i) for i in range(7)}
+    together = fit_many(people, tiny_net, method=method)
+    small = fit_many(people, tiny_net, method=method, memory_budget=1)
+    assert list(together) == list(people)
+    for name, faces in people.items():
+        alone = fit(faces, tiny_net, method=method)
+        assert differing(together[name], alone) < 0.01
+        assert torch.equal(small[name].delta, alone.delta)
+
+
+def test_one_bad_person_does_not_lose_the_others(tiny_net, faces):
+    people = {"good": faces, "one photo": faces[:1], "black": faces.clone(), "other": smooth_faces(6, seed=1)}
+
+    def breaks_on_black(x):
+        return torch.where((x.amax((1, 2, 3)) < 0.1)[:, None], math.nan, tiny_net(x))
+
+    people["black"][2] = 0
+    with pytest.raises(FitManyError, match="2 of 4 people") as caught:
+        fit_many(people, breaks_on_black)
+    assert list(caught.value.cloaks) == ["good", "other"]
+    assert differing(caught.value.cloaks["good"], fit(faces, tiny_net)) < 0.01
+    assert "2 photos" in str(caught.value.errors["one photo"])
+    assert isinstance(caught.value.errors["black"], FloatingPointError)
+
+
+@pytest.mark.parametrize("empty", [{"steps": 0}, {"eps": 0.0}])
+def test_no_steps_or_no_eps_changes_nothing(tiny_net, faces, empty):
+    cloak = fit(faces, tiny_net, **empty)
+    assert not cloak.delta.any()
+    assert torch.equal(cloak.apply(faces), faces)
+    assert cloak.info["image_gradients"] == 0
+
+
+def test_nan_gradients_stop_with_the_step(tiny_net, faces):
+    calls = 0
+
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            nonlocal calls
+            calls += 1
+            return grad * math.nan if calls == 5 else grad
+
+    with pytest.raises(FloatingPointError, match="step 6 of 8"):
+        fit(faces, lambda x: tiny_net(Breaks.apply(x)), method="opom", objective="fi_uap", steps=8)
+    calls = -3
+    with pytest.raises(FloatingPointError, match="step 8 of 8"):
+        fit(faces, lambda x: tiny_net(Breaks.apply(x)), method="opom", objective="fi_uap", steps=8)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_embeddings_are_refused_before_the_first_step(faces, value):
+    with pytest.raises(FloatingPointError, match="finite"):
+        fit(faces, lambda x: x.mean((2, 3)) * value)
+
+
+def test_the_callers_world_is_left_as_it_was(tiny_net, faces):
+    tiny_net.train()
+    tiny_net.body[3].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in tiny_net.state_dict().items()}
+    flags = [(p.requires_grad, p.grad) for p in tiny_net.parameters()]
+    photos = faces.clone()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.is_grad_enabled()
+    cloak = fit(faces, tiny_net, steps=2)
+    with pytest.raises(FloatingPointError):
+        fit(faces, lambda x: x.mean((2, 3)) * math.nan, steps=2)
+    with torch.no_grad():
+        assert torch.equal(fit(faces, tiny_net, steps=2).delta, cloak.delta)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert torch.equal(fit(faces, tiny_net, steps=2).delta, cloak.delta)
+    assert tiny_net.training
+    assert all(module.training for module in tiny_net.modules())
+    assert flags == [(p.requires_grad, p.grad) for p in tiny_net.parameters()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_net.state_dict().items())
+    assert torch.equal(faces, photos)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1])
+    assert torch.is_grad_enabled() == states[2]
+
+
+def test_progress_is_told_every_step(tiny_net, faces):
+    told = []
+    fit(faces, tiny_net, steps=4, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    told.clear()
+    people = {"a": faces, "b": faces, "c": smooth_faces(3)}
+    fit_many(people, tiny_net, steps=2, progress=lambda done, total: told.append((done, total)))
+    assert told == [(2, 6), (4, 6), (5, 6), (6, 6)]
+
+
+def test_silent_where_there_is_no_terminal(tiny_net, faces, capfd):
+    fit(faces, tiny_net, steps=2)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+    fit(faces, tiny_net, steps=2, progress=True)
+    assert "2/2" in capfd.readouterr().err
+
+
+def test_any_callable_and_other_dtypes_work(tiny_net, faces):
+    for dtype in ("bfloat16", torch.bfloat16):
+        cloak = fit(faces, tiny_net, dtype=dtype, steps=4)
+        assert cloak.info["dtype"] == "bfloat16"
+        assert cloak.delta.dtype == torch.float32
+    assert differing(fit(faces, tiny_net, steps=4), fit(faces, lambda x: tiny_net(x), steps=4)) < 0.01
+
+
+def test_an_ensemble_moves_away_from_every_member(tiny_net, faces):
+    other = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(588, 9)).eval()
+    nn.init.normal_(other[2].weight, generator=torch.Generator().manual_seed(0))
+    cloak = fit(faces, [tiny_net, other])
+    assert cloak.info["models"] == ["TinyNet", "Sequential"]
+    for net in (tiny_net, other):
+        with torch.no_grad():
+            clean, cloaked = (nn.functional.normalize(net(x)) for x in (faces, cloak.apply(faces)))
+        assert (clean * cloaked).sum(1).mean() < 0.99
+
+
+def test_fits_run_side_by_side_in_threads(tiny_net, faces):
+    expected = fit(faces, tiny_net, steps=4)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(fit(faces, tiny_net, steps=4))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(result.delta, expected.delta) for result in results)
+    assert len(results) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eps": 8}, r"eps must be in \[0, 1\].*255, got 8"),
+        ({"eps": math.nan}, "eps must be"),
+        ({"alpha": 2}, "alpha must be"),
+        ({"steps": -1}, "steps must be 0 or more, got -1"),
+        ({"method": "pgd"}, "method must be one of ga, opom, got 'pgd'"),
+        ({"objective": "hull"}, "objective must be one of fi_uap"),
+        ({"decay": -1}, "decay must be"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"method": "opom", "batch_size": 2}, "belong to method 'ga'"),
+        ({"upper": 0.1}, "room around 1/N"),
+        ({"lower": 0.5, "upper": 0.2}, "upper must be above lower"),
+        ({"objective": "fi_uap", "random_start": False}, "random_start must be True for fi_uap"),
+        ({"objective": "affine_hull", "random_start": False}, "random_start must be True"),
+        ({"warmup": 0, "random_start": False}, "random_start must be True for convex_hull"),
+        ({"device": "nowhere"}, "device must be"),
+        ({"backend": "fortran"}, "backend must be one of auto, reference, triton"),
+        ({"engine": "steam"}, "engine must be one of"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+    ],
+)
+def test_bad_options_are_refused_with_words(tiny_net, faces, options, words):
+    with pytest.raises(ValueError, match=words):
+        fit(faces, tiny_net, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.full((3, 3, 112, 112), 255.0), "divide by 255"),
+        (torch.full((3, 3, 112, 112), math.nan), "NaN"),
+        (torch.zeros(1, 3, 112, 112), "2 photos of the person or more"),
+        (torch.zeros(0, 3, 112, 112), "photo"),
+        ([], "photo"),
+    ],
+)
+def test_bad_photos_are_refused_with_words(tiny_net, images, words):
+    with pytest.raises(ValueError, match=words):
+        fit(images, tiny_net)
+
+
+def test_zero_start_works_where_it_can(tiny_net, faces):
+    for objective in ("class_center", "convex_hull"):
+        assert fit(faces, tiny_net, objective=objective, random_start=False).delta.abs().max() > 0.9 * EPS

@@ -1,0 +1,439 @@
+"""load_model and Surrogate: one contract for every kind of network, and nothing of the caller's is touched."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from fastcloak import assets
+from fastcloak.models import Surrogate, load_model
+from fastcloak.models.dlib import chip_matrices, load_dlib_net
+from fastcloak.models.surrogate import Ensemble, resample_matrix
+
+# Made by dlib's own C++ (dlib-bin 20.0.1): face_recognition_model_v1(dat).compute_face_descriptor(chip) on the 150x150
+# uint8 chips of `chips()`, rounded to 7 digits.
+DLIB_EMBEDDINGS = json.loads((Path(__file__).parent / "data" / "dlib_embeddings.json").read_text())
+
+
+def chips():
+    """The three chips, in whole-number arithmetic only: a synthetic one, and two ORL faces by nearest neighbour."""
+    y, x = np.mgrid[0:150, 0:150]
+    made = {"synthetic": np.stack([(x * 3 + y) % 256, (x * x // 50 + 2 * y) % 256, (x + y * y // 40) % 256], -1)}
+    for person, photo in ((1, 1), (27, 4)):
+        with Image.open(assets.orl_folder() / f"s{person}" / f"{photo}.pgm") as picture:
+            grey = np.asarray(picture.convert("L"))
+        rows, columns = np.arange(150) * 112 // 150, np.arange(150) * 92 // 150
+        made[f"orl_s{person}_{photo}"] = np.repeat(grey[rows][:, columns][..., None], 3, -1)
+    return made
+
+
+def tiny(size=112):
+    """A smooth network of 5 numbers that takes only pictures of this size."""
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5, 7), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(4 * ((size - 5) // 7 + 1) ** 2, 5)
+    )
+
+
+def random_faces(n=3, seed=0):
+    return torch.rand(n, 3, 112, 112, generator=torch.Generator().manual_seed(seed))
+
+
+# the real networks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["synthetic", "orl_s1_1", "orl_s27_4"])
+def test_dlib_agrees_with_dlibs_own_embeddings(name):
+    net = load_dlib_net(assets.dlib_file())
+    chip = torch.from_numpy(chips()[name].astype(np.float32)).permute(2, 0, 1)[None]
+    mean = torch.tensor([122.782, 117.001, 104.298]).reshape(1, 3, 1, 1)
+    assert (net((chip - mean) / 256)[0] - torch.tensor(DLIB_EMBEDDINGS[name])).abs().max() <= 1e-4
+
+
+def test_the_dlib_chip_is_the_bilinear_sample_it_says():
+    faces = random_faces()
+    step = torch.arange(150, dtype=torch.float64)
+    scale = 52.55 / 35.24
+    x, y = (step - 74.005) / scale + 55.913, (step - 47.13) / scale + 51.599
+    grid = torch.stack([x[None].expand(150, 150), y[:, None].expand(150, 150)], -1)
+    grid = ((grid + 0.5) / 112 * 2 - 1).expand(3, -1, -1, -1)
+    expected = F.grid_sample(faces.double(), grid, padding_mode="border", align_corners=False)
+    rows, columns = chip_matrices()
+    assert (rows @ faces @ columns.T - expected).abs().max() <= 1e-5
+
+
+def test_the_real_surrogates_keep_the_contract():
+    for name, size in (("sface", 112), ("dlib", 150)):
+        surrogate = load_model(name)
+        faces = random_faces(2).requires_grad_()
+        embedding = surrogate(faces)
+        assert (surrogate.name, surrogate.input_size, surrogate.embedding_size) == (name, size, 128)
+        assert embedding.shape == (2, 128)
+        assert embedding.dtype == torch.float32
+        assert torch.autograd.grad(embedding.sum(), faces)[0].isfinite().all()
+        assert not surrogate.training
+        assert not any(parameter.requires_grad for parameter in surrogate.parameters())
+
+
+def test_dlib_subtracts_its_mean_embedding():
+    surrogate = load_model("dlib")
+    faces = random_faces(1)
+    raw = surrogate.net(surrogate.net_input(surrogate.normalise(faces)))
+    assert torch.equal(surrogate(faces), raw - surrogate.mean_embedding)
+    assert 1.2 < float(surrogate.mean_embedding.norm()) < 1.4
+
+
+def test_a_file_that_is_no_dlib_network_is_refused(tmp_path):
+    whole = assets.dlib_file().read_bytes()
+    for content, words in (
+        (b"", "expected a layer con_, got the end"),
+        (whole[: len(whole) // 2], "the end of the file"),
+    ):
+        path = tmp_path / "net.dat"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            load_dlib_net(path)
+
+
+# what the network gets ----------------------------------------------------------------------------------------------
+
+
+def mean_colour(pictures):
+    return pictures.mean((2, 3))
+
+
+def test_scale_and_shift_apply_to_faces_in_0_to_1():
+    surrogate = load_model(mean_colour, scale=255 / 128, shift=-127.5 / 128)
+    faces = torch.full((1, 3, 112, 112), 200 / 255)
+    assert torch.allclose(surrogate(faces), torch.full((1, 3), (200 - 127.5) / 128), atol=1e-6)
+
+
+def test_three_scales_and_shifts_are_in_rgb_order_also_for_bgr_networks():
+    surrogate = load_model(mean_colour, scale=(1.0, 2.0, 4.0), shift=(0.1, 0.2, 0.3), bgr=True)
+    faces = torch.full((1, 3, 112, 112), 0.5)
+    assert torch.allclose(surrogate(faces), torch.tensor([[2.3, 1.2, 0.6]]), atol=1e-6)
+
+
+def test_mean_embedding_is_subtracted():
+    surrogate = load_model(mean_colour, mean_embedding=[0.1, 0.2, 0.3])
+    faces = torch.full((1, 3, 112, 112), 0.5)
+    assert torch.allclose(surrogate(faces), torch.tensor([[0.4, 0.3, 0.2]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [64, 96, 160, 224])
+def test_another_input_size_is_a_bilinear_resize(size):
+    faces = random_faces()
+    surrogate = load_model(lambda pictures: pictures.flatten(1), input_size=size)
+    expected = F.interpolate(faces.double(), (size, size), mode="bilinear", antialias=size < 112)
+    assert surrogate.embedding_size == 3 * size * size
+    assert (surrogate(faces).reshape(3, 3, size, size) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("size", [7, 64, 160])
+def test_resampling_keeps_flat_pictures_flat(size):
+    assert (resample_matrix(size).sum(1) - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"input_size": 160}, {"input_size": 64, "bgr": True}])
+def test_the_gradient_agrees_with_finite_differences_in_float64(options):
+    surrogate = load_model(
+        tiny(options.get("input_size", 112)), scale=(2.0, 3.0, 1.5), shift=-1.0, mean_embedding=[0.1] * 5, **options
+    ).double()
+    faces = random_faces(2).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(surrogate(faces).square().sum(), faces)
+    direction = torch.randn(faces.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    step = 1e-5
+    with torch.no_grad():
+        up, down = (surrogate(faces + sign * step * direction).square().sum() for sign in (1, -1))
+    expected = (up - down) / (2 * step)
+    assert abs((gradient * direction).sum() - expected) <= 1e-6 * abs(expected)
+
+
+def test_forward_refuses_other_shapes_and_whole_numbers():
+    surrogate = load_model(mean_colour)
+    for bad in (torch.zeros(3, 112, 112), torch.zeros(1, 112, 112, 3), torch.zeros(1, 3, 112, 112, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"faces must be \[n, 3, 112, 112\] float in \[0, 1\], got .*divide"):
+            surrogate(bad)
+
+
+def test_an_embedding_with_idle_dimensions_is_flattened():
+    assert load_model(nn.AdaptiveAvgPool2d(1))(random_faces()).shape == (3, 3)
+
+
+# the caller's things ------------------------------------------------------------------------------------------------
+
+
+def state(module):
+    return (
+        {name: tensor.clone() for name, tensor in module.state_dict().items()},
+        [parameter.requires_grad for parameter in module.parameters()],
+        [part.training for part in module.modules()],
+        [parameter.grad for parameter in module.parameters()],
+    )
+
+
+def test_the_callers_module_is_untouched():
+    module = tiny().train()
+    module[0].weight.requires_grad_(False)
+    before = state(module)
+    faces = random_faces().requires_grad_()
+    surrogate = load_model(module)
+    surrogate(faces).sum().backward()
+    after = state(module)
+    assert before[1:] == after[1:]
+    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    surrogate.net[0].weight.zero_()
+    assert torch.equal(module[0].weight, before[0]["0.weight"])
+
+
+def test_a_callable_is_used_as_it_is():
+    module = tiny().train()
+    surrogate = load_model(lambda pictures: module(pictures))
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert not list(surrogate.parameters())
+
+
+def test_the_random_state_is_untouched():
+    module = tiny()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_model("dlib")
+    load_model("sface")
+    load_model(module)
+    load_model(lambda pictures: F.dropout(pictures.mean((2, 3))))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_surrogate_is_returned_as_it_is_and_moved_as_a_copy():
+    surrogate = load_model(tiny())
+    assert load_model(surrogate) is surrogate
+    assert load_model(surrogate, "cpu") is surrogate
+    moved = load_model(surrogate, "meta")
+    assert moved.device.type == "meta"
+    assert surrogate.device.type == "cpu"
+    assert next(surrogate.parameters()).device.type == "cpu"
+
+
+def test_a_copy_shares_no_tensor_but_shares_a_callable():
+    surrogate = load_model(tiny())
+    assert surrogate.copy().net[0].weight.data_ptr() != surrogate.net[0].weight.data_ptr()
+    function = load_model(mean_colour)
+    assert function.copy().net is function.net
+    assert copy.deepcopy(surrogate)(random_faces()).equal(surrogate(random_faces()))
+
+
+def test_names():
+    assert load_model(mean_colour).name == "mean_colour"
+    assert load_model(tiny()).name == "Sequential"
+    assert load_model(tiny(), name="mine").name == "mine"
+    surrogate = load_model(tiny())
+    assert load_model(surrogate, name="mine").name == "mine"
+    assert surrogate.name == "Sequential"
+
+
+# ensembles ----------------------------------------------------------------------------------------------------------
+
+
+def cosine(a, b):
+    return F.cosine_similarity(a, b, dim=1)
+
+
+def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
+    members = [load_model(tiny()), load_model(mean_colour, scale=3.0), load_model(tiny(96), input_size=96)]
+    ensemble = load_model(members)
+    a, b = random_faces(4, 1), random_faces(4, 2)
+    expected = torch.stack([cosine(member(a), member(b)) for member in members]).mean(0)
+    assert (cosine(ensemble(a), ensemble(b)) - expected).abs().max() <= 1e-6
+    assert (ensemble(a).norm(dim=1) - 1).abs().max() <= 1e-6
+    assert ensemble.embedding_size == 13
+    assert ensemble.input_size == 112
+    assert ensemble.name == "Sequential+mean_colour+Sequential"
+    assert [member.name for member in ensemble.members] == ["Sequential", "mean_colour", "Sequential"]
+
+
+def test_an_ensemble_touches_none_of_its_members():
+    member = load_model(tiny())
+    ensemble = load_model((member, mean_colour), "meta")
+    assert ensemble.device.type == "meta"
+    assert member.device.type == "cpu"
+
+
+def test_a_list_of_one_is_that_one():
+    single = load_model([tiny()], name="mine")
+    assert single.members == (single,)
+    assert single.name == "mine"
+
+
+def test_a_nested_list_is_an_ensemble_of_ensembles():
+    inner = [mean_colour, tiny()]
+    a, b = random_faces(2, 1), random_faces(2, 2)
+    both = [load_model(inner), load_model(tiny())]
+    expected = (cosine(both[0](a), both[0](b)) + cosine(both[1](a), both[1](b))) / 2
+    nested = load_model([inner, tiny()])
+    assert (cosine(nested(a), nested(b)) - expected).abs().max() <= 1e-6
+
+
+# ONNX files ---------------------------------------------------------------------------------------------------------
+
+
+def onnx_file(path, *, head=(), shape=("n", 3, 112, 112), **constants):
+    picture = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    last = head[-1].output[0] if head else "x"
+    nodes = [*head, helper.make_node("GlobalAveragePool", [last], ["y"])]
+    arrays = [numpy_helper.from_array(np.float32(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [picture], [output], arrays)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_onnx_file_by_its_path(tmp_path, kind):
+    surrogate = load_model(kind(onnx_file(tmp_path / "Colour.onnx", shape=("n", 3, 64, 64))), scale=2.0, shift=-1.0)
+    assert (surrogate.name, surrogate.input_size, surrogate.embedding_size) == ("Colour", 64, 3)
+    assert torch.allclose(surrogate(torch.full((2, 3, 112, 112), 0.75)), torch.full((2, 3), 0.5), atol=1e-6)
+
+
+def test_an_onnx_file_without_normalisation_says_what_it_gets(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "fastcloak"):
+        load_model(onnx_file(tmp_path / "a.onnx"))
+    assert "gets RGB in [0, 1]" in caplog.text
+    assert "scale=255 / 128, shift=-127.5 / 128" in caplog.text
+
+
+def test_an_onnx_file_whose_own_normalisation_expects_0_to_255_says_so(tmp_path, caplog):
+    head = [helper.make_node("Sub", ["x", "a"], ["s"]), helper.make_node("Div", ["s", "b"], ["d"])]
+    path = onnx_file(tmp_path / "a.onnx", head=head, a=127.5, b=128)
+    with caplog.at_level(logging.WARNING, "fastcloak"):
+        load_model(path)
+    assert "[-0.996, -0.988]" in caplog.text
+    assert "scale=255" in caplog.text
+    caplog.clear()
+    load_model(path, scale=255.0)
+    assert not caplog.text
+
+
+def test_an_onnx_file_that_normalises_0_to_1_is_loaded_silently(tmp_path, caplog):
+    head = [helper.make_node("Mul", ["x", "a"], ["m"]), helper.make_node("Add", ["m", "b"], ["s"])]
+    with caplog.at_level(logging.WARNING, "fastcloak"):
+        load_model(onnx_file(tmp_path / "a.onnx", head=head, a=2, b=-1))
+    assert not caplog.text
+
+
+def test_idle_arithmetic_at_the_head_is_no_normalisation(tmp_path, caplog):
+    head = [helper.make_node("Mul", ["x", "a"], ["m"]), helper.make_node("Add", ["m", "b"], ["s"])]
+    with caplog.at_level(logging.WARNING, "fastcloak"):
+        load_model(onnx_file(tmp_path / "a.onnx", head=head, a=1, b=0))
+    assert "gets RGB in [0, 1]" in caplog.text
+
+
+# errors -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_lists_what_is_accepted():
+    with pytest.raises(
+        ValueError, match=r"unknown model 'arcface'; expected 'sface', 'dlib', the path of an \.onnx file"
+    ):
+        load_model("arcface")
+
+
+def test_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"what must be 'sface', .*, got int"):
+        load_model(3)
+
+
+def test_a_class_is_refused():
+    with pytest.raises(TypeError, match=r"got the class Flatten; pass an instance"):
+        load_model(nn.Flatten)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+        load_model(tmp_path / "none.onnx")
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(ValueError, match=r"at least one member, got an empty list"):
+        load_model([])
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("sface", "'sface' has its own scale"),
+        ("dlib", "'dlib' has its own scale"),
+        (["sface"], "an ensemble has its own"),
+    ],
+)
+def test_options_where_the_network_has_its_own_are_refused(what, words):
+    with pytest.raises(ValueError, match=words):
+        load_model(what, scale=2.0)
+
+
+@pytest.mark.parametrize(
+    "option", [{"scale": 2.0}, {"shift": (0, 0, 1)}, {"bgr": True}, {"input_size": 112}, {"mean_embedding": [1.0] * 5}]
+)
+def test_options_for_a_surrogate_are_refused(option):
+    with pytest.raises(ValueError, match=rf"a Surrogate has its own {next(iter(option))}; leave that out"):
+        load_model(load_model(tiny()), **option)
+
+
+def test_a_network_of_another_size_says_to_pass_it():
+    with pytest.raises(ValueError, match=r"fails on a picture \[1, 3, 112, 112\] .*say so with input_size="):
+        load_model(tiny(160))
+    assert load_model(tiny(160), input_size=160).embedding_size == 5
+
+
+def test_an_output_that_is_no_embedding_is_refused():
+    with pytest.raises(ValueError, match=r"must return a tensor \[n, D\], got tuple; .*net\(x\)\[0\]"):
+        load_model(lambda pictures: (pictures, None))
+    with pytest.raises(ValueError, match=r"must return \[1, D\] for one picture, got \[1, 3, 112, 112\]"):
+        load_model(nn.ReLU())
+    with pytest.raises(ValueError, match=r"must return \[1, D\] for one picture, got \[\]"):
+        load_model(torch.mean)
+
+
+@pytest.mark.parametrize("bad", [(1.0, 2.0), float("nan"), (1.0, 2.0, float("inf"))])
+def test_scale_must_be_one_or_three_finite_numbers(bad):
+    with pytest.raises(ValueError, match=r"scale must be one finite number or three in RGB order"):
+        load_model(tiny(), scale=bad)
+
+
+@pytest.mark.parametrize("bad", [[0.0] * 4, [float("nan")] * 5])
+def test_mean_embedding_must_fit(bad):
+    with pytest.raises(ValueError, match=r"mean_embedding must be 5 finite numbers"):
+        load_model(tiny(), mean_embedding=bad)
+
+
+@pytest.mark.parametrize("bad", [0, -3, 4096, 1.5])
+def test_input_size_must_be_sensible(bad):
+    with pytest.raises(ValueError, match=r"input_size must be a whole number in \[1, 1024\]"):
+        load_model(tiny(), input_size=bad)
+
+
+def test_a_module_that_cannot_be_copied_says_so():
+    module = tiny()
+    module.cache = module[0].weight * 2
+    with pytest.raises(ValueError, match=r"Sequential cannot be copied .*pass a function that calls it"):
+        load_model(module)
+
+
+def test_members_on_different_devices_are_refused():
+    here = load_model(tiny())
+    with pytest.raises(ValueError, match=r"members must be one or more on one device, got 2 on \['cpu', 'meta'\]"):
+        Ensemble([here, load_model(here, "meta")])
+
+
+def test_a_surrogate_prints_what_it_is():
+    assert "'mean_colour', input_size=112, embedding_size=3" in repr(load_model(mean_colour))
+    assert isinstance(load_model(mean_colour), Surrogate)

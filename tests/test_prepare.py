@@ -1,0 +1,300 @@
+"""prepare: a frozen copy that computes the same, with its batch normalisations folded away."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fastcloak.models import load_model, prepare
+from fastcloak.models.fold import fold
+
+CHANNELS = 6
+
+
+def seeded(net, seed=0):
+    """Random weights, and batch statistics far from 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.is_floating_point():
+                tensor.data.copy_(
+                    torch.rand(tensor.shape, generator=generator) - (0.5 if name != "running_var" else -0.5)
+                )
+    return net.eval()
+
+
+def norm(channels=CHANNELS):
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def conv(out=CHANNELS, kernel=3, **options):
+    return nn.Conv2d(CHANNELS, out, kernel, **options)
+
+
+# name -> layers after a convolution to [n, 6, 9, 9] and a tanh that nothing folds through, and the norms that are left
+FOLDS = {
+    "conv_norm": ([conv(7), norm(7)], 0),
+    "conv_norm_without_bias": ([conv(7, bias=False), norm(7)], 0),
+    "conv_norm_groups": ([conv(4, groups=2, stride=2), norm(4)], 0),
+    "norm_conv": ([norm(), conv(7)], 0),
+    "norm_conv_padded": ([norm(), conv(7, padding=1)], 0),
+    "norm_conv_padded_strided_no_bias": ([norm(), conv(5, 4, padding=(2, 1), stride=(2, 3), bias=False)], 0),
+    "norm_conv_same": ([norm(), conv(5, padding="same")], 0),
+    "norm_conv_depthwise": ([norm(), conv(12, groups=CHANNELS, padding=1)], 0),
+    "norm_conv_groups": ([norm(), conv(4, groups=2)], 0),
+    "norm_conv_dilated": ([norm(), conv(4, padding=2, dilation=2)], 0),
+    "norm_pad_conv": ([norm(), nn.ZeroPad2d((0, 1, 2, 0)), conv(5)], 0),
+    "pad_conv_norm": ([nn.ZeroPad2d(1), conv(5), norm(5)], 0),
+    "norm_conv_norm": ([norm(), conv(7, padding=1, bias=False), norm(7)], 0),
+    "norm_conv_reflected": ([norm(), conv(5, padding=1, padding_mode="reflect")], 1),
+    "norm_without_weights": ([nn.BatchNorm2d(CHANNELS, affine=False), conv(7, padding=1)], 0),
+    "norm_without_statistics": ([nn.BatchNorm2d(CHANNELS, track_running_stats=False), conv(7)], 1),
+    "norm_flatten_linear": ([norm(), nn.Dropout(), nn.Flatten(), nn.Linear(486, 5)], 0),
+    "norm_linear_norm": ([norm(), nn.Flatten(), nn.Linear(486, 5, bias=False), nn.BatchNorm1d(5)], 0),
+    "norm_of_numbers_linear": ([nn.Flatten(), nn.Linear(486, 7), nn.ReLU(), nn.BatchNorm1d(7), nn.Linear(7, 4)], 0),
+    "norm_relu": ([nn.ReLU(), norm(), nn.ReLU()], 1),
+    "norm_norm": ([conv(7), norm(7), norm(7)], 0),
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_folding_is_exact(name):
+    layers, left = FOLDS[name]
+    net = seeded(nn.Sequential(nn.Conv2d(3, CHANNELS, 3), nn.Tanh(), *copy.deepcopy(layers)))
+    pictures = torch.rand(3, 3, 11, 11, generator=torch.Generator().manual_seed(1)) - 0.5
+    exact = copy.deepcopy(net).double()(pictures.double())
+    folded = fx.symbolic_trace(copy.deepcopy(net))
+    assert fold(folded, pictures[:1]) == left
+    assert sum(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in folded.modules()) == left
+    got = folded.float()(pictures)
+    assert (got - exact).abs().max() <= 1e-5 * exact.abs().max()
+    # the folding itself, without the rounding of float32
+    exactly = fx.symbolic_trace(copy.deepcopy(net).double())
+    fold(exactly, pictures[:1].double())
+    assert (exactly(pictures.double()) - exact).abs().max() <= 1e-12 * exact.abs().max()
+
+
+def test_symmetric_padding_is_left_to_the_convolution():
+    net = fx.symbolic_trace(seeded(nn.Sequential(nn.Conv2d(3, CHANNELS, 1), nn.ZeroPad2d((2, 2, 1, 1)), conv(5))))
+    pictures = torch.rand(2, 3, 9, 9)
+    expected = net(pictures)
+    fold(net, pictures[:1])
+    assert [type(module) for module in net.children()] == [nn.Conv2d, nn.Conv2d]
+    assert torch.allclose(net.float()(pictures), expected, atol=1e-6)
+
+
+class Block(nn.Module):
+    """The iResNet block: its first norm stands before a padded convolution, and the shortcut goes around it."""
+
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, 1, 1, bias=False)
+        self.norm2, self.prelu = norm(out), nn.PReLU(out)
+        self.conv2, self.norm3 = nn.Conv2d(out, out, 3, stride, 1, bias=False), norm(out)
+        self.down = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), norm(out))
+
+    def forward(self, x):
+        return self.norm3(self.conv2(self.prelu(self.norm2(self.conv1(self.norm1(x)))))) + self.down(x)
+
+
+class SmallResNet(nn.Module):
+    def __init__(self, flatten):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 7, 4, 3, bias=False), norm(4)
+        self.blocks = nn.Sequential(Block(4, 6, 2), Block(6, 5, 2))
+        self.last, self.fc, self.features = norm(5), nn.Linear(5 * 49, 8), nn.BatchNorm1d(8)
+        self.flatten = flatten
+
+    def forward(self, x):
+        x = self.last(self.blocks(torch.relu(self.norm(self.stem(x)))))
+        return self.features(self.fc(self.flatten(F.dropout(x, training=self.training))))
+
+
+FLATTENS = {
+    "flatten": lambda x: torch.flatten(x, 1),
+    "method": lambda x: x.flatten(1),
+    "reshape": lambda x: x.reshape(x.shape[0], -1),
+    "view": lambda x: x.view(x.size(0), -1),
+}
+
+
+def faces(n=3):
+    return torch.rand(n, 3, 112, 112, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", FLATTENS)
+@pytest.mark.parametrize("channels_last", [False, True, None])
+def test_a_network_in_the_style_of_arcface_folds_completely(name, channels_last):
+    surrogate = load_model(seeded(SmallResNet(FLATTENS[name])), scale=2.0, shift=-1.0)
+    prepared = prepare(surrogate, channels_last=channels_last)
+    assert prepared.folded
+    assert prepared.notes[0] == "folded, 0 batch normalisations left"
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+    expected = surrogate(faces())
+    assert (prepared(faces()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    x, y = faces().requires_grad_(), faces().requires_grad_()
+    (a,) = torch.autograd.grad(surrogate(x).square().sum(), x)
+    (b,) = torch.autograd.grad(prepared(y).square().sum(), y)
+    assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9999
+
+
+def test_a_network_that_needs_contiguous_memory_gets_it():
+    prepared = prepare(load_model(seeded(SmallResNet(FLATTENS["view"]))), channels_last=True)
+    assert prepared.memory_format == torch.contiguous_format
+    assert prepared.notes[1] == "contiguous: it does not work on channels_last memory"
+    assert prepare(load_model(seeded(SmallResNet(FLATTENS["method"]))), channels_last=True).memory_format == (
+        torch.channels_last
+    )
+
+
+def test_the_given_surrogate_is_untouched():
+    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
+    before = {name: tensor.clone() for name, tensor in surrogate.state_dict().items()}
+    expected = surrogate(faces())
+    torch.manual_seed(3)
+    random = torch.get_rng_state()
+    prepared = prepare(surrogate, dtype=torch.bfloat16, channels_last=True)
+    assert prepared is not surrogate
+    assert torch.equal(random, torch.get_rng_state())
+    assert not surrogate.folded
+    assert surrogate.notes == ()
+    assert surrogate.dtype == torch.float32
+    after = surrogate.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys()
+    assert torch.equal(surrogate(faces()), expected)
+
+
+def test_a_prepared_surrogate_keeps_its_description():
+    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])), name="mine", scale=2.0, mean_embedding=[0.5] * 8)
+    prepared = prepare(surrogate)
+    for attribute in ("name", "input_size", "embedding_size", "bgr", "device"):
+        assert getattr(prepared, attribute) == getattr(surrogate, attribute)
+    assert torch.equal(prepared.mean_embedding, surrogate.mean_embedding)
+    assert not prepared.training
+    assert not any(parameter.requires_grad for parameter in prepared.parameters())
+
+
+def test_preparing_twice_changes_nothing():
+    once = prepare(load_model(seeded(SmallResNet(FLATTENS["flatten"]))))
+    assert torch.equal(prepare(once)(faces()), once(faces()))
+
+
+def test_bfloat16_takes_and_returns_float32():
+    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])), scale=(2.0, 1.9, 2.1), shift=-1.0)
+    prepared = prepare(surrogate, dtype=torch.bfloat16)
+    assert prepared.dtype == torch.bfloat16
+    assert prepared.scale.dtype == torch.float32
+    x = faces().requires_grad_()
+    got = prepared(x)
+    assert got.dtype == torch.float32
+    assert torch.autograd.grad(got.sum(), x)[0].dtype == torch.float32
+    assert F.cosine_similarity(got, surrogate(faces()), dim=1).min() > 0.999
+
+
+class LooksAtNumbers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 9, 9), norm(4)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).mean((2, 3))
+        return x if x.sum() > 0 else -x
+
+
+class CountsItsCalls(nn.Module):
+    """Traces without an error, but wrongly: what it does depends on state that tracing freezes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.calls = nn.Conv2d(3, 4, 9, 9), norm(4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.norm(self.conv(x)).mean((2, 3)) * (1 if self.calls < 3 else 1.5)
+
+
+class UsesItsNormTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), norm(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
+
+
+def test_a_network_that_cannot_be_traced_is_left_as_it_is():
+    surrogate = load_model(seeded(LooksAtNumbers()))
+    prepared = prepare(surrogate)
+    assert not prepared.folded
+    assert prepared.notes[0].startswith("not folded: it cannot be traced (TraceError")
+    assert torch.allclose(prepared(faces()), surrogate(faces()), atol=1e-6)
+
+
+def test_a_network_that_is_traced_wrongly_is_left_as_it_is():
+    prepared = prepare(load_model(seeded(CountsItsCalls())))
+    assert not prepared.folded
+    assert prepared.notes[0].startswith("not folded: that would change embeddings by")
+
+
+def test_a_shared_layer_is_not_folded_into_itself():
+    surrogate = load_model(seeded(UsesItsNormTwice()))
+    prepared = prepare(surrogate)
+    expected = surrogate(faces())
+    assert (prepared(faces()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert prepared.notes[0] == "folded, 1 batch normalisations left"
+
+
+def test_a_network_with_hooks_is_left_as_it_is():
+    net = seeded(SmallResNet(FLATTENS["flatten"]))
+    net.stem.register_forward_hook(lambda module, args, output: output * 2)
+    surrogate = load_model(net)
+    prepared = prepare(surrogate)
+    assert prepared.notes[0] == "not folded: it has forward hooks"
+    assert torch.allclose(prepared(faces()), surrogate(faces()), atol=1e-5)
+
+
+def test_a_callable_is_used_as_it_is():
+    def mean_colour(pictures):
+        return pictures.mean((2, 3))
+
+    prepared = prepare(load_model(mean_colour, scale=2.0), dtype=torch.bfloat16)
+    assert prepared.net is mean_colour
+    assert prepared.notes == ("not a torch module: used as it is, in its own dtype and layout",)
+    assert torch.allclose(prepared(faces()), 2 * faces().mean((2, 3)), atol=1e-6)
+
+
+def test_every_member_of_an_ensemble_is_prepared():
+    ensemble = load_model([seeded(SmallResNet(FLATTENS["flatten"])), seeded(LooksAtNumbers())])
+    prepared = prepare(ensemble)
+    assert [member.folded for member in prepared.members] == [True, False]
+    assert not prepared.folded
+    assert prepared.notes[0] == "SmallResNet: folded, 0 batch normalisations left"
+    assert prepared.name == ensemble.name
+    assert (prepared(faces()) - ensemble(faces())).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["sface", "dlib"])
+def test_the_real_networks_fold_completely(name):
+    surrogate = load_model(name)
+    prepared = prepare(surrogate)
+    expected = surrogate(faces(2))
+    assert prepared.notes == ("folded, 0 batch normalisations left",)
+    assert (prepared(faces(2)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
+def test_another_dtype_is_refused(dtype):
+    surrogate = load_model(lambda pictures: pictures.mean((2, 3)))
+    with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.bfloat16, got torch\."):
+        prepare(surrogate, dtype=dtype)
+
+
+def test_a_silent_library(capsys, caplog):
+    with caplog.at_level(logging.INFO):
+        prepare(load_model("sface"))
+    assert capsys.readouterr().out == ""
+    assert not caplog.records

@@ -1,0 +1,289 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcloak import assets, protect
+from fastcloak.cloak import Cloak
+from fastcloak.faces import TEMPLATE_112, Face, FaceNotFoundError, align, detect
+from fastcloak.photos import read_photo
+from fastcloak.protect import face_mask, protect_photo
+
+EPS = 8 / 255
+
+
+def make_cloak(seed=0, eps=EPS, smooth=3):
+    """A mask of +-eps in patches of about `smooth` pixels, as cloaks have."""
+    noise = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(seed))
+    noise = torch.nn.functional.avg_pool2d(noise, smooth, stride=1, padding=smooth // 2)
+    # A float32 eps may round up; a cloak stays within the bound.
+    return Cloak((noise[0].sign() * eps).clamp(-eps, eps).mul(1 - 1e-6), eps)
+
+
+def colour_photo(height=700, width=900, seed=0):
+    coarse = np.random.default_rng(seed).integers(60, 190, (8, 8, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def face_at(x, y, side, angle=0.0):
+    """A face whose aligned square has the middle (x, y) and a side of `side` pixels."""
+    scale = side / 112
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    landmarks = (TEMPLATE_112 - 55.5) @ turn.T + [x, y]
+    return Face((x - side / 2, y - side / 2, side, side), landmarks.astype(np.float32), 1.0)
+
+
+def orl_photo(scale=3, colour=True):
+    pixels = read_photo(assets.orl_folder() / "s1" / "1.pgm").pixels
+    pixels = np.array(Image.fromarray(pixels).resize((92 * scale, 112 * scale), Image.Resampling.BICUBIC))
+    return (pixels * np.array([1, 0.85, 0.7])).astype(np.uint8) if colour else pixels
+
+
+def inside_square(face, height, width, margin=0.0):
+    """Which pixel centres lie in the aligned square, worked out apart from the code under test."""
+    a, b = face.landmarks.astype(np.float64), TEMPLATE_112.astype(np.float64)
+    columns = np.zeros((10, 4))
+    columns[::2] = np.column_stack([a[:, 0], -a[:, 1], np.ones(5), np.zeros(5)])
+    columns[1::2] = np.column_stack([a[:, 1], a[:, 0], np.zeros(5), np.ones(5)])
+    c, s, tx, ty = np.linalg.lstsq(columns, b.ravel(), rcond=None)[0]
+    y, x = np.mgrid[:height, :width]
+    u, v = c * x - s * y + tx, s * x + c * y + ty
+    return np.maximum(np.abs(u - 55.5), np.abs(v - 55.5)) < 56 - margin
+
+
+def correlation(a, b):
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+PLACES = [
+    face_at(450, 350, 300),
+    face_at(450, 350, 300, 0.5),
+    face_at(200, 500, 113, -1.0),
+    face_at(600, 200, 40, 0.2),
+    face_at(20, 30, 200, 0.3),
+    face_at(890, 690, 250),
+    face_at(450, 350, 2000, 0.1),
+]
+
+
+@pytest.mark.parametrize("face", PLACES)
+@pytest.mark.parametrize("eps", [8 / 255, 0.5 / 255, 7.3 / 255, 1.0, 0.0])
+def test_no_pixel_moves_by_more_than_eps_and_none_outside_the_square(face, eps):
+    photo = colour_photo()
+    photo[:40], photo[:, -40:] = 0, 255
+    before = photo.copy()
+    protected = protect.protect(photo, make_cloak(eps=eps), faces=[face])
+    assert np.array_equal(photo, before)
+    assert (protected.dtype, protected.shape) == (np.uint8, photo.shape)
+    change = protected.astype(int) - photo
+    assert np.abs(change).max() <= math.ceil(255 * eps - 1e-9)
+    outside = ~inside_square(face, *photo.shape[:2], margin=-1e-3)
+    assert not change[outside].any()
+    if eps >= 1 / 255:
+        # Deep inside, nearly every pixel carries the mask.
+        inside = inside_square(face, *photo.shape[:2], margin=10)
+        assert (change[inside] != 0).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("side", "angle", "least"),
+    # Measured: 0.93 at 150, 0.97 and more from 200 on, 0.88 at 90 and 0.78 at 60, where a photo has no room for it all.
+    [(60, 0.0, 0.70), (90, 0.3, 0.80), (150, 0.0, 0.90), (200, -0.4, 0.93), (300, 0.0, 0.95), (600, 0.8, 0.95)],
+)
+def test_the_mask_comes_back_from_the_photo(side, angle, least):
+    photo, face, cloak = colour_photo(), face_at(440.3, 351.8, side, angle), make_cloak()
+    protected = protect.protect(photo, cloak, faces=[face])
+    change = align(protected, face)[0].astype(float) - align(photo, face)[0]
+    middle = np.s_[6:-6, 6:-6]
+    assert correlation(change[middle], cloak.delta.permute(1, 2, 0).numpy()[middle]) > least
+
+
+def test_the_mask_returns_at_its_own_place():
+    """Shifted by half a pixel of the crop, the mask would fit less well than in its place."""
+    photo, face, cloak = colour_photo(), face_at(440.3, 351.8, 448, 0.3), make_cloak(smooth=9)
+    change = align(protect.protect(photo, cloak, faces=[face]), face)[0].astype(float) - align(photo, face)[0]
+    delta = cloak.delta.permute(1, 2, 0).numpy()
+    middle = np.s_[8:-8, 8:-8]
+    in_place = correlation(change[middle], delta[middle])
+    assert in_place > 0.97
+    for axis in (0, 1):
+        for step in (-1, 1):
+            half = (delta + np.roll(delta, step, axis)) / 2
+            assert correlation(change[middle], half[middle]) < in_place
+
+
+def test_the_mask_fades_out_towards_the_edge():
+    delta = np.full((112, 112, 3), EPS, np.float32)
+    (rows, columns), mask, side = face_mask(delta, face_at(200, 200, 336), EPS, 500, 500)
+    assert side == pytest.approx(336, abs=0.1)
+    profile = mask[mask.shape[0] // 2, :, 0] / EPS
+    rising = profile[: len(profile) // 2]
+    assert (np.diff(rising) >= -1e-6).all()
+    # 4 pixels of the crop are 12 of this photo.
+    assert 10 <= ((rising > 0) & (rising < 0.999)).sum() <= 13
+    assert (rows.stop - rows.start, columns.stop - columns.start) == mask.shape[:2]
+
+
+def test_a_face_outside_the_photo_changes_nothing():
+    photo = colour_photo()
+    assert np.array_equal(protect.protect(photo, make_cloak(), faces=[face_at(-900, 300, 200)]), photo)
+
+
+def test_overlapping_faces_stay_within_eps():
+    photo, cloak = colour_photo(), Cloak(torch.full((3, 112, 112), 0.99 * EPS), EPS)
+    faces = [face_at(400, 300, 200), face_at(430, 320, 180, 0.3), face_at(380, 310, 260)]
+    change = protect.protect(photo, cloak, faces=faces).astype(int) - photo
+    assert change.max() == 8
+    assert change.min() == 0
+
+
+def test_an_aligned_photo_gets_the_mask_itself():
+    photo, cloak = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8), make_cloak()
+    protected = protect.protect(photo, cloak)
+    assert np.array_equal(protected, cloak.apply(photo))
+    change = protected.astype(int) - photo
+    room = (photo > 8) & (photo < 247)
+    assert np.array_equal(change[room], np.rint(255 * cloak.delta.permute(1, 2, 0).numpy())[room])
+
+
+@pytest.mark.parametrize("size", [112, 336])
+def test_a_grey_photo_stays_grey_and_gets_a_grey_mask_as_large_as_the_cloak(size):
+    photo = np.repeat(np.random.default_rng(0).integers(20, 230, (size, size, 1), np.uint8), 3, -1)
+    cloak = make_cloak()
+    protected = protect.protect(photo, cloak, faces=None if size == 112 else [face_at(167.5, 167.5, 336)])
+    assert (protected == protected[..., :1]).all()
+    change = protected[..., 0].astype(int) - photo[..., 0]
+    mean = 255 * cloak.delta.mean(0).numpy()
+    expected = (mean * (8 / np.abs(mean).mean())).clip(-8, 8)
+    assert np.abs(change).max() == 8
+    if size == 112:
+        assert np.array_equal(change, np.rint(expected))
+    else:
+        assert correlation(change[19:-18:3, 19:-18:3].astype(float), expected[6:-6, 6:-6]) > 0.9
+
+
+def test_a_grey_photo_stays_as_it_is_where_the_channels_of_the_mask_cancel():
+    photo = np.full((112, 112, 3), 100, np.uint8)
+    delta = torch.stack([torch.full((112, 112), value) for value in (EPS, -EPS, 0.0)]).mul(1 - 1e-6)
+    assert np.array_equal(protect.protect(photo, Cloak(delta, EPS)), photo)
+
+
+def test_a_detected_face_carries_the_mask():
+    photo, cloak = orl_photo(), make_cloak()
+    face = detect(photo)[0]
+    protected = protect.protect(photo, cloak)
+    assert np.array_equal(protected, protect.protect(photo, cloak, faces=[face]))
+    change = align(protected, face)[0].astype(float) - align(photo, face)[0]
+    # Where the square reaches beyond the photo there is nothing to compare.
+    seen = align(np.full_like(photo, 255), face)[0].min(-1) == 255
+    seen[:6], seen[-6:], seen[:, :6], seen[:, -6:] = False, False, False, False
+    assert seen.mean() > 0.5
+    assert correlation(change[seen], cloak.delta.permute(1, 2, 0).numpy()[seen]) > 0.9
+
+
+def test_who_all_cloaks_every_face_and_largest_one():
+    photo = np.full((500, 900, 3), 128, np.uint8)
+    photo[20:356, 20:296], photo[100:324, 600:784] = orl_photo(3), orl_photo(2)
+    cloak = make_cloak()
+    one, both = (protect.protect(photo, cloak, who=who).astype(int) - photo for who in ("largest", "all"))
+    assert one[:, :400].any()
+    assert not one[:, 500:].any()
+    assert both[:, :400].any()
+    assert both[:, 500:].any()
+
+
+def test_protect_refuses_with_words():
+    photo, cloak = colour_photo(), make_cloak()
+    with pytest.raises(FaceNotFoundError, match="photo must show a face, got none found in 900x700 pixels"):
+        protect.protect(photo, cloak)
+    with pytest.raises(ValueError, match="faces must hold at least one face, got none; leave it out"):
+        protect.protect(photo, cloak, faces=[])
+    for size in (112, 200):
+        with pytest.raises(ValueError, match="who must be 'largest' or 'all', got 'both'"):
+            protect.protect(colour_photo(size, size), cloak, who="both")
+    for wrong in (photo / 255, photo[..., 0], photo[:112, :112] / 255, np.zeros((0, 4, 3), np.uint8)):
+        for faces in (None, [face_at(50, 50, 60)]):
+            with pytest.raises(ValueError, match="pixels must"):
+                protect.protect(wrong, cloak, faces=faces)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+def test_a_photo_file_is_protected_and_its_source_kept(tmp_path, suffix):
+    source, destination = tmp_path / f"photo{suffix}", tmp_path / f"protected{suffix}"
+    options = {".webp": {"lossless": True}, ".jpg": {"quality": 95, "subsampling": 0}}.get(suffix, {})
+    Image.fromarray(orl_photo()).save(source, **options)
+    payload = source.read_bytes()
+    done = protect_photo(source, str(destination), make_cloak())
+    assert source.read_bytes() == payload
+    assert (done.source, done.path, done.faces) == (source, destination, 1)
+    assert 150 < done.face_sizes[0] < 400
+    before, after = read_photo(source), read_photo(destination)
+    assert np.abs(after.pixels.astype(int) - before.pixels).max() <= (30 if suffix == ".jpg" else 8)
+    assert (after.grey, after.lossless) == (before.grey, before.lossless)
+    if suffix != ".jpg":
+        outside = ~inside_square(detect(before.pixels)[0], 336, 276, margin=-1e-3)
+        assert outside.any()
+        assert np.array_equal(after.pixels[outside], before.pixels[outside])
+
+
+def test_a_turned_photo_with_alpha_profile_and_exif_keeps_them(tmp_path):
+    pixels = np.dstack([orl_photo(), np.full((336, 276), 200, np.uint8)])
+    exif = Image.Exif()
+    exif[274] = 6
+    exif[272] = "Camera"
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(
+        tmp_path / "photo.png", exif=exif, icc_profile=b"profile"
+    )
+    protect_photo(tmp_path / "photo.png", tmp_path / "out.png", make_cloak())
+    with Image.open(tmp_path / "out.png") as image:
+        assert (image.size, image.mode) == ((276, 336), "RGBA")
+        assert image.info["icc_profile"] == b"profile"
+        assert dict(image.getexif()) == {272: "Camera"}
+        after = np.array(image)
+    assert (after[..., 3] == 200).all()
+    change = after[..., :3].astype(int) - orl_photo()
+    assert 0 < np.abs(change).max() <= 8
+
+
+def test_a_grey_photo_file_stays_grey(tmp_path):
+    protect_photo(assets.orl_folder() / "s2" / "3.pgm", tmp_path / "out.png", make_cloak())
+    with Image.open(tmp_path / "out.png") as image:
+        assert (image.mode, image.size) == ("L", (92, 112))
+
+
+def test_the_source_is_never_overwritten_unless_asked(tmp_path):
+    source = tmp_path / "photo.png"
+    Image.fromarray(orl_photo()).save(source)
+    payload = source.read_bytes()
+    (tmp_path / "link.png").symlink_to(source)
+    (tmp_path / "hard.png").hardlink_to(source)
+    for name in ("photo.png", "link.png", "hard.png"):
+        with pytest.raises(
+            FileExistsError, match=rf"another file than the source, got .*{name} for both; name another"
+        ):
+            protect_photo(source, tmp_path / name, make_cloak())
+    assert source.read_bytes() == payload
+    protect_photo(source, source, make_cloak(), overwrite=True)
+    assert source.read_bytes() != payload
+
+
+def test_a_failure_writes_nothing(tmp_path):
+    Image.fromarray(colour_photo()).save(tmp_path / "photo.png")
+    with pytest.raises(FaceNotFoundError, match=r"photo\.png must show a face"):
+        protect_photo(tmp_path / "photo.png", tmp_path / "out.png", make_cloak())
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_cloak_of_nothing_changes_nothing():
+    photo = orl_photo()
+    assert np.array_equal(protect.protect(photo, Cloak(torch.zeros(3, 112, 112), 0.0)), photo)
+
+
+def test_the_faces_given_are_not_changed():
+    face = face_at(300, 300, 200)
+    copy = replace(face, landmarks=face.landmarks.copy())
+    protect.protect(colour_photo(), make_cloak(), faces=[face])
+    assert np.array_equal(face.landmarks, copy.landmarks)
