@@ -227,11 +227,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _models(specifications: list[str]) -> list[Surrogate]:
-    return [_model(specification) for specification in specifications]
+    return [parse_model(specification) for specification in specifications]
 
 
-def _model(specification: str) -> Surrogate:
-    """A name or file, then options: net.onnx,scale=1.99,shift=-0.99,bgr."""
+def parse_model(specification: str) -> Surrogate:
+    """Loads a model given in words: a name or file, then options, as in net.onnx,scale=1.99,shift=-0.99,bgr.
+
+    Raises:
+        ValueError: an unknown option, or what `load_model` refuses.
+    """
     what, *rest = specification.split(",")
     options: dict[str, Any] = {}
     for option in rest:

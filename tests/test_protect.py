@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcloak import assets, protect
+from fastcloak import assets
 from fastcloak.cloak import Cloak
 from fastcloak.faces import TEMPLATE_112, Face, FaceNotFoundError, align, detect
 from fastcloak.photos import read_photo
-from fastcloak.protect import face_mask, protect_photo
+from fastcloak.protect import face_mask, protect, protect_photo
 
 EPS = 8 / 255
 
@@ -75,7 +75,7 @@ def test_no_pixel_moves_by_more_than_eps_and_none_outside_the_square(face, eps):
     photo = colour_photo()
     photo[:40], photo[:, -40:] = 0, 255
     before = photo.copy()
-    protected = protect.protect(photo, make_cloak(eps=eps), faces=[face])
+    protected = protect(photo, make_cloak(eps=eps), faces=[face])
     assert np.array_equal(photo, before)
     assert (protected.dtype, protected.shape) == (np.uint8, photo.shape)
     change = protected.astype(int) - photo
@@ -95,7 +95,7 @@ def test_no_pixel_moves_by_more_than_eps_and_none_outside_the_square(face, eps):
 )
 def test_the_mask_comes_back_from_the_photo(side, angle, least):
     photo, face, cloak = colour_photo(), face_at(440.3, 351.8, side, angle), make_cloak()
-    protected = protect.protect(photo, cloak, faces=[face])
+    protected = protect(photo, cloak, faces=[face])
     change = align(protected, face)[0].astype(float) - align(photo, face)[0]
     middle = np.s_[6:-6, 6:-6]
     assert correlation(change[middle], cloak.delta.permute(1, 2, 0).numpy()[middle]) > least
@@ -104,7 +104,7 @@ def test_the_mask_comes_back_from_the_photo(side, angle, least):
 def test_the_mask_returns_at_its_own_place():
     """Shifted by half a pixel of the crop, the mask would fit less well than in its place."""
     photo, face, cloak = colour_photo(), face_at(440.3, 351.8, 448, 0.3), make_cloak(smooth=9)
-    change = align(protect.protect(photo, cloak, faces=[face]), face)[0].astype(float) - align(photo, face)[0]
+    change = align(protect(photo, cloak, faces=[face]), face)[0].astype(float) - align(photo, face)[0]
     delta = cloak.delta.permute(1, 2, 0).numpy()
     middle = np.s_[8:-8, 8:-8]
     in_place = correlation(change[middle], delta[middle])
@@ -129,20 +129,20 @@ def test_the_mask_fades_out_towards_the_edge():
 
 def test_a_face_outside_the_photo_changes_nothing():
     photo = colour_photo()
-    assert np.array_equal(protect.protect(photo, make_cloak(), faces=[face_at(-900, 300, 200)]), photo)
+    assert np.array_equal(protect(photo, make_cloak(), faces=[face_at(-900, 300, 200)]), photo)
 
 
 def test_overlapping_faces_stay_within_eps():
     photo, cloak = colour_photo(), Cloak(torch.full((3, 112, 112), 0.99 * EPS), EPS)
     faces = [face_at(400, 300, 200), face_at(430, 320, 180, 0.3), face_at(380, 310, 260)]
-    change = protect.protect(photo, cloak, faces=faces).astype(int) - photo
+    change = protect(photo, cloak, faces=faces).astype(int) - photo
     assert change.max() == 8
     assert change.min() == 0
 
 
 def test_an_aligned_photo_gets_the_mask_itself():
     photo, cloak = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8), make_cloak()
-    protected = protect.protect(photo, cloak)
+    protected = protect(photo, cloak)
     assert np.array_equal(protected, cloak.apply(photo))
     change = protected.astype(int) - photo
     room = (photo > 8) & (photo < 247)
@@ -153,7 +153,7 @@ def test_an_aligned_photo_gets_the_mask_itself():
 def test_a_grey_photo_stays_grey_and_gets_a_grey_mask_as_large_as_the_cloak(size):
     photo = np.repeat(np.random.default_rng(0).integers(20, 230, (size, size, 1), np.uint8), 3, -1)
     cloak = make_cloak()
-    protected = protect.protect(photo, cloak, faces=None if size == 112 else [face_at(167.5, 167.5, 336)])
+    protected = protect(photo, cloak, faces=None if size == 112 else [face_at(167.5, 167.5, 336)])
     assert (protected == protected[..., :1]).all()
     change = protected[..., 0].astype(int) - photo[..., 0]
     mean = 255 * cloak.delta.mean(0).numpy()
@@ -168,14 +168,14 @@ def test_a_grey_photo_stays_grey_and_gets_a_grey_mask_as_large_as_the_cloak(size
 def test_a_grey_photo_stays_as_it_is_where_the_channels_of_the_mask_cancel():
     photo = np.full((112, 112, 3), 100, np.uint8)
     delta = torch.stack([torch.full((112, 112), value) for value in (EPS, -EPS, 0.0)]).mul(1 - 1e-6)
-    assert np.array_equal(protect.protect(photo, Cloak(delta, EPS)), photo)
+    assert np.array_equal(protect(photo, Cloak(delta, EPS)), photo)
 
 
 def test_a_detected_face_carries_the_mask():
     photo, cloak = orl_photo(), make_cloak()
     face = detect(photo)[0]
-    protected = protect.protect(photo, cloak)
-    assert np.array_equal(protected, protect.protect(photo, cloak, faces=[face]))
+    protected = protect(photo, cloak)
+    assert np.array_equal(protected, protect(photo, cloak, faces=[face]))
     change = align(protected, face)[0].astype(float) - align(photo, face)[0]
     # Where the square reaches beyond the photo there is nothing to compare.
     seen = align(np.full_like(photo, 255), face)[0].min(-1) == 255
@@ -188,7 +188,7 @@ def test_who_all_cloaks_every_face_and_largest_one():
     photo = np.full((500, 900, 3), 128, np.uint8)
     photo[20:356, 20:296], photo[100:324, 600:784] = orl_photo(3), orl_photo(2)
     cloak = make_cloak()
-    one, both = (protect.protect(photo, cloak, who=who).astype(int) - photo for who in ("largest", "all"))
+    one, both = (protect(photo, cloak, who=who).astype(int) - photo for who in ("largest", "all"))
     assert one[:, :400].any()
     assert not one[:, 500:].any()
     assert both[:, :400].any()
@@ -198,16 +198,16 @@ def test_who_all_cloaks_every_face_and_largest_one():
 def test_protect_refuses_with_words():
     photo, cloak = colour_photo(), make_cloak()
     with pytest.raises(FaceNotFoundError, match="photo must show a face, got none found in 900x700 pixels"):
-        protect.protect(photo, cloak)
+        protect(photo, cloak)
     with pytest.raises(ValueError, match="faces must hold at least one face, got none; leave it out"):
-        protect.protect(photo, cloak, faces=[])
+        protect(photo, cloak, faces=[])
     for size in (112, 200):
         with pytest.raises(ValueError, match="who must be 'largest' or 'all', got 'both'"):
-            protect.protect(colour_photo(size, size), cloak, who="both")
+            protect(colour_photo(size, size), cloak, who="both")
     for wrong in (photo / 255, photo[..., 0], photo[:112, :112] / 255, np.zeros((0, 4, 3), np.uint8)):
         for faces in (None, [face_at(50, 50, 60)]):
             with pytest.raises(ValueError, match="pixels must"):
-                protect.protect(wrong, cloak, faces=faces)
+                protect(wrong, cloak, faces=faces)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
@@ -279,11 +279,11 @@ def test_a_failure_writes_nothing(tmp_path):
 
 def test_a_cloak_of_nothing_changes_nothing():
     photo = orl_photo()
-    assert np.array_equal(protect.protect(photo, Cloak(torch.zeros(3, 112, 112), 0.0)), photo)
+    assert np.array_equal(protect(photo, Cloak(torch.zeros(3, 112, 112), 0.0)), photo)
 
 
 def test_the_faces_given_are_not_changed():
     face = face_at(300, 300, 200)
     copy = replace(face, landmarks=face.landmarks.copy())
-    protect.protect(colour_photo(), make_cloak(), faces=[face])
+    protect(colour_photo(), make_cloak(), faces=[face])
     assert np.array_equal(face.landmarks, copy.landmarks)
