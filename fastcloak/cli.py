@@ -16,7 +16,6 @@ from typing import Any
 
 import fastcloak
 from fastcloak.assets import MissingExtraError
-from fastcloak.cloak import CloakFileError
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
 from fastcloak.evaluation import check_photos
@@ -245,7 +244,9 @@ def parse_model(specification: str) -> Surrogate:
         elif name in ("scale", "shift", "input_size") and value:
             options[name] = int(value) if name == "input_size" else float(value)
         else:
-            raise ValueError(f"model option must be scale=, shift=, input_size= or bgr, got {option!r} in {specification!r}")
+            raise ValueError(
+                f"model option must be scale=, shift=, input_size= or bgr, got {option!r} in {specification!r}"
+            )
     return load_model(what, **options)
 
 

@@ -67,7 +67,7 @@ class Cloak:
                 float in [0, 1]; or a list of these.
 
         Returns:
-            The same type, shape and dtype, as a new object. uint8 is rounded to the nearest grey level, never truncated.
+            The same type, shape and dtype, as a new object. uint8 is rounded to the nearest level, never truncated.
 
         Raises:
             ValueError: another size or range. For photos of any size use `fastcloak.protect`.

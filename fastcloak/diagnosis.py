@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +45,8 @@ def diagnose() -> list[Finding]:
         Finding("device", str(device), _why_device(device)),
         Finding("threads", str(torch.get_num_threads()), f"{os.cpu_count()} cores; set OMP_NUM_THREADS to change"),
     ]
-    for subject, names, resolve in (
-        ("backend", BACKENDS, lambda name: resolve_backend(name, device)[0]),
-        ("engine", ENGINES, lambda name: resolve_engine(name, device)),
-    ):
-        findings.append(Finding(subject, resolve("auto"), "chosen by auto"))
-        findings += [_tried(f"{subject} {name}", resolve, name) for name in names if name != "auto"]
+    findings += _choices("backend", BACKENDS, lambda name: resolve_backend(name, device)[0])
+    findings += _choices("engine", ENGINES, lambda name: resolve_engine(name, device))
     for subject, look in (
         ("sface", assets.sface_file),
         ("dlib", assets.dlib_file),
@@ -75,9 +71,14 @@ def _why_device(device: torch.device) -> str:
     return "torch sees no CUDA device"
 
 
-def _tried(subject: str, resolve: Callable[[str], str], name: str) -> Finding:
-    try:
-        resolve(name)
-    except ValueError as error:
-        return Finding(subject, "no", str(error))
-    return Finding(subject, "yes")
+def _choices(subject: str, names: Sequence[str], resolve: Callable[[str], str]) -> list[Finding]:
+    findings = [Finding(subject, resolve("auto"), "chosen by auto")]
+    for name in names:
+        if name == "auto":
+            continue
+        try:
+            resolve(name)
+            findings.append(Finding(f"{subject} {name}", "yes"))
+        except ValueError as error:
+            findings.append(Finding(f"{subject} {name}", "no", str(error)))
+    return findings

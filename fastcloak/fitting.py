@@ -171,8 +171,8 @@ def fit(
             with (steps done, steps in all).
 
     Returns:
-        `Cloak`. `info["losses"]` is the mean loss of each step, `info["image_gradients"]` the cost: forward and backward
-        passes of one photo through the surrogate.
+        `Cloak`. `info["losses"]` is the mean loss of each step, `info["image_gradients"]` the cost: forward and
+        backward passes of one photo through the surrogate.
 
     Raises:
         ValueError: bad input; the message names it, what was expected and the cure.
@@ -514,4 +514,8 @@ def _ticker(people: int, steps: int, progress: Progress) -> Iterator[Callable[[i
         disable = None if progress is None else not progress
         description = "fitting" if people == 1 else f"fitting {people} people"
         with tqdm(total=total, desc=description, unit="step", disable=disable) as bar:
-            yield lambda persons: bool(bar.update(persons)) and None
+
+            def move(persons: int) -> None:
+                bar.update(persons)
+
+            yield move

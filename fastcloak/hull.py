@@ -78,7 +78,8 @@ def affine_weights(features: torch.Tensor, points: torch.Tensor) -> torch.Tensor
     center = points.double().mean(1, keepdim=True)
     # The pseudo-inverse annihilates the vector of ones, so adding 1/K keeps the sum at one.
     inverse = torch.linalg.pinv(points.double() - center, rtol=max(points.shape[1:]) * torch.finfo(points.dtype).eps)
-    return ((features.double() - center) @ inverse + 1 / points.shape[1]).to(features.dtype)
+    weights: torch.Tensor = (features.double() - center) @ inverse + 1 / points.shape[1]
+    return weights.to(features.dtype)
 
 
 def convex_weights(
@@ -188,7 +189,7 @@ def _longest(rate: torch.Tensor) -> torch.Tensor:
 
 
 def _duality_gap(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor, lower: float, upper: float) -> torch.Tensor:
-    """max over the feasible v of <gradient, w - v>: [P, b]. The best v fills the smallest gradients up to `upper`."""
+    """Max over the feasible v of <gradient, w - v>: [P, b]. The best v fills the smallest gradients up to `upper`."""
     gradient = _gradient(gram, q, w)
     K = w.shape[-1]
     filled = (upper - lower) * torch.arange(K, dtype=w.dtype, device=w.device)

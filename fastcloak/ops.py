@@ -1,12 +1,16 @@
-"""Which code computes the hot operations: "reference" (PyTorch) or "triton". The only importer of `fastcloak.kernels`."""
+"""What computes the hot operations: "reference" (PyTorch) or "triton". The only importer of `fastcloak.kernels`."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
 
-from fastcloak import kernels, reference
+from fastcloak import reference
+
+# Not an import statement: setup.py installs kernels/ as fastcloak.kernels, which type checkers cannot know.
+kernels = import_module("fastcloak.kernels")
 
 BACKENDS = ("auto", "reference", "triton")
 

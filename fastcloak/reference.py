@@ -36,8 +36,8 @@ def hull_loss(
         affine_hull    min_w |z - c - w r|^2            w = r (z - c), r orthonormal
         convex_hull    the same, sum w = 1, lower <= w <= upper
 
-    w is held fixed in the gradient, which is exact (envelope theorem). The gradient with respect to z is 2 (z - nearest)
-    and passes through f/|f| as (I - z z^T)/|f|.
+    w is held fixed in the gradient, which is exact (envelope theorem). The gradient with respect to z is
+    2 (z - nearest) and passes through f/|f| as (I - z z^T)/|f|.
 
     Args:
         features: [P, b, D] float32, bfloat16, float16 or float64, raw embeddings f. Half precision computes in float32.

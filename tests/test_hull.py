@@ -148,4 +148,5 @@ def test_convex_hull_points_are_centred_features():
     hull = build_hull(points.float(), "convex_hull")
     torch.testing.assert_close(hull.center, points.float().mean(1))
     torch.testing.assert_close(hull.points + hull.center[:, None], points.float())
-    torch.testing.assert_close(hull.gram, (points - points.mean(1, keepdim=True)) @ (points - points.mean(1, keepdim=True)).mT, atol=1e-6, rtol=0)
+    centred = points - points.mean(1, keepdim=True)
+    torch.testing.assert_close(hull.gram, centred @ centred.mT, atol=1e-6, rtol=0)

@@ -376,6 +376,23 @@ BAD = {
         model([node("Concat", f"{a},{a}", b, axis=2) for a, b in itertools.pairwise(["x", *map(str, range(40)), "y"])]),
         r"must make at most 16777216 numbers a picture",
     ),
+    "bomb_of_constants": (
+        model([node("Add", "a,b", "c"), node("Add", "x,c")], a=f32(40000, 1), b=f32(1, 40000)),
+        r"must make a constant of at most 268435456 numbers, got shape \[40000, 40000\]",
+    ),
+    "pad_of_a_constant": (
+        model([node("Pad", "a,p", "c"), node("Add", "x,c")], a=f32(3), p=i64(0, 9**9)),
+        r"Pad \(node 0 ''\): input 0 must depend on the picture, got a constant",
+    ),
+    "huge_blocks": (
+        model(
+            [node("DequantizeLinear", "q,s", "w", axis=0, block_size=2**40), node("Conv", "x,w")],
+            opset=21,
+            q=np.ones((4, 3, 1, 1), np.int8),
+            s=f32(1, 3, 1, 1),
+        ),
+        r"block_size must be in \[0, 4\]",
+    ),
     "wide_prelu": (model([node("PRelu", "x,w")], w=f32(3, 9, 9)), r"slope must be one number or 3"),
     "steps_back": (
         model([node("Slice", "x,a,e,d,t")], a=i64(8), e=i64(0), d=i64(2), t=i64(-1)),

@@ -150,6 +150,13 @@ def test_a_network_that_needs_contiguous_memory_gets_it():
     )
 
 
+def test_the_layout_is_chosen_and_can_be_said():
+    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
+    assert prepare(surrogate).memory_format == torch.channels_last
+    assert prepare(surrogate, channels_last=False).memory_format == torch.contiguous_format
+    assert surrogate.memory_format == torch.contiguous_format
+
+
 def test_the_given_surrogate_is_untouched():
     surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
     before = {name: tensor.clone() for name, tensor in surrogate.state_dict().items()}

@@ -43,7 +43,8 @@ def test_losses_by_hand():
 
 
 def test_gradient_by_hand():
-    # d/df |f/|f| - c|^2 at f = (2, 0), c = (0.5, 0.5): 2 (0.5, -0.5) = (1, -1), without its radial part (0, -1), over |f|.
+    # d/df |f/|f| - c|^2 at f = (2, 0), c = (0.5, 0.5): 2 (0.5, -0.5) = (1, -1); without its radial part (0, -1),
+    # and over |f| = 2.
     clean = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
     cloaked = torch.tensor([[[2.0, 0.0]]], dtype=torch.float64)
     _, grad, _ = call(clean, cloaked, torch.tensor([[0]]), "class_center")

@@ -24,12 +24,13 @@ def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 3
 
     """
     with torch.no_grad():
-        embeddings = torch.cat([surrogate(batch.to(surrogate.device)) for batch in faces.split(batch_size)])
+        batches = torch.split(faces, batch_size)
+        embeddings = torch.cat([surrogate(batch.to(surrogate.device)) for batch in batches])
     length = torch.linalg.vector_norm(embeddings, dim=1)
     bad = ~(length.isfinite() & (length > 0))
     if bad.any():
         raise FloatingPointError(
-            f"{surrogate.name} must give finite embeddings other than zero, got {embeddings[bad][0].tolist()[:4]} ... for "
-            f"face {int(bad.nonzero()[0])}; check the network, its scale and shift"
+            f"{surrogate.name} must give finite embeddings other than zero, got {embeddings[bad][0].tolist()[:4]} ... "
+            f"for face {int(bad.nonzero()[0])}; check the network, its scale and shift"
         )
     return normalize(embeddings, dim=1)

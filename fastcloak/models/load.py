@@ -69,6 +69,8 @@ def load_model(
 
     """
     given = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
+    if input_size is not None and not (isinstance(input_size, int) and 1 <= input_size <= _MAX_SIDE):
+        raise ValueError(f"input_size must be a whole number in [1, {_MAX_SIDE}], got {input_size!r}")
     # Building modules and trying networks may draw random numbers: the caller's sequence stays as it was.
     with torch.random.fork_rng(devices=_cuda(device)):
         if isinstance(what, (list, tuple)):
@@ -142,8 +144,6 @@ def _measured(
 ) -> Surrogate:
     mean = options.pop("mean_embedding")
     size = options["input_size"] = FACE_SIZE if options["input_size"] is None else options["input_size"]
-    if not isinstance(size, int) or not 1 <= size <= _MAX_SIDE:
-        raise ValueError(f"input_size must be a whole number in [1, {_MAX_SIDE}], got {size!r}")
     trial = _frozen(Surrogate(net, name=name, embedding_size=0, **options), device)
     picture = torch.full((1, 3, FACE_SIZE, FACE_SIZE), 0.5, device=trial.device)
     try:

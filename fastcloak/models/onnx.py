@@ -6,6 +6,7 @@ are made here, and whatever does not depend on the picture is evaluated by the r
 """
 
 import logging
+import math
 import operator
 import warnings
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ _MAX_SIDE = 1024
 
 # What may be done with a list of sizes that holds BATCH: nothing that computes with it.
 _MOVES_SIZES = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+
+# What is evaluated when all of its inputs are constants, besides the above: nothing that makes them much larger.
+_BROADCASTS = {"Add", "Div", "Mul", "Sub"}
+_EVALUATED = {*_MOVES_SIZES, *_BROADCASTS, "Abs", "Constant", "Flatten", "Shape", "Transpose"}
+_MAX_CONSTANT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def load_onnx_net(path: str | Path, input_size: int | None = None) -> OnnxNet:
     model = _read(path)
     try:
         return _build(model, path, input_size)
-    except (ValueError, MemoryError):
+    except ValueError:
         raise
     # The file is not to be trusted: whatever a malformed one trips over is a fault of the file.
     except Exception as error:
@@ -195,7 +201,10 @@ def _run(build: Builder, op: Operation, node: Any, model: Any) -> Value | Known:
         holds_batch = any(v is not None and v.dtype.kind == "i" and (v == BATCH).any() for v in _arrays(op))
         if holds_batch and op.kind not in _MOVES_SIZES:
             raise ValueError("computes with the number of pictures, which must stay free")
-        return _dequantize(op) if op.kind == "DequantizeLinear" else _evaluate(op, node, model)
+        if op.kind == "DequantizeLinear":
+            return _dequantize(op)
+        if op.kind in _EVALUATED:
+            return _evaluate(op, node, model)
     value = OPERATORS[op.kind](build, op)
     check(value)
     return value
@@ -211,6 +220,8 @@ def _dequantize(op: Operation) -> Known:
     quantized, scale = op.known(0).astype(np.float32), op.known(1).astype(np.float32)
     zero = op.known(2).astype(np.float32) if op.has(2) else np.zeros_like(scale)
     axis, block = op.attributes.get("axis", 1), op.attributes.get("block_size", 0)
+    if not 0 <= block <= quantized.shape[axis]:
+        raise ValueError(f"block_size must be in [0, {quantized.shape[axis]}], got {block}")
     if block:
         whole = [slice(None)] * quantized.ndim
         whole[axis] = slice(quantized.shape[axis])
@@ -231,9 +242,18 @@ def _evaluate(op: Operation, node: Any, model: Any) -> Known:
     entries = [[helper.make_value_info(name, anything) for name in names] for names in (feeds, node.output[:1])]
     graph = helper.make_graph([node], "constant", *entries)
     one = helper.make_model(graph, opset_imports=model.opset_import, functions=[])
+    if op.kind in _BROADCASTS:
+        _refuse_large(np.broadcast_shapes(*(array.shape for array in _arrays(op))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.asarray(reference.ReferenceEvaluator(one).run(None, feeds)[0])
+        result = np.asarray(reference.ReferenceEvaluator(one).run(None, feeds)[0])
+    _refuse_large(result.shape)
+    return result
+
+
+def _refuse_large(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > _MAX_CONSTANT:
+        raise ValueError(f"must make a constant of at most {_MAX_CONSTANT} numbers, got shape {list(shape)}")
 
 
 def _write_prelu(net: fx.GraphModule) -> None:
