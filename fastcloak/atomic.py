@@ -17,7 +17,6 @@ def atomic_write(path: Path, payload: bytes) -> None:
     Raises:
         OSError: the folder is missing or read-only, the disk is full, ... The old file is as it was and no temporary
             file is left.
-
     """
     path = Path(os.path.realpath(path))
     temporary = path.parent / f".fastcloak-{secrets.token_hex(8)}.tmp"

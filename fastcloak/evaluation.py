@@ -98,7 +98,6 @@ class Evaluation:
 
         Raises:
             ValueError: they are not about the same people, pairs and distractors, or both hold a label on a model.
-
         """
         for field in ("people", "pairs", "distractors"):
             mine, theirs = getattr(self, field), getattr(other, field)
@@ -258,7 +257,6 @@ def evaluate(
         ValueError: cloaks and probes name different people, fewer than two photos of a person, no distractors for a
             person, two models of one name, or a reserved label.
         FloatingPointError: an embedding that is not finite or has no direction.
-
     """
     if label == RANDOM:
         raise ValueError(f"label {label!r} is the name of a control row; give another")
@@ -311,7 +309,6 @@ def evaluate_photos(
     Raises:
         ValueError: as in `evaluate`; or no people; or a label that lacks or adds people or photos.
         FloatingPointError: as in `evaluate`.
-
     """
     if CLEAN in protected:
         raise ValueError(f"label {CLEAN!r} is the name of a control row; give another")
@@ -388,7 +385,6 @@ def check_photos(
     Raises:
         ValueError: no photos, different numbers of originals and protected photos, or two models of one name.
         FloatingPointError: an embedding that is not finite or has no direction.
-
     """
     clean, posted = _pixels(originals), _pixels(protected)
     _check_paired(clean, posted, "protected photos")
@@ -431,7 +427,6 @@ def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: s
 
     Raises:
         FloatingPointError: an embedding that is not finite, or is zero and so has no direction.
-
     """
     try:
         return unit_features(surrogate, faces / 255 if faces.dtype == torch.uint8 else faces, batch_size)
@@ -452,7 +447,6 @@ def protection_ranks(probe_features: Tensor, gallery_features: Tensor, distracto
 
     Returns:
         [N, G] int64, 1 to M + 1.
-
     """
     similarity = probe_features @ torch.cat((gallery_features, distractor_features)).T  # [N, G + M]
     targets, distractors = similarity[:, : len(gallery_features)], similarity[:, len(gallery_features) :]

@@ -70,7 +70,6 @@ class Face:
         box: (left, top, width, height); may reach beyond the photo.
         landmarks: [5, 2], float32, (x, y) of both eyes, nose and both corners of the mouth, in the template's order.
         score: 0..1, the detector's confidence.
-
     """
 
     box: tuple[float, float, float, float]
@@ -83,7 +82,6 @@ def check_pixels(pixels: Pixels) -> None:
 
     Raises:
         ValueError: it is not.
-
     """
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         got = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
@@ -106,7 +104,6 @@ def detect(pixels: Pixels, *, thorough: bool = False) -> list[Face]:
     Raises:
         ValueError: pixels of another shape or dtype.
         MissingExtraError: OpenCV or the detector's file is not installed.
-
     """
     check_pixels(pixels)
     large = max(pixels.shape[:2]) > _LOOK[0]
@@ -127,7 +124,6 @@ def choose_faces(faces: list[Face], who: str) -> list[Face]:
 
     Raises:
         ValueError: another word.
-
     """
     if who not in ("largest", "all"):
         raise ValueError(f"who must be 'largest' or 'all', got {who!r}; choose one of them")
@@ -144,7 +140,6 @@ def find_faces(pixels: Pixels, *, who: str = "largest", name: str = "photo") -> 
 
     Raises:
         FaceNotFoundError: there is none.
-
     """
     choose_faces([], who)
     faces = choose_faces(detect(pixels, thorough=who == "all"), who)
@@ -171,7 +166,6 @@ def similarity_transform(source: npt.ArrayLike, target: npt.ArrayLike) -> Transf
         ValueError: other shapes, or all source points coincide.
 
     Source: Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
-
     """
     a, b = np.asarray(source, np.float64), np.asarray(target, np.float64)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2 or len(a) < 2:
@@ -198,7 +192,6 @@ def align(pixels: Pixels, face: Face) -> tuple[Pixels, Transform]:
 
     Returns:
         The crop, [112, 112, 3], uint8, black where the photo ends, and the transform photo -> crop.
-
     """
     check_pixels(pixels)
     transform = similarity_transform(face.landmarks, TEMPLATE_112)
@@ -227,7 +220,6 @@ def warp(
 
     Returns:
         [height, width, C], float32, on the picture's own scale.
-
     """
     cv2 = assets.require("cv2", extra="faces")
     scale = math.sqrt(abs(np.linalg.det(transform[:, :2])))
@@ -268,7 +260,6 @@ def load_faces(images: Any, *, who: str = "largest") -> torch.Tensor:
         PhotoError: a photo that cannot be read.
         FaceNotFoundError: a photo without a face.
         MissingExtraError: faces must be detected and the `faces` extra is not installed.
-
     """
     choose_faces([], who)
     faces = [face for name, picture in _pictures(images) for face in _aligned(picture, name, who)]

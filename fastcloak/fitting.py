@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,6 @@ GA_BATCH_SIZE = 2
 GA_INNER_STEPS = 10
 LARGEST_GAP = 1e-6
 """Duality gap of the hull weights above which a warning is logged; float32 features give about 1e-8."""
-CPU_PHOTOS_PER_PASS = 32
 
 Progress = bool | Callable[[int, int], None] | None
 
@@ -201,15 +199,16 @@ def fit_many(
 ) -> dict[str, Cloak]:
     """Learns a cloak for each of many people, several at a time in one forward pass.
 
-    Each person gets the cloak that `fit` would give, up to the rounding of a larger batch. People with the same number
-    of photos share passes; photos are read as they are needed.
+    People with the same number of photos share passes; photos are read as they are needed. In a pass of one person
+    the cloak is bit for bit that of `fit`. In a larger one the network may round differently, which signs make grow
+    from step to step: the cloak then differs in many pixels, but not in its loss (docs/method.md has figures).
 
     Args:
         people: name -> photos, as for `fit`. The number of photos may differ.
         model: the surrogate, as for `fit`.
         device, backend, engine, dtype, progress: as for `fit`; progress counts the steps of all people.
-        memory_budget: bytes that one pass may take. None: a quarter of the free memory, and on CPU at most 32 photos
-            in one pass, where larger ones are no faster.
+        memory_budget: bytes that one pass may take. None: on CUDA a quarter of the free memory; on CPU one person per
+            pass, where larger passes gain little and the cloak is bit for bit that of `fit`.
         options: every other option of `fit`.
 
     Returns:
@@ -405,16 +404,11 @@ def _read(surrogate: Surrogate, config: FitConfig, images: Any) -> _Person:
 
 def _persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int | None) -> Callable[[int], int]:
     """How many people with N photos each one pass takes."""
+    if memory_budget is None and surrogate.device.type == "cpu":
+        return lambda photos: 1
+    budget = torch.cuda.mem_get_info(surrogate.device)[0] // 4 if memory_budget is None else memory_budget
     per_photo = _bytes_per_photo(surrogate)
-    if memory_budget is None:
-        memory_budget = _free_memory(surrogate.device) // 4
-        if surrogate.device.type == "cpu":
-            memory_budget = min(memory_budget, CPU_PHOTOS_PER_PASS * per_photo)
-
-    def persons(photos: int) -> int:
-        return max(1, memory_budget // (config.batch(photos) * per_photo))
-
-    return persons
+    return lambda photos: max(1, budget // (config.batch(photos) * per_photo))
 
 
 def _bytes_per_photo(surrogate: Surrogate) -> int:
@@ -433,13 +427,6 @@ def _bytes_per_photo(surrogate: Surrogate) -> int:
     activations = sum(size for address, size in kept.items() if address not in weights)
     del embeddings
     return 2 * activations + 4 * x.numel() * x.element_size()
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes free now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

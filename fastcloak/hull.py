@@ -161,6 +161,8 @@ def convex_weights(
 
         # A finished problem stays where it is: the next Newton matrix may not be positive definite.
         going = (mean_product > FINISHED) & torch.isfinite(step + step_below + step_above).all(-1, keepdim=True)
+        if not going.is_cuda and not going.any():  # nothing changes any more; on a GPU to ask would cost a wait
+            break
         primal, dual = torch.where(going, primal, 0.0), torch.where(going, dual, 0.0)
         step, step_shift = torch.where(going, step, 0.0), torch.where(going, step_shift, 0.0)
         step_below, step_above = torch.where(going, step_below, 0.0), torch.where(going, step_above, 0.0)

@@ -92,7 +92,6 @@ class Photo:
         icc_profile: the colour profile; the pixels are in its colours.
         exif: the EXIF block without orientation, thumbnail and storage tags.
         dpi: (horizontal, vertical), of the upright photo.
-
     """
 
     pixels: Pixels
@@ -113,7 +112,6 @@ def photo_files(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> l
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: there is no photo in a folder, or no path at all.
-
     """
     found: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, (str, PathLike)) else paths):
@@ -143,7 +141,6 @@ def read_photo(path: str | PathLike[str]) -> Photo:
         PhotoError: not a photo, truncated or damaged, too many pixels (a decompression bomb), several pictures in one
             file, 16 bits per channel, CMYK and other colours.
         OSError: the file cannot be opened.
-
     """
     path = Path(path)
     payload = path.read_bytes()
@@ -188,7 +185,6 @@ def photo_from_pil(image: Image.Image, *, name: str, lossless: bool = True) -> P
 
     Raises:
         PhotoError: another mode.
-
     """
     mode = _pixel_mode(image, name)
     upright = ImageOps.exif_transpose(image)
@@ -228,7 +224,6 @@ def write_photo(photo: Photo, path: str | PathLike[str], *, quality: int = 95) -
         PhotoError: an unknown suffix, alpha or colour that the format cannot hold, a size that it cannot hold.
         ValueError: wrong pixels or quality.
         OSError: the file cannot be written; the old one is then as it was.
-
     """
     path = Path(path)
     if not 1 <= quality <= 100:

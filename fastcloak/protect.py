@@ -38,7 +38,6 @@ class ProtectedPhoto:
         faces: how many faces were cloaked.
         face_sizes: per face the side of its aligned square in pixels of the photo; 112 is the size that networks see,
             and a mask on a much smaller face loses detail.
-
     """
 
     source: Path
@@ -69,7 +68,6 @@ def protect(pixels: Pixels, cloak: Cloak, *, who: str = "largest", faces: Sequen
         ValueError: pixels of another shape or dtype, another word for `who`, no face in `faces`.
         FaceNotFoundError: no face was found.
         MissingExtraError: the `faces` extra is not installed.
-
     """
     return _protect(pixels, cloak, who, faces, "photo")[0]
 
@@ -100,7 +98,6 @@ def protect_photo(
         PhotoError: the photo cannot be read, or cannot be written in that format.
         FaceNotFoundError: no face was found; nothing is written.
         OSError: a file cannot be opened or written.
-
     """
     source, destination = Path(source), Path(destination)
     if not overwrite and destination.exists() and destination.samefile(source):
@@ -129,7 +126,6 @@ def face_mask(
     Returns:
         The rows and columns of the photo that it covers, possibly none; the mask there, [h, w, C], float32, |mask| <=
         eps, 0 outside the aligned square; the side of that square in pixels of the photo.
-
     """
     to_crop = similarity_transform(face.landmarks, TEMPLATE_112)
     inverse = np.linalg.inv(to_crop[:, :2])

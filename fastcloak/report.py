@@ -42,7 +42,6 @@ def comparison(originals: Tensor, cloaked: Tensor, *, gain: int = 10) -> Image.I
 
     Raises:
         ValueError: a wrong shape, dtype or range, no photos, or two different shapes.
-
     """
     before, after = _pixels("originals", originals), _pixels("cloaked", cloaked)
     if before.shape != after.shape:
@@ -82,7 +81,6 @@ def save_comparison(path: str | os.PathLike[str], originals: Tensor, cloaked: Te
     Raises:
         ValueError: as in `comparison`, or an ending that names no picture format.
         OSError: the file cannot be written.
-
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
@@ -106,7 +104,6 @@ def plot_protection(evaluation: Evaluation, path: str | os.PathLike[str]) -> Non
         ValueError: no rows, or an ending that names no picture format.
         MissingExtraError: matplotlib is not installed.
         OSError: the file cannot be written.
-
     """
     if not evaluation.rows:
         raise ValueError("evaluation must hold at least one row, got none; evaluate on one model or more")

@@ -86,7 +86,6 @@ def load_dlib_net(path: str | Path) -> DlibNet:
 
     Raises:
         ValueError: the file does not hold this network.
-
     """
     layers = _layers(Path(path).read_bytes())
     net = DlibNet()

@@ -21,7 +21,6 @@ def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 3
 
     Raises:
         FloatingPointError: an embedding is NaN, Inf or zero; names the surrogate and the face.
-
     """
     with torch.no_grad():
         batches = torch.split(faces, batch_size)

@@ -34,7 +34,6 @@ def fold(net: fx.GraphModule, example: Tensor) -> int:
 
     Returns:
         How many batch normalisations are left.
-
     """
     ShapeProp(net).propagate(example)
     with torch.no_grad():

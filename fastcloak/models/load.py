@@ -66,7 +66,6 @@ def load_model(
         TypeError: `what` is none of the above.
         OSError: the file cannot be read.
         fastcloak.assets.MissingExtraError: the package that holds the network or reads the file is not installed.
-
     """
     given = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
     if input_size is not None and not (isinstance(input_size, int) and 1 <= input_size <= _MAX_SIDE):

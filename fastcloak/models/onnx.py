@@ -46,7 +46,6 @@ class OnnxNet:
         net: float32 [n, 3, input_size, input_size] -> [n, ...], frozen.
         input_size: the side of the pictures it takes.
         black, white: [1, 3, 1, 1], what 0 and 1 become by the normalisation at the head of the file's own graph.
-
     """
 
     net: fx.GraphModule
@@ -67,7 +66,6 @@ def load_onnx_net(path: str | Path, input_size: int | None = None) -> OnnxNet:
             needs an operator (or a use of one) that is not supported.
         MissingExtraError: the package onnx is not installed.
         OSError: the file cannot be read.
-
     """
     model = _read(path)
     try:

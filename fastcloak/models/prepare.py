@@ -39,7 +39,6 @@ def prepare(
 
     Raises:
         ValueError: another dtype.
-
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")

@@ -32,7 +32,6 @@ class Surrogate(nn.Module):
         members: the surrogates of an ensemble; of any other surrogate, itself alone.
         folded: whether `prepare` has folded its batch normalisations.
         notes: what `prepare` did and did not do, in words.
-
     """
 
     name: str
@@ -72,7 +71,6 @@ class Surrogate(nn.Module):
             bgr: whether `net` takes its channels in the order blue, green, red.
             mean_embedding: [D], subtracted from every embedding.
             chip: rows [S, 112] and columns [S, 112] of the resampling from 112; None resizes the whole crop.
-
         """
         super().__init__()
         self.net = net
@@ -121,7 +119,6 @@ class Surrogate(nn.Module):
 
         Raises:
             ValueError: another shape, or whole numbers. The range is not read: that would wait for the device.
-
         """
         if faces.ndim != 4 or faces.shape[1:] != (3, FACE_SIZE, FACE_SIZE) or not faces.is_floating_point():
             raise ValueError(
@@ -169,7 +166,6 @@ class Ensemble(Surrogate):
 
         Raises:
             ValueError: no members, or not all of them on one device.
-
         """
         devices = {member.device for member in members}
         if len(devices) != 1:

