@@ -171,7 +171,7 @@ def convex_weights(
         shift = shift + dual * step_shift
 
     w = best.clamp(lower, upper)
-    return w, _duality_gap(gram, q, w, lower, upper)
+    return w, duality_gap(gram, q, w, lower, upper)
 
 
 def _gradient(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -190,8 +190,20 @@ def _longest(rate: torch.Tensor) -> torch.Tensor:
     return 1 / rate.amax(-1, keepdim=True).clamp_min(1e-12)
 
 
-def _duality_gap(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor, lower: float, upper: float) -> torch.Tensor:
-    """Max over the feasible v of <gradient, w - v>: [P, b]. The best v fills the smallest gradients up to `upper`."""
+def duality_gap(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor, lower: float, upper: float) -> torch.Tensor:
+    """How far w can be from optimal: max over the feasible v of <gradient, w - v>.
+
+    Args:
+        gram: [P, 1, K, K] or [P, b, K, K].
+        q: [P, b, K].
+        w: [P, b, K], feasible.
+        lower: smallest weight.
+        upper: largest weight.
+
+    Returns:
+        [P, b], 0 or more up to rounding.
+    """
+    # The best v fills the weights of the smallest gradients up to `upper`.
     gradient = _gradient(gram, q, w)
     K = w.shape[-1]
     filled = (upper - lower) * torch.arange(K, dtype=w.dtype, device=w.device)
