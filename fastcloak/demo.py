@@ -10,7 +10,7 @@ import torch
 
 from fastcloak.assets import ORL_PEOPLE, ORL_PHOTOS, orl_folder
 from fastcloak.cloak import Cloak
-from fastcloak.evaluation import Evaluation, evaluate
+from fastcloak.evaluation import Evaluation, evaluate_photos, random_mask
 from fastcloak.faces import load_faces
 from fastcloak.fitting import Progress, fit_many
 from fastcloak.models import load_model
@@ -83,10 +83,14 @@ def run_demo(
         cloaks[method] = fit_many(learnt_from, surrogate, method=method, progress=progress)
 
     say("Judging them on dlib, which no cloak was learnt on, and on SFace ...")
-    judged = [
-        evaluate(cloaks[method], probes, [target, surrogate], distractors, label=method) for method in ("opom", "ga")
-    ]
-    evaluation = judged[0] + judged[1]
+    masks = {"random": {name: random_mask(cloak, name) for name, cloak in cloaks["ga"].items()}, **cloaks}
+    evaluation = evaluate_photos(
+        probes,
+        {label: {name: mask.apply(probes[name]) for name, mask in those.items()} for label, those in masks.items()},
+        [target, surrogate],
+        distractors,
+        learnt_on={method: [surrogate.name] for method in cloaks},
+    )
 
     files = []
     for name, cloak in cloaks["ga"].items():

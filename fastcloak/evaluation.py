@@ -41,6 +41,7 @@ __all__ = [
     "evaluate",
     "evaluate_photos",
     "protection_ranks",
+    "random_mask",
 ]
 
 # The names of the two control rows: no mask, and a random sign mask.
@@ -270,7 +271,7 @@ def evaluate(
     return evaluate_photos(
         clean,
         {
-            RANDOM: {name: _random_mask(cloaks[name], name, seed).apply(pixels) for name, pixels in clean.items()},
+            RANDOM: {name: random_mask(cloaks[name], name, seed).apply(pixels) for name, pixels in clean.items()},
             label: {name: cloaks[name].apply(pixels) for name, pixels in clean.items()},
         },
         models,
@@ -413,6 +414,22 @@ def check_photos(
     return Check(n, sum(map(len, strangers.values())), tuple(checks))
 
 
+def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
+    """Make the control of a cloak: a mask of random signs, +-eps.
+
+    Args:
+        cloak: whose eps it takes.
+        name: of the person. The signs depend on it and on the seed only: a person's random mask stays the same whoever
+            else is evaluated, so control rows can be merged.
+        seed: of the signs.
+    """
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+    signs = torch.randint(0, 2, cloak.delta.shape, generator=generator, dtype=torch.float32) * 2 - 1
+    # The nearest float32 may lie above eps, and a cloak must not: this mask's bound is that float32.
+    eps = torch.tensor(cloak.eps, dtype=torch.float32).item()
+    return Cloak(signs * eps, eps)
+
+
 def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: str = "faces") -> Tensor:
     """Compute the unit features z = f(x) / |f(x)| of aligned faces, without a graph.
 
@@ -473,15 +490,6 @@ def _mean(people: Collection[PersonRates]) -> PersonRates:
 
 def _pairs(n: int) -> Tensor:
     return ~torch.eye(n, dtype=torch.bool)  # [N, N], the ordered pairs i != j
-
-
-def _random_mask(cloak: Cloak, name: str, seed: int) -> Cloak:
-    # Seeded by name: a person's random mask stays the same whoever else is evaluated, so control rows can be merged.
-    generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
-    signs = torch.randint(0, 2, cloak.delta.shape, generator=generator, dtype=torch.float32) * 2 - 1
-    # The nearest float32 may lie above eps, and a cloak must not: this mask's bound is that float32.
-    eps = torch.tensor(cloak.eps, dtype=torch.float32).item()
-    return Cloak(signs * eps, eps)
 
 
 def _load_models(models: Any, device: torch.device | str | None) -> list[Surrogate]:

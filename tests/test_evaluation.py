@@ -8,12 +8,12 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation import (
     Evaluation,
     Row,
-    _random_mask,
     check_photos,
     embed,
     evaluate,
     evaluate_photos,
     protection_ranks,
+    random_mask,
 )
 from fastcloak.models import Surrogate, load_model
 
@@ -172,13 +172,13 @@ def test_pictures_are_rounded_before_the_networks_see_them() -> None:
     assert cloaked.per_person == clean.per_person
 
 
-def test_random_mask_is_plus_or_minus_eps_everywhere_and_seeded() -> None:
-    mask = _random_mask(cloak(), "ann", 0).delta
+def testrandom_mask_is_plus_or_minus_eps_everywhere_and_seeded() -> None:
+    mask = random_mask(cloak(), "ann", 0).delta
     assert torch.equal(mask.abs(), torch.full((3, 112, 112), EPS))
     assert 0.49 < (mask > 0).float().mean() < 0.51
-    assert torch.equal(mask, _random_mask(cloak(red=8), "ann", 0).delta)
-    assert not torch.equal(mask, _random_mask(cloak(), "bob", 0).delta)
-    assert not torch.equal(mask, _random_mask(cloak(), "ann", 1).delta)
+    assert torch.equal(mask, random_mask(cloak(red=8), "ann", 0).delta)
+    assert not torch.equal(mask, random_mask(cloak(), "bob", 0).delta)
+    assert not torch.equal(mask, random_mask(cloak(), "ann", 1).delta)
     assert row_of(evaluate(CLOAKS, PROBES, network("rg", RedGreen()), STRANGERS), "rg", "random").largest_change == 8
 
 
