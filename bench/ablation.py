@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
-from fastcloak import evaluate, fit_many
+from fastcloak import fit_many
 from fastcloak.assets import orl_folder
 from fastcloak.cli import MODEL_HELP, parse_model
+from fastcloak.cloak import SHAPE, Cloak
+from fastcloak.evaluation import embed, person_rates, random_mask
 from fastcloak.faces import load_faces
 from fastcloak.photos import photo_files
 
@@ -56,6 +58,7 @@ COLUMNS = (
     "linkage",
     "cosine",
     "per_person_top1",
+    "per_person_cosine",
 )
 
 
@@ -78,48 +81,53 @@ def main() -> None:
         folders = sorted(folder for folder in arguments.people.iterdir() if folder.is_dir())
     chosen = folders[arguments.first : arguments.first + arguments.count]
     photos = {folder.name: load_faces(folder) for folder in chosen}
+    learnt_from = {person: faces[: arguments.learn] for person, faces in photos.items()}
+    probes = {person: faces[arguments.learn :] for person, faces in photos.items()}
     if arguments.distractors is None:
-        others = [folder for folder in folders if folder not in chosen]
-        distractors: torch.Tensor = torch.cat([load_faces(folder) for folder in others])
+        strangers: torch.Tensor = torch.cat([load_faces(folder) for folder in folders if folder not in chosen])
     else:
-        distractors = load_faces(photo_files(arguments.distractors))
+        strangers = load_faces(photo_files(arguments.distractors))
     surrogate = parse_model(arguments.surrogate)
-    targets = [parse_model(target) for target in arguments.target or ["dlib"]]
+    networks = [*(parse_model(target) for target in arguments.target or ["dlib"]), surrogate]
+    crowd = [embed(network, strangers) for network in networks]
+    clean = [{person: embed(network, faces) for person, faces in probes.items()} for network in networks]
 
-    done = set()
-    if arguments.output.exists():
-        with open(arguments.output, newline="") as file:
-            done = {(row["recipe"], row["surrogate"]) for row in csv.DictReader(file)}
-    else:
+    if not arguments.output.exists():
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(",".join(COLUMNS) + "\n")
-    for name in arguments.recipe or RECIPES:
-        if (name, surrogate.name) in done:
+    with open(arguments.output, newline="") as file:
+        done = {(row["recipe"], row["surrogate"]) for row in csv.DictReader(file)}
+
+    for recipe in ("clean", "random", *(arguments.recipe or RECIPES)):
+        if (recipe, surrogate.name) in done:
             continue
-        learnt_from = {person: faces[: arguments.learn] for person, faces in photos.items()}
-        cloaks = fit_many(learnt_from, surrogate, **RECIPES[name])
-        probes = {person: faces[arguments.learn :] for person, faces in photos.items()}
-        evaluation = evaluate(cloaks, probes, [*targets, surrogate], distractors, label=name)
-        controls = not done
-        done.add((name, surrogate.name))
-        cost = next(iter(cloaks.values())).info["image_gradients"]
+        blank = Cloak(torch.zeros(SHAPE), 8 / 255, {"image_gradients": 0})
+        if recipe == "clean":
+            cloaks = dict.fromkeys(photos, blank)
+        elif recipe == "random":
+            cloaks = {person: random_mask(blank, person) for person in photos}
+        else:
+            cloaks = fit_many(learnt_from, surrogate, **RECIPES[recipe])
         with open(arguments.output, "a", newline="") as file:
-            rows = csv.writer(file)
-            for row in evaluation.rows:
-                if row.mask == name or controls:
-                    rates = (row.protection_top1, row.protection_top5, row.linkage_top1, row.mean_similarity)
-                    rows.writerow(
-                        [
-                            row.mask,
-                            surrogate.name,
-                            row.model,
-                            row.model == surrogate.name,
-                            len(photos),
-                            cost if row.mask == name else 0,
-                            *(f"{rate:.4f}" for rate in rates),
-                            " ".join(f"{rates.protection_top1:.4f}" for rates in row.per_person.values()),
-                        ]
-                    )
+            for network, others, originals in zip(networks, crowd, clean, strict=True):
+                rates = []
+                for person, faces in probes.items():
+                    posted = (cloaks[person].apply(faces) * 255).round() / 255
+                    rates.append(person_rates(embed(network, posted), originals[person], others))
+                mean = torch.tensor(rates, dtype=torch.float64).mean(0).tolist()
+                csv.writer(file).writerow(
+                    [
+                        recipe,
+                        surrogate.name,
+                        network.name,
+                        network is surrogate and recipe not in ("clean", "random"),
+                        len(photos),
+                        next(iter(cloaks.values())).info.get("image_gradients", 0),
+                        *(f"{rate:.4f}" for rate in mean),
+                        " ".join(f"{rate.protection_top1:.4f}" for rate in rates),
+                        " ".join(f"{rate.mean_similarity:.4f}" for rate in rates),
+                    ]
+                )
 
 
 if __name__ == "__main__":

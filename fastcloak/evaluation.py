@@ -40,6 +40,7 @@ __all__ = [
     "embed",
     "evaluate",
     "evaluate_photos",
+    "person_rates",
     "protection_ranks",
     "random_mask",
 ]
@@ -344,7 +345,7 @@ def evaluate_photos(
         for label, people in posted.items():
             features = clean_features if label == CLEAN else _embed_people(surrogate, people, label, batch_size)
             per_person = {
-                name: _person_rates(features[name], clean_features[name], _others(stranger_features, name))
+                name: person_rates(features[name], clean_features[name], _others(stranger_features, name))
                 for name in clean
             }
             rows.append(
@@ -401,7 +402,7 @@ def check_photos(
         rates = None
         if n > 1 and strangers:
             crowd = _embed_people(surrogate, strangers, "distractor", batch_size)
-            rates = _person_rates(features, clean_features, torch.cat(list(crowd.values())))
+            rates = person_rates(features, clean_features, torch.cat(list(crowd.values())))
         checks.append(
             ModelCheck(
                 surrogate.name,
@@ -471,8 +472,15 @@ def protection_ranks(probe_features: Tensor, gallery_features: Tensor, distracto
     return torch.stack([1 + (distractors > target[:, None]).sum(1) for target in targets.T], dim=1)
 
 
-def _person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> PersonRates:
-    n = len(clean)  # features [N, D] of the posted pictures, clean [N, D], distractors [M, D]
+def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> PersonRates:
+    """Rates of one person on one network, over the ordered pairs i != j.
+
+    Args:
+        features: [N, D] float, unit features of the posted pictures; N >= 2.
+        clean: [N, D], of the clean pictures, in the same order.
+        distractors: [M, D], of other people's pictures.
+    """
+    n = len(clean)
     both = protection_ranks(features, torch.cat((clean, features)), distractors)  # [N, 2 N]
     pairs = _pairs(n)
     ranks, links = both[:, :n][pairs], both[:, n:][pairs]
