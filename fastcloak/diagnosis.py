@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from fastcloak import __version__, assets
+from fastcloak.device import resolve_device
 from fastcloak.engine import ENGINES, resolve_engine
-from fastcloak.fitting import resolve_device
 from fastcloak.ops import BACKENDS, resolve_backend
 
 __all__ = ["Finding", "diagnose"]

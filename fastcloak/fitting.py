@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fastcloak import __version__
 from fastcloak.cloak import SHAPE, Cloak
+from fastcloak.device import resolve_device, resolve_dtype
 from fastcloak.engine import resolve_engine
 from fastcloak.faces import load_faces
 from fastcloak.hull import OBJECTIVES, build_hull
@@ -427,38 +428,6 @@ def _bytes_per_photo(surrogate: Surrogate) -> int:
     activations = sum(size for address, size in kept.items() if address not in weights)
     del embeddings
     return 2 * activations + 4 * x.numel() * x.element_size()
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """A torch device; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device must be 'auto' or a torch device that this machine has, got {device!r}: {error}"
-        ) from None
-    return place
-
-
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The surrogate's dtype; "auto" is float32.
-
-    Raises:
-        ValueError: not one of the three.
-    """
-    named = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if isinstance(dtype, torch.dtype) and dtype in named.values():
-        return dtype
-    if isinstance(dtype, str) and dtype in named:
-        return named[dtype]
-    raise ValueError(f"dtype must be one of {', '.join(named)} or the torch dtype, got {dtype!r}")
 
 
 def _float32_at_most(value: float) -> float:
