@@ -26,35 +26,36 @@ from fastcloak.photos import photo_files
 
 Recipe = dict[str, Any]
 
-# Recipes of 160 image-gradients cost what OPOM with 16 steps and 10 photos costs. With N photos opom costs 16 N.
+
+def ga(batch_size: int, inner_steps: int, inner: float = 1, **options: Any) -> Recipe:
+    """GA with a look-ahead step of `inner` grey levels."""
+    return {"batch_size": batch_size, "inner_steps": inner_steps, "inner_alpha": inner / 255, **options}
+
+
+# 16 steps with b M = 10 cost 160 image-gradients, what OPOM costs with 10 photos; opom costs 16 N with N photos.
 RECIPES: dict[str, Recipe] = {
     "opom": {"method": "opom"},
     "opom class_center": {"method": "opom", "objective": "class_center"},
     "opom fi_uap": {"method": "opom", "objective": "fi_uap"},
-    "ga b=1 M=10": {"batch_size": 1, "inner_steps": 10},
-    "ga b=2 M=5": {"batch_size": 2, "inner_steps": 5},
-    "ga b=5 M=2": {"batch_size": 5, "inner_steps": 2},
-    "ga b=10 M=1": {"batch_size": 10, "inner_steps": 1},
-    "ga b=1 M=10 inner 0.5": {"batch_size": 1, "inner_steps": 10, "inner_alpha": 0.5 / 255},
-    "ga b=1 M=10 inner 2": {"batch_size": 1, "inner_steps": 10, "inner_alpha": 2 / 255},
-    "ga b=1 M=10 inner 4": {"batch_size": 1, "inner_steps": 10, "inner_alpha": 4 / 255},
-    "ga b=1 M=10 inner 8": {"batch_size": 1, "inner_steps": 10, "inner_alpha": 8 / 255},
-    "ga b=2 M=5 inner 4": {"batch_size": 2, "inner_steps": 5, "inner_alpha": 4 / 255},
-    "ga b=1 M=10 inner 4 normalise": {
-        "batch_size": 1,
-        "inner_steps": 10,
-        "inner_alpha": 4 / 255,
-        "normalise": True,
-    },
-    "ga b=1 M=10 inner 4 momentum": {"batch_size": 1, "inner_steps": 10, "inner_alpha": 4 / 255, "decay": 1.0},
-    "ga b=1 M=20 inner 4": {"batch_size": 1, "inner_steps": 20, "inner_alpha": 4 / 255},
-    "ga b=2 M=5 normalise": {"batch_size": 2, "inner_steps": 5, "normalise": True},
-    "ga b=2 M=5 momentum": {"batch_size": 2, "inner_steps": 5, "decay": 1.0},
-    "ga b=1 M=20": {"batch_size": 1, "inner_steps": 20},
-    "ga b=2 M=10": {"batch_size": 2, "inner_steps": 10},
+    "ga b=1 M=10": ga(1, 10),
+    "ga b=2 M=5": ga(2, 5),
+    "ga b=5 M=2": ga(5, 2),
+    "ga b=10 M=1": ga(10, 1),
+    "ga b=1 M=10 inner 0.5": ga(1, 10, 0.5),
+    "ga b=1 M=10 inner 2": ga(1, 10, 2),
+    "ga b=1 M=10 inner 4": ga(1, 10, 4),
+    "ga b=1 M=10 inner 8": ga(1, 10, 8),
+    "ga b=2 M=5 inner 2": ga(2, 5, 2),
+    "ga b=2 M=5 inner 4": ga(2, 5, 4),
+    "ga b=1 M=10 inner 4 normalise": ga(1, 10, 4, normalise=True),
+    "ga b=1 M=10 inner 4 momentum": ga(1, 10, 4, decay=1.0),
+    "ga b=2 M=5 normalise": ga(2, 5, normalise=True),
+    "ga b=2 M=5 momentum": ga(2, 5, decay=1.0),
+    "ga b=1 M=20 inner 2": ga(1, 20, 2),
+    "ga b=1 M=20 inner 4": ga(1, 20, 4),
+    "ga b=2 M=20": ga(2, 20),
     "opom 64 steps": {"method": "opom", "steps": 64},
-    "ga b=1 M=40": {"batch_size": 1, "inner_steps": 40},
-    "ga b=2 M=20": {"batch_size": 2, "inner_steps": 20},
+    "ga b=1 M=40 inner 2": ga(1, 40, 2),
 }
 
 COLUMNS = (

@@ -16,10 +16,10 @@ from typing import Any
 
 import fastcloak
 from fastcloak.assets import MissingExtraError
+from fastcloak.config import FitConfig
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
 from fastcloak.evaluation import check_photos
-from fastcloak.fitting import FitConfig
 from fastcloak.hull import OBJECTIVES
 from fastcloak.models import Surrogate, load_model
 from fastcloak.photos import photo_files

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from types import ModuleType
@@ -20,19 +20,17 @@ from tqdm import tqdm
 
 from fastcloak import __version__
 from fastcloak.cloak import SHAPE, Cloak
+from fastcloak.config import FitConfig
 from fastcloak.device import resolve_device, resolve_dtype
 from fastcloak.engine import resolve_engine
 from fastcloak.faces import load_faces
-from fastcloak.hull import OBJECTIVES, build_hull
+from fastcloak.hull import build_hull
 from fastcloak.models import Surrogate, load_model, prepare, unit_features
 from fastcloak.ops import resolve_backend
 
 log = logging.getLogger("fastcloak")
 
-METHODS = ("ga", "opom")
 LEAST_PHOTOS = 2
-GA_BATCH_SIZE = 2
-GA_INNER_STEPS = 10
 LARGEST_GAP = 1e-6
 """Duality gap of the hull weights above which a warning is logged; float32 features give about 1e-8."""
 
@@ -54,63 +52,6 @@ class FitManyError(ValueError):
             f"{len(errors)} of {len(errors) + len(cloaks)} people could not be fitted (the others are in .cloaks): "
             f"{listed}{' ...' if len(errors) > 5 else ''}"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """What decides a cloak, besides the photos and the surrogate. `fit` documents each field."""
-
-    method: str = "ga"
-    objective: str = "convex_hull"
-    eps: float = 8 / 255
-    alpha: float = 1 / 255
-    steps: int = 16
-    batch_size: int | None = None
-    inner_steps: int | None = None
-    inner_alpha: float | None = None
-    normalise: bool = False
-    decay: float = 0.0
-    warmup: int = 5
-    lower: float = 0.0
-    upper: float = 1.0
-    random_start: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        def check(condition: bool, name: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
-
-        levels = "in [0, 1] on the scale of pictures in [0, 1]; divide grey levels by 255"
-        check(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
-        check(self.objective in OBJECTIVES, "objective", f"one of {', '.join(OBJECTIVES)}")
-        check(0 <= self.eps <= 1, "eps", levels)
-        check(0 <= self.alpha <= 1, "alpha", levels)
-        check(self.inner_alpha is None or 0 <= self.inner_alpha <= 1, "inner_alpha", levels)
-        check(self.steps >= 0, "steps", "0 or more")
-        check(self.batch_size is None or self.batch_size >= 1, "batch_size", "1 or more")
-        check(self.inner_steps is None or self.inner_steps >= 1, "inner_steps", "1 or more")
-        check(0 <= self.decay <= 1, "decay", "in [0, 1]")
-        check(self.warmup >= 0, "warmup", "0 or more")
-        check(self.lower < self.upper <= 1, "upper", f"above lower = {self.lower} and at most 1")
-        if self.method == "opom" and (self.batch_size, self.inner_steps, self.inner_alpha) != (None, None, None):
-            raise ValueError(
-                "batch_size, inner_steps and inner_alpha belong to method 'ga': 'opom' takes all photos in one step"
-            )
-        zero_start = ("fi_uap", "affine_hull") if self.warmup else ("fi_uap", "affine_hull", "convex_hull")
-        if not self.random_start and self.objective in zero_start:
-            raise ValueError(
-                f"random_start must be True for {self.objective}: an uncloaked photo lies in its own hull, where the "
-                "gradient is zero; or take class_center, or convex_hull with warmup of 1 or more"
-            )
-
-    def batch(self, photos: int) -> int:
-        """Photos per inner step for a person with this many."""
-        return photos if self.method == "opom" else min(self.batch_size or GA_BATCH_SIZE, photos)
-
-    def inner(self) -> int:
-        """Inner steps per step."""
-        return 1 if self.method == "opom" else self.inner_steps or GA_INNER_STEPS
 
 
 def fit(
@@ -151,11 +92,11 @@ def fit(
         eps: largest change of a pixel, on the [0, 1] scale.
         alpha: step on the [0, 1] scale.
         steps: signed steps of the mask. 0 gives an empty mask.
-        batch_size: ga: photos per inner step, at most N. None: 2 (our ablation, docs/method.md).
+        batch_size: ga: photos per inner step, at most N. None: 1 (our ablation, docs/method.md).
         inner_steps: ga: inner steps accumulated into one step. None: 10 (our ablation).
-        inner_alpha: ga: step of the look-ahead. None: alpha.
+        inner_alpha: ga: step of the look-ahead. None: 2 alpha (our ablation).
         normalise: ga: accumulate g / mean|g| instead of g.
-        decay: momentum of the outer step, 0 to 1.
+        decay: momentum of the outer step, 0 to 1, on g / mean|g|. (The published code keeps a velocity per photo.)
         warmup: convex_hull: first steps that use class_center, to leave the hull.
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.
@@ -164,8 +105,8 @@ def fit(
         device: "auto" (CUDA where there is one), or a torch device.
         backend: "auto", "reference" or "triton": what computes the hot operations.
         engine: "auto" or "eager": how a step is launched.
-        dtype: of the surrogate: "auto" or "float32", "bfloat16", "float16" or a torch dtype. The mask, its gradients
-            and the hull are always float32 or better.
+        dtype: of the surrogate: "auto" or "float32", or "bfloat16", or the torch dtype. The mask, its gradients and
+            the hull are always float32 or better.
         progress: None: a bar if the terminal shows one; True or False: always, never; or a function that is called
             with (steps done, steps in all).
 
@@ -176,6 +117,7 @@ def fit(
     Raises:
         ValueError: bad input; the message names it, what was expected and the cure.
         FloatingPointError: NaN or Inf in the surrogate's embeddings or gradients, with the step.
+        TypeError: images or a model of a type that cannot be taken.
 
     Source: OPOM (Zhong and Deng, TPAMI 2022); GA-OPOM (Liu et al., arXiv 2401.01575).
     """
@@ -219,6 +161,13 @@ def fit_many(
         ValueError: a bad option.
         FitManyError: one or more people could not be fitted. All others were, and are in its `.cloaks`.
     """
+    unknown = set(options) - {field.name for field in fields(FitConfig)}
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are the keyword arguments of fit")
+    if not isinstance(people, Mapping):
+        raise TypeError(f"people must be a mapping of name -> photos, got {type(people).__name__}")
+    if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
+        raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
     config = FitConfig(**options)
     place = resolve_device(device)
     backend, ops = resolve_backend(backend, place)
@@ -245,7 +194,7 @@ def fit_many(
             for i, name in enumerate(group):
                 try:
                     cloaks[name] = _cloak(learnt, i, faces.shape[1], config, {**made_by, "seconds": seconds})
-                except FloatingPointError as error:
+                except (FloatingPointError, ValueError) as error:
                     errors[name] = error
     cloaks = {name: cloaks[name] for name in people if name in cloaks}
     if errors:
@@ -264,6 +213,7 @@ class _Learnt:
     delta: torch.Tensor  # [P, 3, 112, 112]
     losses: torch.Tensor  # [steps, P], mean over the photos of the step
     gap: torch.Tensor  # [P], largest duality gap of any hull weights
+    moved: torch.Tensor  # [P] bool, whether any gradient was other than zero
 
 
 def _learn(
@@ -278,8 +228,6 @@ def _learn(
     P, N = faces.shape[:2]
     b, inner_steps, opom = config.batch(N), config.inner(), config.method == "opom"
     eps = _float32_at_most(config.eps)
-    inner_alpha = config.alpha if config.inner_alpha is None else config.inner_alpha
-
     hull = build_hull(features, config.objective)
     start, order = _draws(config, N, faces.device)
 
@@ -288,6 +236,7 @@ def _learn(
     pictures = faces.new_empty(P, b, *SHAPE)
     losses = faces.new_zeros(config.steps, P)
     largest_gap = faces.new_zeros(P)
+    moved = torch.zeros(P, dtype=torch.bool, device=faces.device)
 
     for t in range(config.steps if config.eps else 0):
         warming = config.objective == "convex_hull" and t < config.warmup
@@ -300,6 +249,8 @@ def _learn(
 
             x = pictures.detach().requires_grad_()
             embeddings = surrogate(x.flatten(0, 1)).unflatten(0, (P, b))
+            if not embeddings.requires_grad:
+                raise ValueError(_no_gradient(surrogate))
             loss, slope, gap = ops.hull_loss(
                 embeddings.detach(),
                 hull.points,
@@ -310,22 +261,33 @@ def _learn(
                 config.lower,
                 config.upper,
             )
-            (grads,) = torch.autograd.grad(embeddings, x, slope)
+            (grads,) = torch.autograd.grad(embeddings, x, slope, allow_unused=True)
+            if grads is None:
+                raise ValueError(_no_gradient(surrogate))
 
-            ops.accumulate_step_(grads, acc, delta_in, inner_alpha, eps, config.normalise)
+            ops.accumulate_step_(grads, acc, delta_in, config.look_ahead(), eps, config.normalise)
             losses[t] += loss.mean(1) / inner_steps
             torch.maximum(largest_gap, gap.amax(1), out=largest_gap)
+        moved |= acc.flatten(1).any(1)
         if opom:  # as published: of the last mask only what clipping left of it goes on
             delta.copy_((pictures - faces).mean(1))
         ops.outer_step_(acc, velocity, delta, delta_in, config.alpha, eps, config.decay)
         tick()
-    return _Learnt(delta, losses, largest_gap)
+    return _Learnt(delta, losses, largest_gap, moved)
+
+
+def _no_gradient(surrogate: Surrogate) -> str:
+    return (
+        f"{surrogate.name} must be differentiable with respect to the pictures, got an output without a gradient; "
+        "remove no_grad, detach, numpy and rounding from it"
+    )
 
 
 def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Start noise [1 or N, 3, 112, 112] and photo indices [steps, inner_steps, b], the same for every person.
 
-    ga draws photos without replacement until all were used, then reshuffles, on through all steps.
+    ga draws photos without replacement until all were used, then reshuffles, on through all steps; a batch at the end
+    of one pass takes its rest from the next, so that all photos are used equally often.
     """
     generator = torch.Generator().manual_seed(config.seed)
     b, inner_steps, opom = config.batch(photos), config.inner(), config.method == "opom"
@@ -340,7 +302,7 @@ def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.
 
 
 def _cloak(learnt: _Learnt, person: int, photos: int, config: FitConfig, made_by: dict[str, Any]) -> Cloak:
-    """The cloak of one person of a pass, or FloatingPointError."""
+    """The cloak of one person of a pass, or what went wrong with it."""
     delta, losses = learnt.delta[person].cpu().contiguous(), learnt.losses[:, person].cpu()
     if not (losses.isfinite().all() and delta.isfinite().all()):
         bad = (~losses.isfinite()).nonzero()
@@ -349,15 +311,20 @@ def _cloak(learnt: _Learnt, person: int, photos: int, config: FitConfig, made_by
             f"the surrogate's embeddings or gradients became NaN or Inf at step {step + 1} of {config.steps}; "
             "check the network (and its scale and shift), or use dtype='float32'"
         )
+    if len(losses) and config.eps and not learnt.moved[person]:
+        raise ValueError(
+            "the gradient was zero at every step, so that nothing was learnt: the network must be differentiable and "
+            "give different embeddings for different photos"
+        )
     gap = learnt.gap[person].item()
-    if gap > LARGEST_GAP:
+    if not gap <= LARGEST_GAP:  # also true for NaN
         log.warning("hull weights were found only to a duality gap of %.1e (expected below %.0e)", gap, LARGEST_GAP)
     b, inner_steps = config.batch(photos), config.inner()
     info = {
         **asdict(config),
         "batch_size": b,
         "inner_steps": inner_steps,
-        "inner_alpha": config.alpha if config.inner_alpha is None else config.inner_alpha,
+        "inner_alpha": config.look_ahead(),
         "photos": photos,
         "image_gradients": config.steps * inner_steps * b if config.eps else 0,
         "losses": losses.tolist(),

@@ -24,6 +24,8 @@ class TinyNet(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 fan_in = module.weight[0].numel()
                 module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
+                if module.bias is not None:
+                    module.bias.data = 0.1 * torch.randn(module.bias.shape, generator=generator)
         self.body[1].running_mean.uniform_(-0.2, 0.2, generator=generator)
         self.body[1].running_var.uniform_(0.5, 1.5, generator=generator)
         self.eval()

@@ -1,0 +1,133 @@
+"""The options that decide a cloak, checked once."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastcloak.hull import OBJECTIVES
+
+METHODS = ("ga", "opom")
+GA_BATCH_SIZE = 1
+GA_INNER_STEPS = 10
+GA_INNER_ALPHA = 2.0
+"""Step of the look-ahead in units of alpha. These three come from our ablation: docs/method.md."""
+MOST_STEPS = 1_000_000
+
+LEVELS = "in [0, 1] on the scale of pictures in [0, 1]; divide grey levels by 255"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What decides a cloak, besides the photos and the surrogate. `fit` documents each field.
+
+    Numbers of numpy and 0-d tensors are taken as plain ones.
+
+    Raises:
+        ValueError: an option out of range or of another kind.
+    """
+
+    method: str = "ga"
+    objective: str = "convex_hull"
+    eps: float = 8 / 255
+    alpha: float = 1 / 255
+    steps: int = 16
+    batch_size: int | None = None
+    inner_steps: int | None = None
+    inner_alpha: float | None = None
+    normalise: bool = False
+    decay: float = 0.0
+    warmup: int = 5
+    lower: float = 0.0
+    upper: float = 1.0
+    random_start: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._choice("method", METHODS)
+        self._choice("objective", OBJECTIVES)
+        self._real("eps", 0, 1, LEVELS)
+        self._real("alpha", 0, 1, LEVELS)
+        self._whole("steps", 0, MOST_STEPS)
+        if self.batch_size is not None:
+            self._whole("batch_size", 1, MOST_STEPS)
+        if self.inner_steps is not None:
+            self._whole("inner_steps", 1, MOST_STEPS)
+        if self.inner_alpha is not None:
+            self._real("inner_alpha", 0, 1, LEVELS)
+        self._switch("normalise")
+        self._real("decay", 0, 1, "in [0, 1]")
+        self._whole("warmup", 0, MOST_STEPS)
+        self._real("lower", -1e3, 1, "in [-1000, 1]")
+        self._real("upper", self.lower, 1, f"above lower = {self.lower:g} and at most 1")
+        self._switch("random_start")
+        self._whole("seed", -(2**63), 2**63 - 1)
+        if self.steps * self.inner() > MOST_STEPS:
+            raise ValueError(f"steps * inner_steps must be at most {MOST_STEPS}, got {self.steps * self.inner()}")
+        if self.method == "opom" and (self.batch_size, self.inner_steps, self.inner_alpha) != (None, None, None):
+            raise ValueError(
+                "batch_size, inner_steps and inner_alpha belong to method 'ga': 'opom' takes all photos in one step"
+            )
+        zero_start = ("fi_uap", "affine_hull") if self.warmup else ("fi_uap", "affine_hull", "convex_hull")
+        if not self.random_start and self.objective in zero_start:
+            raise ValueError(
+                f"random_start must be True for {self.objective}: an uncloaked photo lies in its own hull, where the "
+                "gradient is zero; or take class_center, or convex_hull with warmup of 1 or more"
+            )
+
+    def batch(self, photos: int) -> int:
+        """Photos per inner step for a person with this many."""
+        return photos if self.method == "opom" else min(self.batch_size or GA_BATCH_SIZE, photos)
+
+    def inner(self) -> int:
+        """Inner steps per step."""
+        return 1 if self.method == "opom" else self.inner_steps or GA_INNER_STEPS
+
+    def look_ahead(self) -> float:
+        """Step of the look-ahead mask; opom has none."""
+        if self.method == "opom":
+            return 0.0
+        return min(GA_INNER_ALPHA * self.alpha, 1.0) if self.inner_alpha is None else self.inner_alpha
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _choice(self, name: str, choices: tuple[str, ...]) -> None:
+        got = getattr(self, name)
+        if not isinstance(got, str) or got not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got!r}")
+
+    def _whole(self, name: str, least: int, most: int) -> None:
+        got = getattr(self, name)
+        expected = f"{name} must be a whole number, {least} or more" + (
+            "" if most == MOST_STEPS else f", at most {most}"
+        )
+        if isinstance(got, (bool, np.bool_)):
+            raise ValueError(f"{expected}, got {got!r}")
+        try:
+            number = operator.index(got)
+        except TypeError:
+            raise ValueError(f"{expected}, got {got!r}") from None
+        if not least <= number <= most:
+            raise ValueError(f"{expected}{f' and at most {most}' if number > most else ''}, got {number}")
+        self._set(name, number)
+
+    def _real(self, name: str, least: float, most: float, expected: str) -> None:
+        got = getattr(self, name)
+        try:
+            number = math.nan if isinstance(got, (bool, str, bytes, np.bool_)) else float(got)
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if not least <= number <= most:
+            raise ValueError(f"{name} must be {expected}, got {got!r}")
+        self._set(name, number)
+
+    def _switch(self, name: str) -> None:
+        got = getattr(self, name)
+        if not isinstance(got, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, got {got!r}")
+        self._set(name, bool(got))
