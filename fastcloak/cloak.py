@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -42,7 +44,8 @@ class Cloak:
             backend and engine that ran. Nothing of the photos.
 
     Raises:
-        ValueError: delta of another shape or dtype, not finite, or beyond eps.
+        ValueError: delta of another shape or dtype, not finite, or beyond eps; eps that is not a number in [0, 1]; info
+            that JSON cannot hold.
     """
 
     delta: torch.Tensor
@@ -50,35 +53,54 @@ class Cloak:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        eps: object = self.eps
+        info: object = self.info
         got = f"{self.delta.dtype} {list(self.delta.shape)} on {self.delta.device}"
         if tuple(self.delta.shape) != SHAPE or self.delta.dtype != torch.float32 or self.delta.device.type != "cpu":
             raise ValueError(f"delta must be a float32 CPU tensor {list(SHAPE)}, got {got}")
+        # A bool is a number to Python, and not to anyone who writes eps.
+        if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+            raise ValueError(f"eps must be a number in [0, 1], got {eps!r}; pass a float such as 8 / 255")
+        # The file holds repr(eps), and NumPy's numbers have reprs of their own.
+        object.__setattr__(self, "eps", float(eps))
         if not 0 <= self.eps <= 1:
             raise ValueError(f"eps must be in [0, 1], got {self.eps}; grey levels are divided by 255")
         largest = self.delta.abs().max().item()
         if not largest <= self.eps:  # also true for NaN
             raise ValueError(f"|delta| must be at most eps = {self.eps}, got {largest}")
+        if not isinstance(info, Mapping):
+            raise ValueError(f"info must be a mapping, got {type(info).__name__}; pass a dict")
+        try:
+            json.dumps(dict(info))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"info must hold only what JSON can: {error}; turn arrays into lists, NumPy's numbers into float"
+            ) from error
 
     def apply(self, images: Images) -> Images:
         """Adds the mask to aligned crops: clip(x + delta, 0, 1).
 
         Args:
             images: a 112x112 RGB PIL image; a tensor or array [.., 3, 112, 112], or array [.., 112, 112, 3], uint8 or
-                float in [0, 1]; or a list of these.
+                float of 16 to 64 bits in [0, 1], in any memory layout; or a list of these.
 
         Returns:
             The same type, shape and dtype, as a new object. uint8 is rounded to the nearest level, never truncated.
 
         Raises:
-            ValueError: another size or range. For photos of any size use `fastcloak.protect`.
+            ValueError: another size, dtype, range or PIL mode. For photos of any size use `fastcloak.protect`.
             TypeError: another type.
         """
         if isinstance(images, list):
             return [self.apply(image) for image in images]
         if isinstance(images, Image.Image):
-            return Image.fromarray(self.apply(np.array(images.convert("RGB"))))
+            if images.mode != "RGB":
+                raise ValueError(
+                    f"PIL images must be of mode RGB, got {images.mode}; image.convert('RGB') makes one, without alpha"
+                )
+            return Image.fromarray(self.apply(np.array(images)))
         if isinstance(images, np.ndarray):
-            return self.apply(torch.from_numpy(images)).numpy()
+            return self.apply(torch.from_numpy(_for_torch(images))).numpy().astype(images.dtype, copy=False)
         if not isinstance(images, torch.Tensor):
             raise TypeError(
                 f"images must be a PIL image, an array, a tensor or a list of these, got {type(images).__name__}"
@@ -143,9 +165,18 @@ def load(path: str | os.PathLike[str]) -> Cloak:
             f"{path} was altered or damaged: its hash does not match its content; fit or copy it again"
         )
     try:
+        # RecursionError: lists within lists within lists.
         return Cloak(delta, float(metadata["eps"]), json.loads(metadata["info"]))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise CloakFileError(f"{path} holds no valid cloak: {error}") from error
+
+
+def _for_torch(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same array, or where PyTorch would refuse its strides, byte order or read-only memory, a copy."""
+    native = images.dtype.newbyteorder("=")
+    if native not in (np.uint8, np.float16, np.float32, np.float64):
+        raise ValueError(f"images must be uint8 or float of 16 to 64 bits in [0, 1], got {images.dtype}; convert them")
+    return np.require(images, native, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
 def _digest(delta: torch.Tensor, metadata: Mapping[str, str]) -> str:

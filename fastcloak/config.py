@@ -14,8 +14,8 @@ from fastcloak.hull import OBJECTIVES
 METHODS = ("ga", "opom")
 GA_BATCH_SIZE = 1
 GA_INNER_STEPS = 10
-GA_INNER_ALPHA = 2.0
-"""Step of the look-ahead in units of alpha. These three come from our ablation: docs/method.md."""
+GA_INNER_ALPHA = 0.5
+"""Step of the look-ahead in units of eps. These three come from our ablation: docs/method.md."""
 MOST_STEPS = 1_000_000
 
 LEVELS = "in [0, 1] on the scale of pictures in [0, 1]; divide grey levels by 255"
@@ -91,7 +91,7 @@ class FitConfig:
         """Step of the look-ahead mask; opom has none."""
         if self.method == "opom":
             return 0.0
-        return min(GA_INNER_ALPHA * self.alpha, 1.0) if self.inner_alpha is None else self.inner_alpha
+        return GA_INNER_ALPHA * self.eps if self.inner_alpha is None else self.inner_alpha
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

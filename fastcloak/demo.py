@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastcloak.assets import ORL_PEOPLE, ORL_PHOTOS, orl_folder
 from fastcloak.cloak import Cloak
-from fastcloak.evaluation import Evaluation, evaluate_photos, random_mask
+from fastcloak.evaluation import evaluate_photos, random_mask
 from fastcloak.faces import load_faces
 from fastcloak.fitting import Progress, fit_many
 from fastcloak.models import load_model
 from fastcloak.report import plot_protection, save_comparison
+from fastcloak.results import Evaluation
 
 __all__ = ["Demo", "run_demo"]
 
 LEARNT_FROM = 6
 """The first photos of a person teach the cloak, the other four judge it."""
 SHOWN = 3
+GA_ONLY = ("batch_size", "inner_steps", "inner_alpha")
+"""Options of `fit_many` that method opom refuses."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +46,42 @@ def run_demo(
     folder: str | Path = "fastcloak-demo",
     *,
     people: int = 6,
+    strangers: int | None = None,
     progress: Progress = None,
     say: Callable[[str], None] = lambda line: None,
+    **fit_options: Any,
 ) -> Demo:
     """Learns cloaks with OPOM and GA-OPOM on SFace and measures what they do on dlib and SFace.
 
     The first `people` of the 40 ORL people get a cloak from six of their photos and are judged on the other four. The
-    photos of the others are the distractors.
+    photos of the next `strangers` people are the distractors.
 
     Args:
         folder: where pictures and cloak files go; made if it is not there.
         people: how many people, 1 to 39.
+        strangers: how many of the others are distractors, 1 to 40 - people; None: all of them.
         progress: as in `fit`.
         say: is told what comes next, in a line.
+        fit_options: other options of `fit_many`; those that only ga has are for ga.
 
     Returns:
         `Demo`.
 
     Raises:
-        ValueError: people out of range.
+        ValueError: people or strangers out of range, or what `fit_many` refuses.
         MissingExtraError: the `demo` extra is not installed.
         OSError: the folder cannot be written.
     """
     if not 1 <= people < ORL_PEOPLE:
         raise ValueError(f"people must be 1 to {ORL_PEOPLE - 1}, the others are distractors; got {people}")
+    strangers = ORL_PEOPLE - people if strangers is None else strangers
+    if not 1 <= strangers <= ORL_PEOPLE - people:
+        raise ValueError(f"strangers must be 1 to {ORL_PEOPLE - people} beside {people} people, got {strangers}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    say(f"Detecting and aligning the {ORL_PEOPLE * ORL_PHOTOS} ORL photos ...")
-    photos = {f"s{person}": _orl_person(person) for person in range(1, ORL_PEOPLE + 1)}
+    say(f"Detecting and aligning {(people + strangers) * ORL_PHOTOS} ORL photos ...")
+    photos = {f"s{person}": _orl_person(person) for person in range(1, people + strangers + 1)}
     cloaked = dict(list(photos.items())[:people])
     distractors = dict(list(photos.items())[people:])
     learnt_from = {name: faces[:LEARNT_FROM] for name, faces in cloaked.items()}
@@ -80,7 +91,8 @@ def run_demo(
     cloaks: dict[str, dict[str, Cloak]] = {}
     for method in ("opom", "ga"):
         say(f"Learning {people} cloaks on SFace with {method} ...")
-        cloaks[method] = fit_many(learnt_from, surrogate, method=method, progress=progress)
+        options = {name: value for name, value in fit_options.items() if method == "ga" or name not in GA_ONLY}
+        cloaks[method] = fit_many(learnt_from, surrogate, method=method, progress=progress, **options)
 
     say("Judging them on dlib, which no cloak was learnt on, and on SFace ...")
     masks = {"random": {name: random_mask(cloak, name) for name, cloak in cloaks["ga"].items()}, **cloaks}

@@ -18,10 +18,10 @@ protection rate; linkage is not part of its protocol.
 
 from __future__ import annotations
 
+import operator
 import zlib
-from collections.abc import Collection, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +29,11 @@ from torch import Tensor
 from fastcloak.cloak import Cloak
 from fastcloak.faces import load_faces
 from fastcloak.models import Surrogate, load_model, unit_features
+from fastcloak.results import CLEAN, RANDOM, Check, Evaluation, ModelCheck, PersonRates, Row
 
 __all__ = [
     "Check",
     "Evaluation",
-    "ModelCheck",
-    "PersonRates",
-    "Row",
     "check_photos",
     "embed",
     "evaluate",
@@ -45,183 +43,8 @@ __all__ = [
     "random_mask",
 ]
 
-# The names of the two control rows: no mask, and a random sign mask.
-CLEAN = "clean"
-RANDOM = "random"
-
-
-class PersonRates(NamedTuple):
-    """What one network makes of one person's pictures: means over the ordered pairs i != j of that person.
-
-    The three rates are in [0, 1], `mean_similarity` (cosine of probe i and clean j) in [-1, 1].
-    """
-
-    protection_top1: float
-    protection_top5: float
-    linkage_top1: float
-    mean_similarity: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network (`model`) judging one kind of picture (`mask`); the four rates are the mean over people.
-
-    `mask` is "clean" (no mask), "random" (a random sign mask) or the label given to the evaluation. `white_box` says
-    that a cloak in this row was learnt on this network, alone or among others: such rows show how well the learning
-    went, not protection from strangers. `largest_change` is measured on the rounded pictures, in grey levels. In a
-    clean row, linkage is simply the rate at which the network recognises the person.
-    """
-
-    model: str
-    mask: str
-    white_box: bool
-    largest_change: int
-    protection_top1: float
-    protection_top5: float
-    linkage_top1: float
-    mean_similarity: float
-    per_person: Mapping[str, PersonRates]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Rows of one or several masks on the same people: `pairs` in all, each against at least `distractors` photos.
-
-    Evaluations of different labels or models add up: `evaluate(opom, ...) + evaluate(ga, ...)`.
-    """
-
-    people: tuple[str, ...]
-    pairs: int
-    distractors: int
-    rows: tuple[Row, ...]
-
-    def __add__(self, other: Evaluation) -> Evaluation:
-        """Join the rows of both; a control row that both hold appears once.
-
-        Raises:
-            ValueError: they are not about the same people, pairs and distractors, or both hold a label on a model.
-        """
-        for field in ("people", "pairs", "distractors"):
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
-                raise ValueError(f"evaluations to add must agree on {field}, got {mine} and {theirs}")
-        # A random mask of another strength is another control.
-        controls = {(row.model, row.mask, row.largest_change) for row in self.rows if row.mask in (CLEAN, RANDOM)}
-        added = [row for row in other.rows if (row.model, row.mask, row.largest_change) not in controls]
-        labels = {(row.model, row.mask) for row in self.rows if row.mask not in (CLEAN, RANDOM)}
-        for row in added:
-            if (row.model, row.mask) in labels:
-                raise ValueError(
-                    f"both evaluations hold mask {row.mask!r} on {row.model!r}; give them different labels"
-                )
-        return Evaluation(self.people, self.pairs, self.distractors, (*self.rows, *added))
-
-    def table(self) -> str:
-        """Lay the rows out in aligned columns, rates in percent, the rows of a model together."""
-        header = ("model", "mask", "change", "Top-1", "Top-5", "linkage", "cosine")
-        lines = [
-            (
-                row.model + ("*" if row.white_box else ""),
-                row.mask,
-                str(row.largest_change),
-                _percent(row.protection_top1),
-                _percent(row.protection_top5),
-                _percent(row.linkage_top1),
-                f"{row.mean_similarity:.3f}",
-            )
-            for model in dict.fromkeys(row.model for row in self.rows)
-            for row in self.rows
-            if row.model == model
-        ]
-        return "\n".join(
-            [
-                *_aligned(header, lines, left=2),
-                "",
-                f"{len(self.people)} people, {self.pairs} pairs, each against {self.distractors} or more distractors; "
-                "every person weighs the same.",
-                "change: largest change of a pixel, grey levels.  * white box: learnt on this model.",
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
-                "linkage: % of pairs where the posted pictures of a person match each other first; lower is better.",
-                "cosine: mean similarity of a posted picture to another, clean picture of the person.",
-            ]
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`."""
-        return {
-            "people": list(self.people),
-            "pairs": self.pairs,
-            "distractors": self.distractors,
-            "rows": [
-                {**asdict(row), "per_person": {name: rates._asdict() for name, rates in row.per_person.items()}}
-                for row in self.rows
-            ],
-        }
-
-
-@dataclass(frozen=True)
-class ModelCheck:
-    """One network's view of one person's originals and their protected versions; cosines, one per photo.
-
-    `to_own[i]` compares protected i with original i, `to_others[i]` with the other originals (their mean), and
-    `originals[i]` is that last number before protection: original i with the other originals. With a single photo
-    `to_others` and `originals` are empty. `rates` needs two photos or more and distractors, and is None otherwise.
-    """
-
-    model: str
-    to_own: tuple[float, ...]
-    to_others: tuple[float, ...]
-    originals: tuple[float, ...]
-    rates: PersonRates | None
-
-
-@dataclass(frozen=True)
-class Check:
-    """What several networks make of one person's protected photos: see `check_photos`."""
-
-    photos: int
-    distractors: int
-    models: tuple[ModelCheck, ...]
-
-    def table(self) -> str:
-        """Lay the networks out in aligned columns: mean cosines, and rates in percent where they are known."""
-        header = ("model", "own original", "other originals", "before", "Top-1", "Top-5", "linkage")
-        lines = [
-            (
-                check.model,
-                *(_cosine(values) for values in (check.to_own, check.to_others, check.originals)),
-                *(("-",) * 3 if check.rates is None else map(_percent, check.rates[:3])),
-            )
-            for check in self.models
-        ]
-        return "\n".join(
-            [
-                *_aligned(header, lines, left=1),
-                "",
-                f"{self.photos} photos, {self.distractors} distractors.",
-                "own original, other originals: mean cosine of a protected photo to them; lower protects more.",
-                "before: mean cosine of the originals to each other.",
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
-                "linkage: % of pairs where the protected photos match each other first; lower is better.",
-            ]
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`."""
-        return {
-            "photos": self.photos,
-            "distractors": self.distractors,
-            "models": [
-                {
-                    "model": check.model,
-                    "to_own": list(check.to_own),
-                    "to_others": list(check.to_others),
-                    "originals": list(check.originals),
-                    "rates": None if check.rates is None else check.rates._asdict(),
-                }
-                for check in self.models
-            ],
-        }
+# A random generator takes seeds from here to beyond the end by more than a checksum of 32 bits adds to them.
+LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
 
 
 def evaluate(
@@ -247,7 +70,8 @@ def evaluate(
             is a list within the list.
         distractors: photos of other people; or name -> photos, of which a person of the same name is not compared
             with their own; or None or empty: the other people's clean probes.
-        label: the name of these cloaks in the rows; not "clean" or "random".
+        label: the name of these cloaks in the rows; not "clean" or "random". They are white box on the models whose
+            names stand in the `info["models"]` of any of them: it goes by name.
         batch_size: pictures per forward pass.
         seed: of the random masks, whose signs depend on it and on the person's name only.
         device: where models are loaded; whatever `load_model` takes.
@@ -257,13 +81,22 @@ def evaluate(
 
     Raises:
         ValueError: cloaks and probes name different people, fewer than two photos of a person, no distractors for a
-            person, two models of one name, or a reserved label.
+            person, two models of one name, a reserved label, or a batch size or seed that is not a whole number.
+        TypeError: cloaks or probes that are not name -> cloak and name -> photos.
         FloatingPointError: an embedding that is not finite or has no direction.
     """
+    batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, LEAST_SEED, LARGEST_SEED)
+    _check_named("cloaks", "Cloak", cloaks)
+    _check_named("probes", "photos", probes)
+    for name, cloak in cloaks.items():
+        if not isinstance(cloak, Cloak):
+            raise TypeError(
+                f"cloaks[{name!r}] must be a Cloak, got {type(cloak).__name__}; fastcloak.load reads a cloak file"
+            )
     if label == RANDOM:
         raise ValueError(f"label {label!r} is the name of a control row; give another")
     if set(cloaks) != set(probes):
-        uncloaked, unphotographed = sorted(set(probes) - set(cloaks)), sorted(set(cloaks) - set(probes))
+        uncloaked, unphotographed = _sorted(set(probes) - set(cloaks)), _sorted(set(cloaks) - set(probes))
         raise ValueError(
             f"cloaks and probes must name the same people, got no cloak for {uncloaked} and no probes for "
             f"{unphotographed}; leave these out of both"
@@ -300,8 +133,8 @@ def evaluate_photos(
         protected: label -> person -> the same photos in the same order, protected. "clean" is reserved.
         models: as in `evaluate`.
         distractors: as in `evaluate`.
-        learnt_on: label -> names of the models its masks were learnt on: its white-box rows. An ensemble is white
-            box if any of its members is.
+        learnt_on: label -> names of the models its masks were learnt on: its white-box rows. It goes by name: the same
+            network under another name is not recognised. An ensemble is white box if any of its members is.
         batch_size: pictures per forward pass.
         device: where models are loaded; whatever `load_model` takes.
 
@@ -310,8 +143,13 @@ def evaluate_photos(
 
     Raises:
         ValueError: as in `evaluate`; or no people; or a label that lacks or adds people or photos.
+        TypeError: originals or a label that are not name -> photos.
         FloatingPointError: as in `evaluate`.
     """
+    batch_size = _whole("batch_size", batch_size, 1)
+    _check_named("originals", "photos", originals)
+    for label, people in protected.items():
+        _check_named(f"protected[{label!r}]", "photos", people)
     if CLEAN in protected:
         raise ValueError(f"label {CLEAN!r} is the name of a control row; give another")
     if not originals:
@@ -323,9 +161,8 @@ def evaluate_photos(
     posted = {CLEAN: clean}
     for label, people in protected.items():
         if set(people) != set(clean):
-            raise ValueError(
-                f"{label!r} must hold the people of the originals, got differences {sorted(set(people) ^ set(clean))}"
-            )
+            differences = _sorted(set(people) ^ set(clean))
+            raise ValueError(f"{label!r} must hold the people of the originals, got differences {differences}")
         posted[label] = {name: _pixels(people[name]) for name in clean}
         for name in clean:
             _check_paired(clean[name], posted[label][name], f"{label!r} pictures of {name!r}")
@@ -385,9 +222,11 @@ def check_photos(
         One `ModelCheck` per model. The rates are those of `evaluate`, for this person alone.
 
     Raises:
-        ValueError: no photos, different numbers of originals and protected photos, or two models of one name.
+        ValueError: no photos, different numbers of originals and protected photos, two models of one name, or a batch
+            size that is not a whole number.
         FloatingPointError: an embedding that is not finite or has no direction.
     """
+    batch_size = _whole("batch_size", batch_size, 1)
     clean, posted = _pixels(originals), _pixels(protected)
     _check_paired(clean, posted, "protected photos")
     n = len(clean)
@@ -423,8 +262,14 @@ def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
         name: of the person. The signs depend on it and on the seed only: a person's random mask stays the same whoever
             else is evaluated, so control rows can be merged.
         seed: of the signs.
+
+    Raises:
+        ValueError: a seed that is not a whole number of 64 bits.
     """
-    generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+    seed = _whole("seed", seed, LEAST_SEED, LARGEST_SEED)
+    # Names may be numbers, or file names that are no proper Unicode.
+    own = zlib.crc32(str(name).encode(errors="backslashreplace"))
+    generator = torch.Generator().manual_seed(seed + own)
     signs = torch.randint(0, 2, cloak.delta.shape, generator=generator, dtype=torch.float32) * 2 - 1
     # The nearest float32 may lie above eps, and a cloak must not: this mask's bound is that float32.
     eps = torch.tensor(cloak.eps, dtype=torch.float32).item()
@@ -444,8 +289,10 @@ def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: s
         [N, D] float32 on the surrogate's device, rows of length 1.
 
     Raises:
+        ValueError: a batch size that is not a whole number of 1 or more.
         FloatingPointError: an embedding that is not finite, or is zero and so has no direction.
     """
+    batch_size = _whole("batch_size", batch_size, 1)
     try:
         return unit_features(surrogate, faces / 255 if faces.dtype == torch.uint8 else faces, batch_size)
     except FloatingPointError as error:
@@ -492,6 +339,30 @@ def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> Person
     )
 
 
+def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    expected = f"{name} must be a whole number, {least} or more" + ("" if most is None else f", at most {most}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{expected}, got {value!r}") from None
+    if isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise ValueError(f"{expected}, got {value!r}")
+    return number
+
+
+def _check_named(name: str, what: str, people: Any) -> None:
+    if not isinstance(people, Mapping):
+        raise TypeError(
+            f"{name} must be a mapping of a person's name -> {what}, got {type(people).__name__}; for one person pass "
+            "{'me': ...}"
+        )
+
+
+def _sorted(names: Collection[Any]) -> list[Any]:
+    # Names of different types have no order of their own.
+    return sorted(names, key=str)
+
+
 def _mean(people: Collection[PersonRates]) -> PersonRates:
     return PersonRates(*(sum(rate) / len(people) for rate in zip(*people, strict=True)))
 
@@ -516,6 +387,11 @@ def _pixels(images: Any) -> Tensor:
 
 
 def _is_empty(images: Any) -> bool:
+    # As a path it would be the current folder.
+    if isinstance(images, str) and not images:
+        raise ValueError(
+            "photos and distractors must not be the empty path, got ''; name a folder, or pass None for none"
+        )
     if isinstance(images, Mapping):
         return all(_is_empty(group) for group in images.values())
     return images is None or (isinstance(images, Sized) and len(images) == 0)
@@ -547,23 +423,3 @@ def _check_paired(clean: Tensor, posted: Tensor, what: str) -> None:
 
 def _largest_change(clean: Tensor, posted: Tensor) -> int:
     return int((posted.short() - clean.short()).abs().max())
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
-
-
-def _cosine(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.3f}" if values else "-"
-
-
-def _aligned(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int) -> list[str]:
-    # The first `left` columns are words and lean left; the rest are numbers and lean right.
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in (header, *lines)
-    ]

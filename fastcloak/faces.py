@@ -399,16 +399,19 @@ _DETECTING = threading.Lock()
 @lru_cache(maxsize=1)
 def _detector(model: str) -> Any:
     cv2 = assets.require("cv2", extra="faces")
-    logging = cv2.utils.logging
-    before = logging.getLogLevel()
-    # OpenCV 5 writes a warning about its own engine to standard error for each network.
-    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    # OpenCV 5 writes a warning about its own engine to standard error for each network. Builds before
+    # 4.13, which other packages may have brought along, have no way to silence it, and no need to.
+    logging = getattr(cv2.utils, "logging", None)
+    before = None if logging is None else logging.getLogLevel()
+    if logging is not None:
+        logging.setLogLevel(logging.LOG_LEVEL_ERROR)
     try:
         return cv2.FaceDetectorYN.create(
             model, "", (320, 320), score_threshold=_WIDER[2], nms_threshold=0.3, top_k=5000
         )
     finally:
-        logging.setLogLevel(before)
+        if logging is not None:
+            logging.setLogLevel(before)
 
 
 def _run_detector(pixels: Pixels, least_score: float, *, proposals: bool = False) -> list[Face]:

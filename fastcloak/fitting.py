@@ -94,7 +94,7 @@ def fit(
         steps: signed steps of the mask. 0 gives an empty mask.
         batch_size: ga: photos per inner step, at most N. None: 1 (our ablation, docs/method.md).
         inner_steps: ga: inner steps accumulated into one step. None: 10 (our ablation).
-        inner_alpha: ga: step of the look-ahead. None: 2 alpha (our ablation).
+        inner_alpha: ga: step of the look-ahead. None: eps / 2 (our ablation).
         normalise: ga: accumulate g / mean|g| instead of g.
         decay: momentum of the outer step, 0 to 1, on g / mean|g|. (The published code keeps a velocity per photo.)
         warmup: convex_hull: first steps that use class_center, to leave the hull.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcloak.assets import require
 from fastcloak.atomic import atomic_write
-from fastcloak.evaluation import Evaluation, Row
+from fastcloak.results import Evaluation, Row
 
 __all__ = ["comparison", "plot_protection", "save_comparison"]
 

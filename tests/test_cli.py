@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,12 +91,13 @@ def test_apply_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, 
 
     Image.new("RGB", (300, 200), "green").save(photos / "3.png")
     (photos / "4.jpg").write_bytes(b"not a photo")
-    assert main(["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out")]) == 3
+    again = ["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out"), "--overwrite"]
+    assert main(again) == 3
     captured = capsys.readouterr()
     assert "2 photos protected" in captured.out
     assert "3.png" in captured.err
     assert "4.jpg" in captured.err
-    assert main(["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out"), "--json"]) == 3
+    assert main([*again, "--json"]) == 3
     told = json.loads(capsys.readouterr().out)
     assert len(told["protected"]) == 2
     assert len(told["failed"]) == 2
@@ -118,6 +121,138 @@ def test_apply_does_not_overwrite_one_photo_with_another_of_its_name(orl, cloak_
     assert "another photo is called me.png" in capsys.readouterr().err
 
 
+@pytest.fixture
+def photo_folders(orl, tmp_path):
+    """Folders A, B with a photo x.png each, of different content, and y.png in B."""
+    for folder, photo, name in (("A", 1, "x"), ("B", 2, "x"), ("B", 3, "y")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.open(orl / f"{photo}.pgm").save(tmp_path / folder / f"{name}.png")
+    return tmp_path / "A", tmp_path / "B"
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_apply_never_writes_over_another_photo_of_the_list(cloak_file, photo_folders, options, tmp_path, capsys):
+    a, b = photo_folders
+    before = (b / "x.png").read_bytes()
+    # By its own name, through a link, and by a roundabout name.
+    (tmp_path / "link").symlink_to(b)
+    for output in (b, tmp_path / "link", a / ".." / "B"):
+        assert main(["apply", str(cloak_file), str(a / "x.png"), str(b / "x.png"), "-o", str(output), *options]) == 1
+        assert (b / "x.png").read_bytes() == before
+        assert capsys.readouterr().err.count("is one of the originals; name another folder") == 2
+
+
+def test_apply_replaces_photos_in_the_output_only_when_told(cloak_file, photo_folders, capsys):
+    a, b = photo_folders
+    before = (b / "x.png").read_bytes()
+    assert main(["apply", str(cloak_file), str(a), "-o", str(b)]) == 1
+    assert "x.png exists; name another folder or pass --overwrite" in capsys.readouterr().err
+    assert (b / "x.png").read_bytes() == before
+    assert main(["apply", str(cloak_file), str(a), "-o", str(b), "--overwrite"]) == 0
+    assert (b / "x.png").read_bytes() != before
+
+
+def test_apply_with_overwrite_keeps_both_photos_of_one_name(cloak_file, photo_folders, tmp_path, capsys):
+    arguments = ["apply", str(cloak_file), *map(str, photo_folders), "-o", str(tmp_path / "out"), "--overwrite"]
+    assert main(arguments) == 3
+    assert "another photo is called x.png" in capsys.readouterr().err
+    assert main(arguments) == 3
+
+
+def test_apply_makes_no_folder_without_photos(cloak_file, tmp_path):
+    assert main(["apply", str(cloak_file), str(tmp_path / "nobody.png"), "-o", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fit_never_writes_over_a_file_that_is_no_cloak(cloak_file, photo_folders, tmp_path, capsys, monkeypatch):
+    def too_late(*arguments, **options):
+        raise AssertionError("work was done before the output was looked at")
+
+    monkeypatch.setattr(fastcloak, "fit", too_late)
+    a, b = photo_folders
+    before = (a / "x.png").read_bytes()
+    for output, words in (
+        (a / "x.png", "may replace a cloak only"),
+        (b, "got the folder"),
+        (tmp_path / "none" / "me.safetensors", f"make {tmp_path / 'none'} first"),
+    ):
+        assert main(["fit", str(b), "-o", str(output)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("fastcloak: -o ")
+        assert words in line
+    assert (a / "x.png").read_bytes() == before
+    # An older cloak may be replaced, and so the work begins.
+    with pytest.raises(AssertionError, match="work was done"):
+        main(["fit", str(b), "-o", str(cloak_file)])
+
+
+def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    protect_photo, calls = fastcloak.protect_photo, []
+
+    def interrupt_second(*arguments, **options):
+        calls.append(arguments)
+        return protect_photo(*arguments, **options) if len(calls) == 1 else interrupt()
+
+    monkeypatch.setattr(fastcloak, "fit", interrupt)
+    for name, replacement in (
+        ("protect_photo", interrupt_second),
+        ("run_demo", interrupt),
+        ("diagnose", interrupt),
+        ("check_photos", interrupt),
+    ):
+        monkeypatch.setattr(f"fastcloak.cli.{name}", replacement)
+    _, b = photo_folders
+    out = tmp_path / "out"
+    for arguments, words in (
+        (["fit", str(b), "-o", str(tmp_path / "new.safetensors")], "; no cloak was written"),
+        (["apply", str(cloak_file), str(b), "-o", str(out)], f"; 1 of 2 photos are protected in {out}"),
+        (["demo", "-o", str(out)], f"; any finished files are in {out}"),
+        (["doctor"], ""),
+        (["check", str(b), str(b)], ""),
+    ):
+        assert main(arguments) == 1
+        assert capsys.readouterr().err == f"fastcloak: interrupted{words}\n"
+    assert [file.name for file in out.iterdir()] == ["x.png"]
+
+
+def test_a_closed_pipe_is_no_error(cloak_file):
+    command = [sys.executable, "-m", "fastcloak.cli", "info", str(cloak_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        told = program.stderr.read()
+    assert told == b""
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"losses": 3, "alpha": "x", "models": None, "versions": [1, {"a": []}]},
+        {"losses": ["a"], "alpha": 10**400, "inner_alpha": {}, "photos": True},
+        {"losses": [], "nested": {"a": {"b": [1, None]}}, "": ""},
+    ],
+)
+def test_info_shows_odd_values(info, tmp_path, capsys):
+    Cloak(torch.zeros(3, 112, 112), EPS, info).save(tmp_path / "odd.safetensors")
+    assert main(["info", str(tmp_path / "odd.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 1 + len(info)
+    assert main(["info", str(tmp_path / "odd.safetensors"), "--json"]) == 0
+
+
+def test_info_lets_no_control_character_through(tmp_path, capsys):
+    evil = "\x1b]0;owned\x07\x9b\x7f\r\nmodels: sface\ud800"
+    info = {evil: evil, "models": [evil], "versions": {evil: [evil]}, "losses": evil}
+    Cloak(torch.zeros(3, 112, 112), EPS, info).save(tmp_path / "evil.safetensors")
+    assert main(["info", str(tmp_path / "evil.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert len(shown.splitlines()) == 5
+    assert "\\u001b]0;owned" in shown
+
+
 def test_check_compares_originals_and_protected(orl, cloak_file, tmp_path, capsys):
     before, after, others = (tmp_path / name for name in ("before", "after", "others"))
     for folder in (before, others):
@@ -134,6 +269,14 @@ def test_check_compares_originals_and_protected(orl, cloak_file, tmp_path, capsy
     told = json.loads(capsys.readouterr().out)
     assert told["photos"] == told["distractors"] == 3
     assert len(told["models"][0]["to_own"]) == 3
+
+
+def test_check_of_folders_with_other_photos_is_refused(photo_folders, orl, capsys):
+    a, b = photo_folders
+    Image.open(orl / "3.pgm").save(a / "z.png")
+    assert main(["check", str(a), str(b), "--model", "dlib"]) == 1
+    assert "must hold the same photos as" in (told := capsys.readouterr().err)
+    assert "got differences: y, z;" in told
 
 
 def test_doctor_says_what_would_run(capsys):
@@ -155,7 +298,8 @@ def test_doctor_says_what_would_run(capsys):
         (["fit", ".", "-o", "me.safetensors", "--model", "arcface"], "unknown model 'arcface'"),
         (["fit", ".", "-o", "me.safetensors", "--model", "dlib,scales=2"], "model option must be"),
         (["check", "a", "b"], "a"),
-        (["demo", "--people", "40"], "people must be 1 to 39"),
+        (["fit", ".", "-o", "me.safetensors", "--model", "dlib,scale=x"], "option scale must be a number, got 'x'"),
+        (["fit", ".", "-o", "me.safetensors", "--model", "n.onnx,input_size=1.5"], "input_size must be a whole number"),
     ],
 )
 def test_failures_are_one_line_and_exit_code_one(arguments, words, capsys, tmp_path, monkeypatch):
@@ -169,14 +313,46 @@ def test_failures_are_one_line_and_exit_code_one(arguments, words, capsys, tmp_p
     assert "Traceback" not in captured.err
 
 
-def test_wrong_usage_is_exit_code_two(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["fit"], "PHOTO"),
+        (["demo", "--people", "0"], "must be a whole number, 1 to 39, got '0'"),
+        (["demo", "--people", "40"], "must be a whole number, 1 to 39, got '40'"),
+        (["demo", "--people", "two"], "must be a whole number, 1 to 39, got 'two'"),
+        (["fit", ".", "-o", "me.safetensors", "--eps", "256"], "must be 0 to 255 grey levels, got '256'"),
+        (["fit", ".", "-o", "me.safetensors", "--eps", "nan"], "must be 0 to 255 grey levels, got 'nan'"),
+        (["fit", ".", "-o", "me.safetensors", "--alpha=-1"], "must be 0 to 255 grey levels, got '-1'"),
+        (["check", "a", "b", "--distractors", ""], "must be a path, got an empty one"),
+    ],
+)
+def test_wrong_usage_is_exit_code_two(arguments, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["fit"])
+        main(arguments)
     assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert "usage" in told
+    assert words in told
+
+
+@pytest.mark.parametrize("command", ["demo", "fit", "apply", "check", "info", "doctor"])
+def test_every_argument_has_words(command, capsys):
+    from fastcloak.cli import _parser
+
+    (commands,) = [action for action in _parser()._actions if action.dest == "command" or action.choices]
+    for action in commands.choices[command]._actions:
+        assert action.help, action
+        assert not action.help.startswith("("), action
     with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2
-    assert "usage" in capsys.readouterr().err
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "float16 " not in told.replace("bfloat16", "")
+    if command == "fit":
+        assert "(default: sface)" in told
+        assert "(default of ga: 1)" in told
+        assert "(default of ga: 10)" in told
 
 
 def test_model_options_on_the_command_line(tmp_path):

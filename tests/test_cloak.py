@@ -123,6 +123,78 @@ def test_no_cloak_beyond_its_bounds(delta, eps, words):
         Cloak(delta, eps)
 
 
+@pytest.mark.parametrize("eps", [np.float64(EPS), np.float32(EPS), np.float16(EPS), 1, np.int64(1)])
+def test_eps_of_any_number_type_is_saved_and_loaded(eps, tmp_path):
+    cloak = Cloak(torch.zeros(3, 112, 112), eps)
+    assert type(cloak.eps) is float
+    cloak.save(tmp_path / "me.safetensors")
+    assert fastcloak.load(tmp_path / "me.safetensors").eps == float(eps)
+
+
+@pytest.mark.parametrize("eps", [True, np.True_, "0.03", None, [0.03], 1j, math.nan])
+def test_eps_that_is_no_number_is_refused(eps):
+    with pytest.raises(ValueError, match=r"eps must be .*in \[0, 1\], got"):
+        Cloak(torch.zeros(3, 112, 112), eps)
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"alpha": np.float32(0.5)},
+        {"losses": np.zeros(3)},
+        {"models": {"sface"}},
+        {("a", "b"): 1},
+        {"nested": nested(100_000)},
+    ],
+)
+def test_info_that_json_cannot_hold_is_refused_at_once(info):
+    with pytest.raises(ValueError, match="info must hold only what JSON can"):
+        Cloak(torch.zeros(3, 112, 112), EPS, info)
+
+
+@pytest.mark.parametrize("info", [None, [1], "ga"])
+def test_info_must_be_a_mapping(info):
+    with pytest.raises(ValueError, match="info must be a mapping, got"):
+        Cloak(torch.zeros(3, 112, 112), EPS, info)
+
+
+@pytest.mark.parametrize("info", ["[1]", "3", "null", '"ga"', "[" * 100_000, '{"a": ' + "[" * 100_000, "{"])
+def test_a_file_with_odd_info_is_refused(info, cloak, tmp_path):
+    from fastcloak.cloak import _digest
+
+    metadata = {"format": "fastcloak.cloak", "schema": "1", "eps": repr(EPS), "info": info}
+    metadata["sha256"] = _digest(cloak.delta, metadata)
+    (tmp_path / "odd.safetensors").write_bytes(save({"delta": cloak.delta}, metadata))
+    with pytest.raises(CloakFileError, match="odd.safetensors holds no valid cloak"):
+        fastcloak.load(tmp_path / "odd.safetensors")
+
+
+def test_apply_takes_arrays_in_any_memory_layout(cloak):
+    floats = smooth_faces(2).numpy()
+    levels = (floats * 255).round().astype(np.uint8)
+    for array in (levels, floats, floats.astype(np.float64), floats.astype(np.float16)):
+        before, expected = array.copy(), cloak.apply(array)
+        foreign = array.astype(array.dtype.newbyteorder("S"))
+        fixed = array.copy()
+        fixed.flags.writeable = False
+        for given in (foreign, fixed, array[::-1][::-1], np.asfortranarray(array)):
+            result = cloak.apply(given)
+            assert result.dtype == given.dtype
+            assert result.dtype.byteorder == given.dtype.byteorder
+            assert np.array_equal(result, expected)
+            assert result.flags.writeable
+        assert np.array_equal(cloak.apply(array[..., ::-1, :][..., ::-1, :]), expected)
+        assert np.array_equal(cloak.apply(array[::-1]), expected[::-1])
+        assert np.array_equal(array, before)
+
+
 def test_apply_rounds_to_the_nearest_grey_level():
     cloak = Cloak(torch.full((3, 112, 112), 1.6 / 255), 2 / 255)
     faces = torch.full((1, 3, 112, 112), 100, dtype=torch.uint8)
@@ -165,6 +237,11 @@ def test_apply_gives_back_what_it_was_given(cloak):
         (torch.zeros(1, 3, 100, 100), ValueError, "fastcloak.protect"),
         (torch.zeros(1, 3, 112, 112, dtype=torch.int32), ValueError, "uint8 or float"),
         ("me.jpg", TypeError, "PIL image"),
+        (np.zeros((3, 112, 112), object), ValueError, "uint8 or float .*got object"),
+        (np.zeros((3, 112, 112), np.longdouble), ValueError, "uint8 or float .*got float128"),
+        (np.zeros((3, 112, 112), np.uint16), ValueError, "uint8 or float .*got uint16"),
+        (Image.new("RGBA", (112, 112)), ValueError, r"mode RGB, got RGBA; image.convert\('RGB'\)"),
+        (Image.new("L", (112, 112)), ValueError, "mode RGB, got L"),
     ],
 )
 def test_apply_refuses_with_words(cloak, images, error, words):

@@ -1,13 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation import (
-    Evaluation,
-    Row,
     check_photos,
     embed,
     evaluate,
@@ -16,6 +15,7 @@ from fastcloak.evaluation import (
     random_mask,
 )
 from fastcloak.models import Surrogate, load_model
+from fastcloak.results import Evaluation, Row
 
 EPS = 8 / 255
 
@@ -172,7 +172,7 @@ def test_pictures_are_rounded_before_the_networks_see_them() -> None:
     assert cloaked.per_person == clean.per_person
 
 
-def testrandom_mask_is_plus_or_minus_eps_everywhere_and_seeded() -> None:
+def test_random_mask_is_plus_or_minus_eps_everywhere_and_seeded() -> None:
     mask = random_mask(cloak(), "ann", 0).delta
     assert torch.equal(mask.abs(), torch.full((3, 112, 112), EPS))
     assert 0.49 < (mask > 0).float().mean() < 0.51
@@ -298,6 +298,79 @@ def test_no_distractors_raise() -> None:
         evaluate({"ann": cloak()}, {"ann": PROBES["ann"]}, network("rg", RedGreen()))
     with pytest.raises(ValueError, match=r"people other than 'ann', got none"):
         evaluate(CLOAKS, PROBES, network("rg", RedGreen()), {"ann": PROBES["ann"]})
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "2", None])
+def test_batch_size_must_be_a_whole_number(batch_size: object) -> None:
+    net = network("rg", RedGreen())
+    for judge in (
+        lambda: evaluate(CLOAKS, PROBES, net, batch_size=batch_size),
+        lambda: evaluate_photos(PROBES, {}, net, batch_size=batch_size),
+        lambda: check_photos(PROBES["bob"], PROBES["bob"], net, batch_size=batch_size),
+        lambda: embed(net, PROBES["bob"], batch_size=batch_size),
+    ):
+        with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got"):
+            judge()
+
+
+@pytest.mark.parametrize("seed", [1.0, "1", None, True, 2**63, -(2**63) - 1])
+def test_seed_must_be_a_whole_number(seed: object) -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        evaluate(CLOAKS, PROBES, network("rg", RedGreen()), seed=seed)
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        random_mask(cloak(), "ann", seed)
+
+
+def test_numbers_of_numpy_and_the_largest_seeds_are_taken() -> None:
+    net = network("rg", RedGreen())
+    assert evaluate(CLOAKS, PROBES, net, batch_size=np.int64(2), seed=np.int32(0)) == evaluate(CLOAKS, PROBES, net)
+    for seed in (-(2**63), 2**63 - 1):
+        random_mask(cloak(), "ann", seed)
+
+
+def test_names_may_be_anything_that_a_dict_takes() -> None:
+    names = (7, ("bob", 2), "\udcff")
+    cloaks = dict.fromkeys(names, cloak())
+    probes = dict(zip(names, (*PROBES.values(), PROBES["ann"]), strict=True))
+    evaluation = evaluate(cloaks, probes, network("rg", RedGreen()), STRANGERS)
+    assert evaluation.people == names
+    json.dumps(evaluation.to_json())
+    with pytest.raises(ValueError, match=r"no cloak for \[7, 'zoe'\]"):
+        evaluate({}, {"zoe": STRANGERS, 7: STRANGERS}, network("rg", RedGreen()))
+    assert torch.equal(random_mask(cloak(), 7).delta, random_mask(cloak(), "7").delta)
+
+
+@pytest.mark.parametrize(
+    ("cloaks", "words"),
+    [
+        (cloak(), r"cloaks must be a mapping of a person's name -> Cloak, got Cloak"),
+        ([cloak()], r"cloaks must be a mapping .* got list"),
+        ("me.safetensors", r"cloaks must be a mapping .* got str"),
+        ({"ann": "me.safetensors", "bob": cloak()}, r"cloaks\['ann'\] must be a Cloak, got str; fastcloak.load reads"),
+    ],
+)
+def test_cloaks_that_are_not_named_cloaks_raise(cloaks: object, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        evaluate(cloaks, PROBES, network("rg", RedGreen()))
+
+
+def test_photos_without_names_raise() -> None:
+    net = network("rg", RedGreen())
+    with pytest.raises(TypeError, match=r"probes must be a mapping of a person's name -> photos, got Tensor"):
+        evaluate(CLOAKS, PROBES["ann"], net)
+    with pytest.raises(TypeError, match=r"originals must be a mapping"):
+        evaluate_photos([PROBES["ann"]], {}, net)
+    with pytest.raises(TypeError, match=r"protected\['red'\] must be a mapping"):
+        evaluate_photos(PROBES, {"red": PROBES["ann"]}, net)
+
+
+@pytest.mark.parametrize("distractors", ["", {"zoe": ""}])
+def test_empty_path_of_distractors_raises(distractors: object) -> None:
+    net = network("rg", RedGreen())
+    with pytest.raises(ValueError, match="must not be the empty path, got ''; name a folder, or pass None for none"):
+        evaluate(CLOAKS, PROBES, net, distractors)
+    with pytest.raises(ValueError, match="must not be the empty path"):
+        check_photos(PROBES["bob"], PROBES["bob"], net, distractors)
 
 
 def test_not_finite_embedding_names_model_and_person() -> None:

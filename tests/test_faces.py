@@ -12,6 +12,7 @@ from fastcloak.faces import (
     TEMPLATE_112,
     Face,
     FaceNotFoundError,
+    _detector,
     align,
     choose_faces,
     detect,
@@ -171,6 +172,16 @@ def test_a_thorough_look_finds_faces_that_the_first_one_misses():
     photo[2500:2612, 3500:3592] = orl_pixels(5)
     assert len(detect(photo)) == 1
     assert len(detect(photo, thorough=True)) == 2
+
+
+def test_an_opencv_that_cannot_be_silenced_detects_all_the_same(monkeypatch):
+    cv2 = assets.require("cv2", extra="faces")
+    monkeypatch.delattr(cv2.utils, "logging", raising=False)
+    _detector.cache_clear()
+    try:
+        assert len(detect(orl_pixels(1, scale=4))) == 1
+    finally:
+        _detector.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (7, 5), (112, 112), (700, 900)])

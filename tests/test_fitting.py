@@ -158,7 +158,8 @@ def test_schedule_uses_every_photo_equally_often(tiny_net):
     faces = smooth_faces(6)
     faces[:, 0, 0, 0] = torch.arange(6) * 40 / 255  # a mark that a mask of at most 8 levels cannot hide
     fit(faces, spy, batch_size=2, inner_steps=3, steps=4)
-    drawn = [round(mark / 40) for batch in seen if len(batch) == 2 for mark in batch]
+    batches = [batch for batch in seen if len(batch) == 2][-12:]  # loading the network tries it on pictures first
+    drawn = [round(mark / 40) for batch in batches for mark in batch]
     assert len(drawn) == 24
     for first in range(0, 24, 6):
         assert sorted(drawn[first : first + 6]) == list(range(6))

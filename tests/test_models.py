@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcloak import assets
-from fastcloak.models import Surrogate, load_model
+from fastcloak.models import Surrogate, load_model, prepare, unit_features
 from fastcloak.models.dlib import chip_matrices, load_dlib_net
 from fastcloak.models.surrogate import Ensemble, resample_matrix
 
@@ -197,8 +198,10 @@ def test_the_callers_module_is_untouched():
 
 def test_a_callable_is_used_as_it_is():
     module = tiny().train()
+    module[1].eval()
     surrogate = load_model(lambda pictures: module(pictures))
     assert module.training
+    assert not module[1].training
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert not list(surrogate.parameters())
 
@@ -214,6 +217,13 @@ def test_the_random_state_is_untouched():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.fixture
+def meta_counts_as_here(monkeypatch):
+    """A second device on every machine."""
+    monkeypatch.setattr("fastcloak.models.load.resolve_device", torch.device)
+
+
+@pytest.mark.usefixtures("meta_counts_as_here")
 def test_a_surrogate_is_returned_as_it_is_and_moved_as_a_copy():
     surrogate = load_model(tiny())
     assert load_model(surrogate) is surrogate
@@ -261,9 +271,10 @@ def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
     assert [member.name for member in ensemble.members] == ["Sequential", "mean_colour", "Sequential"]
 
 
+@pytest.mark.usefixtures("meta_counts_as_here")
 def test_an_ensemble_touches_none_of_its_members():
     member = load_model(tiny())
-    ensemble = load_model((member, mean_colour), "meta")
+    ensemble = load_model((member, load_model(mean_colour)), "meta")
     assert ensemble.device.type == "meta"
     assert member.device.type == "cpu"
 
@@ -401,21 +412,137 @@ def test_an_output_that_is_no_embedding_is_refused():
         load_model(nn.ReLU())
     with pytest.raises(ValueError, match=r"must return \[1, D\] for one picture, got \[\]"):
         load_model(torch.mean)
+    with pytest.raises(ValueError, match=r"must return real numbers, got torch\.complex64; .*makes them real"):
+        load_model(lambda pictures: torch.fft.fft(pictures.mean((2, 3))))
 
 
-@pytest.mark.parametrize("bad", [(1.0, 2.0), float("nan"), (1.0, 2.0, float("inf"))])
+MIXES = {
+    "one_for_all": lambda x: x.mean((2, 3)).mean(0, keepdim=True),
+    "one_long_row": lambda x: x.mean((2, 3)).reshape(1, -1),
+    "the_first": lambda x: x[:1].mean((2, 3)),
+    "mean_left_out": lambda x: x.mean((2, 3)) - x.mean((0, 2, 3)),
+    "half_of_the_mean": lambda x: x.mean((2, 3)) + 0.5 * x.mean((0, 2, 3)),
+    "statistics_of_the_batch": lambda x: F.batch_norm(x, None, None, training=True).abs().mean((2, 3)),
+    "turned_around": lambda x: x.mean((2, 3)).flip(0),
+    "another_type": lambda x: x.mean((2, 3)) if len(x) == 1 else None,
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_network_that_mixes_the_pictures_of_a_batch_is_refused(name):
+    words = r"mine must give every picture its own embedding, whatever else is in the batch, got .*\[n, D\]"
+    with pytest.raises(ValueError, match=words):
+        load_model(MIXES[name], name="mine")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_not_taken_for_mixing(dtype):
+    module = tiny().eval().to(dtype)
+    assert load_model(module).dtype == dtype
+    assert load_model(lambda pictures: module(pictures.to(dtype)).float()).embedding_size == 5
+
+
+def test_a_network_of_one_picture_at_a_time_is_loaded():
+    module = tiny().eval()
+    surrogate = load_model(lambda pictures: module(pictures.reshape(1, 3, 112, 112)))
+    assert torch.equal(surrogate(random_faces(1)), module(random_faces(1)))
+    assert torch.allclose(unit_features(surrogate, random_faces(3), 1).norm(dim=1), torch.ones(3))
+
+
+def test_a_network_that_draws_random_numbers_is_loaded():
+    assert load_model(lambda pictures: F.dropout(pictures.mean((2, 3)))).embedding_size == 3
+
+
+def test_a_network_that_mixes_larger_batches_only_is_refused_by_unit_features():
+    surrogate = load_model(lambda x: x.mean((2, 3)) if len(x) < 3 else x.mean((2, 3))[:1], name="mine")
+    with pytest.raises(ValueError, match=r"mine must give every picture its own embedding, .* got 2 for 4 faces"):
+        unit_features(surrogate, random_faces(4), 3)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "8", None])
+def test_batch_size_must_be_a_whole_number(bad):
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number >= 1, got"):
+        unit_features(load_model(mean_colour), random_faces(), bad)
+
+
+KINDS = {
+    "scripted": torch.jit.script,
+    "traced": lambda module: torch.jit.trace(module, random_faces(1)),
+    "frozen": lambda module: torch.jit.freeze(torch.jit.script(module)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_scripted_module_is_loaded_and_left_as_it_is(kind):
+    module = tiny().eval()
+    expected = module(random_faces())
+    compiled = KINDS[kind](module)
+    wanted = [parameter.requires_grad for parameter in compiled.parameters()]
+    surrogate = load_model(compiled)
+    assert torch.allclose(surrogate(random_faces()), expected, atol=1e-5)
+    assert [parameter.requires_grad for parameter in compiled.parameters()] == wanted
+    assert not any(parameter.requires_grad for parameter in surrogate.parameters())
+    prepared = prepare(surrogate)
+    assert prepared.notes[0].startswith("not folded")
+    assert torch.allclose(prepared(random_faces()), expected, atol=1e-5)
+    faces = random_faces(1).requires_grad_()
+    assert torch.autograd.grad(prepared(faces).sum(), faces)[0].abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_module_says_to_run_it_once():
+    module = nn.Sequential(nn.LazyConv2d(4, 9, 9), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(ValueError, match=r"Sequential must have its weights, .*run it once on a picture first"):
+        load_model(module)
+    module(random_faces(1))
+    assert load_model(module).embedding_size == 5
+
+
+@pytest.mark.parametrize("bad", [(1.0, 2.0), float("nan"), (1.0, 2.0, float("inf")), "2", "rgb", (1, 2, "3"), None, {}])
 def test_scale_must_be_one_or_three_finite_numbers(bad):
     with pytest.raises(ValueError, match=r"scale must be one finite number or three in RGB order"):
         load_model(tiny(), scale=bad)
+    with pytest.raises(ValueError, match=r"shift must be one finite number or three in RGB order"):
+        load_model(tiny(), shift=bad)
 
 
-@pytest.mark.parametrize("bad", [[0.0] * 4, [float("nan")] * 5])
+def test_scales_of_a_file_may_be_a_tensor(tmp_path):
+    path = onnx_file(tmp_path / "a.onnx")
+    surrogate = load_model(path, scale=torch.tensor([1.0, 2.0, 4.0]), shift=np.zeros(3))
+    assert torch.allclose(surrogate(torch.full((1, 3, 112, 112), 0.5)), torch.tensor([[0.5, 1.0, 2.0]]))
+
+
+@pytest.mark.parametrize("bad", ["no", 1, None])
+def test_bgr_must_be_true_or_false(bad):
+    with pytest.raises(ValueError, match=r"bgr must be True or False, got"):
+        load_model(tiny(), bgr=bad)
+
+
+@pytest.mark.parametrize("what", [mean_colour, tiny(), "dlib", [mean_colour]])
+def test_a_device_that_is_not_here_is_refused_in_words(what):
+    for bad in ("tpu9", "meta", 3.5):
+        with pytest.raises(ValueError, match=r"device must be 'auto' or a device that this machine has, got"):
+            load_model(what, bad)
+
+
+def test_auto_takes_a_device_that_is_here():
+    assert load_model(tiny(), "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_module_without_numbers_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"device must be .*the meta device holds no numbers"):
+        load_model(tiny().to("meta"))
+
+
+@pytest.mark.parametrize("bad", [[0.0] * 4, [float("nan")] * 5, "mean", {}])
 def test_mean_embedding_must_fit(bad):
     with pytest.raises(ValueError, match=r"mean_embedding must be 5 finite numbers"):
         load_model(tiny(), mean_embedding=bad)
 
 
-@pytest.mark.parametrize("bad", [0, -3, 4096, 1.5])
+@pytest.mark.parametrize("bad", [0, -3, 4096, 1.5, True])
 def test_input_size_must_be_sensible(bad):
     with pytest.raises(ValueError, match=r"input_size must be a whole number in \[1, 1024\]"):
         load_model(tiny(), input_size=bad)
@@ -426,12 +553,16 @@ def test_a_module_that_cannot_be_copied_says_so():
     module.cache = module[0].weight * 2
     with pytest.raises(ValueError, match=r"Sequential cannot be copied .*pass a function that calls it"):
         load_model(module)
+    module = tiny()
+    module.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"Sequential cannot be copied .*lock.*pass a function that calls it"):
+        load_model(module)
 
 
 def test_members_on_different_devices_are_refused():
     here = load_model(tiny())
     with pytest.raises(ValueError, match=r"members must be one or more on one device, got 2 on \['cpu', 'meta'\]"):
-        Ensemble([here, load_model(here, "meta")])
+        Ensemble([here, here.copy().to("meta")])
 
 
 def test_a_surrogate_prints_what_it_is():

@@ -30,10 +30,11 @@ MAY_IMPORT = {
     "cloak": {"atomic"},
     "fitting": {"cloak", "config", "device", "engine", "faces", "hull", "models", "ops", "__version__"},
     "protect": {"cloak", "faces", "photos"},
-    "evaluation": {"cloak", "faces", "models"},
-    "report": {"assets", "atomic", "evaluation"},
+    "results": set(),
+    "evaluation": {"cloak", "faces", "models", "results"},
+    "report": {"assets", "atomic", "results"},
     "diagnosis": {"assets", "device", "engine", "ops", "__version__"},
-    "demo": {"assets", "cloak", "evaluation", "faces", "fitting", "models", "report"},
+    "demo": {"assets", "cloak", "evaluation", "faces", "fitting", "models", "report", "results"},
 }
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import sys
+import threading
 
 import pytest
 import torch
@@ -221,7 +223,7 @@ class CountsItsCalls(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        return self.norm(self.conv(x)).mean((2, 3)) * (1 if self.calls < 3 else 1.5)
+        return self.norm(self.conv(x)).mean((2, 3)) * (1 if self.calls % 2 else 1.5)
 
 
 class UsesItsNormTwice(nn.Module):
@@ -262,6 +264,53 @@ def test_a_network_with_hooks_is_left_as_it_is():
     prepared = prepare(surrogate)
     assert prepared.notes[0] == "not folded: it has forward hooks"
     assert torch.allclose(prepared(faces()), surrogate(faces()), atol=1e-5)
+
+
+def test_threads_may_prepare_and_run_networks_at_once():
+    call, get = nn.Module.__call__, nn.Module.__getattr__
+    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
+    mine = seeded(SmallResNet(FLATTENS["flatten"]))
+    pictures = faces(1)
+    expected = mine(pictures)
+    prepared, wrong, done = [], [], threading.Event()
+
+    def prepares():
+        try:
+            prepared.extend(prepare(surrogate) for _ in range(3))
+        except Exception as error:
+            wrong.append(error)
+
+    def runs():
+        try:
+            while not done.is_set():
+                if not torch.equal(mine(pictures), expected):
+                    wrong.append("another embedding")
+        except Exception as error:
+            wrong.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        runner, *others = [threading.Thread(target=target) for target in (runs, prepares, prepares, prepares)]
+        for thread in (runner, *others):
+            thread.start()
+        for thread in others:
+            thread.join()
+        done.set()
+        runner.join()
+        left = nn.Module.__call__, nn.Module.__getattr__
+    finally:
+        sys.setswitchinterval(interval)
+        nn.Module.__call__, nn.Module.__getattr__ = call, get
+    assert left == (call, get)
+    assert wrong == []
+    assert [one.notes for one in prepared] == [("folded, 0 batch normalisations left",)] * 9
+
+
+def test_a_device_that_is_not_here_is_refused_in_words():
+    surrogate = load_model(lambda pictures: pictures.mean((2, 3)))
+    with pytest.raises(ValueError, match=r"device must be 'auto' or a device that this machine has, got 'tpu9'"):
+        prepare(surrogate, device="tpu9")
 
 
 def test_a_callable_is_used_as_it_is():

@@ -14,17 +14,26 @@ def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 3
     Args:
         surrogate: what `load_model` returns.
         faces: [n, 3, 112, 112] float in [0, 1], on any device.
-        batch_size: faces per forward pass.
+        batch_size: faces per forward pass, at least 1.
 
     Returns:
         [n, D] float32 on the surrogate's device, rows of length 1, without a graph.
 
     Raises:
+        ValueError: another batch size, or a network that does not give one embedding a face.
         FloatingPointError: an embedding is NaN, Inf or zero; names the surrogate and the face.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     with torch.no_grad():
         batches = torch.split(faces, batch_size)
         embeddings = torch.cat([surrogate(batch.to(surrogate.device)) for batch in batches])
+    if len(embeddings) != len(faces):
+        raise ValueError(
+            f"{surrogate.name} must give every picture its own embedding, whatever else is in the batch, got "
+            f"{len(embeddings)} for {len(faces)} faces in batches of {batch_size}; check what its function does with "
+            "the first dimension"
+        )
     length = torch.linalg.vector_norm(embeddings, dim=1)
     bad = ~(length.isfinite() & (length > 0))
     if bad.any():

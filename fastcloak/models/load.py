@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastcloak import assets
+from fastcloak.device import resolve_device
 from fastcloak.models import dlib
 from fastcloak.models.dlib_mean import DLIB_MEAN_EMBEDDING
 from fastcloak.models.onnx import OnnxNet, load_onnx_net
@@ -24,6 +26,10 @@ _MAX_SIDE = 1024
 
 # A file's own normalisation that leaves less than this between black and white expects 0..255.
 _NARROW = 0.1
+
+# Largest distance between a picture's embeddings alone and in a batch, over their length, that counts as rounding.
+# SFace and dlib give 2e-6 in float32 and 0 in bfloat16 on a CPU; other devices may use other kernels for other batches.
+_ROUNDING = 1e-2
 
 Model = str | Path | nn.Module | Callable[[Tensor], Tensor]
 
@@ -49,7 +55,8 @@ def load_model(
             which a frozen copy in eval mode is taken; any callable [n, 3, S, S] -> [n, D], used as it is; a Surrogate,
             returned as it is unless it has to move; or a list of these: an ensemble, whose cosine is the mean of the
             members' cosines.
-        device: where to put it. None leaves modules and surrogates where they are; files load on the CPU.
+        device: where to put it; "auto" is CUDA where there is one. None leaves modules and surrogates where they are;
+            files load on the CPU.
         name: what to call it; by default its own name, the file's, the class's or the function's.
         input_size: S, the side in pixels that the network takes, 112 by default; files usually say it themselves.
         scale: one number, or three in RGB order.
@@ -62,37 +69,44 @@ def load_model(
 
     Raises:
         ValueError: an unknown name, an unusable file, a network that fails on a picture or returns something else than
-            [n, D], or options where the network has its own.
+            [n, D], or mixes the pictures of a batch, unusable options, or options where the network has its own.
         TypeError: `what` is none of the above.
         OSError: the file cannot be read.
         fastcloak.assets.MissingExtraError: the package that holds the network or reads the file is not installed.
     """
     given = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
-    if input_size is not None and not (isinstance(input_size, int) and 1 <= input_size <= _MAX_SIDE):
-        raise ValueError(f"input_size must be a whole number in [1, {_MAX_SIDE}], got {input_size!r}")
+    if input_size is not None:
+        whole = isinstance(input_size, int) and not isinstance(input_size, bool)
+        if not (whole and 1 <= input_size <= _MAX_SIDE):
+            raise ValueError(f"input_size must be a whole number in [1, {_MAX_SIDE}], got {input_size!r}")
+    if not isinstance(bgr, bool):
+        raise ValueError(f"bgr must be True or False, got {bgr!r}; True is for networks that take blue, green, red")
+    place = None if device is None else resolve_device(device)
     # Building modules and trying networks may draw random numbers: the caller's sequence stays as it was.
-    with torch.random.fork_rng(devices=_cuda(device)):
+    with torch.random.fork_rng(devices=_cuda(place)):
         if isinstance(what, (list, tuple)):
             _refuse_options("an ensemble", given)
-            return _ensemble(what, device, name)
+            return _ensemble(what, place, name)
         if isinstance(what, Surrogate):
             _refuse_options("a Surrogate", given)
-            return _placed(what, device, name)
+            return _placed(what, place, name)
         if isinstance(what, str) and what in _NAMES:
             _refuse_options(repr(what), given)
-            return _frozen(_sface(name) if what == "sface" else _dlib(name), device)
+            return _frozen(_sface(name) if what == "sface" else _dlib(name), place)
         if isinstance(what, type):
             raise TypeError(f"what must be a network, got the class {what.__name__}; pass an instance of it")
         if isinstance(what, Path) or (isinstance(what, str) and what.lower().endswith(".onnx")):
             file = load_onnx_net(what, input_size)
-            if (given["scale"], given["shift"]) == (1.0, 0.0):
+            if _equal(scale, 1.0) and _equal(shift, 0.0):
                 _warn_of_range(what, file)
             given["input_size"] = file.input_size
-            return _measured(file.net, device, name or Path(what).stem, given)
+            return _measured(file.net, place, name or Path(what).stem, given)
         if isinstance(what, nn.Module):
-            return _measured(_frozen_copy(what), device or _device_of(what), name or type(what).__name__, given)
+            return _measured(
+                _frozen_copy(what), place or resolve_device(_device_of(what)), name or type(what).__name__, given
+            )
         if callable(what):
-            return _measured(what, device, name or str(getattr(what, "__name__", type(what).__name__)), given)
+            return _measured(what, place, name or str(getattr(what, "__name__", type(what).__name__)), given)
     accepted = "'sface', 'dlib', the path of an .onnx file, a torch module, a callable, a Surrogate, or a list of these"
     if isinstance(what, str):
         raise ValueError(f"unknown model {what!r}; expected {accepted}")
@@ -118,7 +132,7 @@ def _dlib(name: str | None) -> Surrogate:
     )
 
 
-def _ensemble(what: Sequence[Any], device: str | torch.device | None, name: str | None) -> Surrogate:
+def _ensemble(what: Sequence[Any], device: torch.device | None, name: str | None) -> Surrogate:
     if not what:
         raise ValueError("an ensemble must have at least one member, got an empty list")
     members: list[Surrogate] = []
@@ -130,8 +144,8 @@ def _ensemble(what: Sequence[Any], device: str | torch.device | None, name: str 
     return _frozen(Ensemble(members, name=name), None)
 
 
-def _placed(surrogate: Surrogate, device: str | torch.device | None, name: str | None) -> Surrogate:
-    if (device is None or _same_device(surrogate.device, torch.device(device))) and name in (None, surrogate.name):
+def _placed(surrogate: Surrogate, device: torch.device | None, name: str | None) -> Surrogate:
+    if (device is None or _same_device(surrogate.device, device)) and name in (None, surrogate.name):
         return surrogate
     moved = surrogate.copy()
     moved.name = name or surrogate.name
@@ -139,15 +153,14 @@ def _placed(surrogate: Surrogate, device: str | torch.device | None, name: str |
 
 
 def _measured(
-    net: Callable[[Tensor], Tensor], device: str | torch.device | None, name: str, options: dict[str, Any]
+    net: Callable[[Tensor], Tensor], device: torch.device | None, name: str, options: dict[str, Any]
 ) -> Surrogate:
     mean = options.pop("mean_embedding")
     size = options["input_size"] = FACE_SIZE if options["input_size"] is None else options["input_size"]
     trial = _frozen(Surrogate(net, name=name, embedding_size=0, **options), device)
-    picture = torch.full((1, 3, FACE_SIZE, FACE_SIZE), 0.5, device=trial.device)
+    pictures = _two_pictures().to(trial.device)
     try:
-        with torch.no_grad():
-            embedding = trial.net(trial.net_input(trial.normalise(picture)))
+        embedding = _tried(trial, pictures[:1])
     # The network is the caller's: it may raise anything.
     except Exception as error:
         raise ValueError(
@@ -162,7 +175,52 @@ def _measured(
         )
     if embedding.ndim < 2 or len(embedding) != 1 or embedding.numel() != embedding.shape[1]:
         raise ValueError(f"{name} must return [1, D] for one picture, got {list(embedding.shape)}")
+    if embedding.is_complex():
+        raise ValueError(
+            f"{name} must return real numbers, got {embedding.dtype}; pass a function that makes them real"
+        )
+    _refuse_mixing(trial, pictures, embedding)
     return _frozen(Surrogate(net, name=name, embedding_size=embedding.shape[1], mean_embedding=mean, **options), device)
+
+
+def _two_pictures() -> Tensor:  # [2, 3, 112, 112]: coarse noise, one reddish and one bluish, so that they differ much
+    noise = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    noise *= torch.tensor([[1.0, 0.6, 0.2], [0.2, 0.6, 1.0]])[..., None, None]
+    return noise.repeat_interleave(FACE_SIZE // 7, 2).repeat_interleave(FACE_SIZE // 7, 3)
+
+
+def _tried(trial: Surrogate, pictures: Tensor) -> Any:  # what the network returns, which may be anything
+    with torch.no_grad():
+        return trial.net(trial.net_input(trial.normalise(pictures)))
+
+
+def _refuse_mixing(trial: Surrogate, pictures: Tensor, first: Tensor) -> None:  # two pictures, embedding of the first
+    try:
+        both = _tried(trial, pictures)
+        second = _tried(trial, pictures[1:])
+    # Some networks take one picture at a time, and say so themselves where they get more.
+    except Exception:
+        return
+    alone = torch.cat([first.flatten(1), second.flatten(1)]).float()
+    if isinstance(both, Tensor) and both.ndim >= 2 and len(both) == 2 and both[0].numel() == first.numel():
+        if _alike(both.flatten(1).float(), alone) or not alone.isfinite().all():
+            return
+        # A network that draws random numbers gives one picture two embeddings: nothing can be told from these.
+        again = (_tried(trial, pictures[:1]).flatten(1).float() for _ in range(8))
+        if not all(_alike(one, alone[:1]) for one in again):
+            return
+        got = "two that change with it"
+    else:
+        got = f"{list(both.shape) if isinstance(both, Tensor) else type(both).__name__} for 2"
+    raise ValueError(
+        f"{trial.name} must give every picture its own embedding, whatever else is in the batch, got {got}; return "
+        "[n, D] for n pictures, and use no statistics of the batch (such as a batch normalisation in training mode)"
+    )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    length = torch.maximum(torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1))
+    return bool((torch.linalg.vector_norm(a - b, dim=1) <= _ROUNDING * length).all())
 
 
 def _warn_of_range(path: str | Path, file: OnnxNet) -> None:
@@ -191,18 +249,29 @@ def _equal(value: Any, default: Any) -> bool:
     return isinstance(value, (int, float)) and value == default
 
 
-def _frozen(surrogate: Surrogate, device: str | torch.device | None) -> Surrogate:
+def _frozen(surrogate: Surrogate, device: torch.device | None) -> Surrogate:
     # A callable that is no module is not registered, and so not touched here.
     return surrogate.to(device or surrogate.device).eval().requires_grad_(False)
 
 
 def _frozen_copy(module: nn.Module) -> nn.Module:
+    if any(is_lazy(tensor) for tensor in [*module.parameters(), *module.buffers()]):
+        raise ValueError(
+            f"{type(module).__name__} must have its weights, got lazy layers without; run it once on a picture first"
+        )
     try:
-        return copy.deepcopy(module).eval().requires_grad_(False)
-    except RuntimeError as error:
+        # The copy of a scripted module is computed, and would remember from what.
+        with torch.no_grad():
+            copied = copy.deepcopy(module).eval()
+    # A module may hold anything: what cannot be copied raises anything.
+    except Exception as error:
         raise ValueError(
             f"{type(module).__name__} cannot be copied ({error}); pass a function that calls it instead"
         ) from error
+    # Module.requires_grad_ does not exist on scripted modules.
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied
 
 
 def _device_of(module: nn.Module) -> torch.device:
@@ -213,6 +282,5 @@ def _same_device(a: torch.device, b: torch.device) -> bool:
     return a.type == b.type and (b.index is None or a.index == b.index)
 
 
-def _cuda(device: str | torch.device | None) -> list[torch.device]:
-    wanted = torch.device(device or "cpu")
-    return [wanted] if wanted.type == "cuda" and torch.cuda.is_available() else []
+def _cuda(device: torch.device | None) -> list[torch.device]:
+    return [device] if device is not None and device.type == "cuda" else []

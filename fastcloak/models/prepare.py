@@ -1,10 +1,14 @@
 """`prepare`: a frozen copy of a surrogate, as fast as it gets without changing what it computes."""
 
 import copy
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fastcloak.device import resolve_device
 from fastcloak.models.fold import fold
 from fastcloak.models.surrogate import FACE_SIZE, Ensemble, Surrogate
 
@@ -13,6 +17,24 @@ __all__ = ["prepare"]
 # Largest difference between two float32 embeddings of the same thing, over their largest number. Rounding gives about
 # 3e-6 on an iResNet-50 or SFace; a network that was traced wrongly gives far more.
 _CLOSE = 1e-4
+
+# One trace at a time: two that overlap may put each other's patch of nn.Module back for good.
+_TRACING = threading.Lock()
+
+
+class _Tracer(fx.Tracer):
+    """Tracing patches nn.Module for the whole process: calls of other threads pass through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def prepare(
@@ -38,11 +60,11 @@ def prepare(
         A new Surrogate with `.folded` and `.notes`. A network that is not a torch module is used as it is.
 
     Raises:
-        ValueError: another dtype.
+        ValueError: another dtype, or a device that is not here.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-    place = surrogate.device if device is None else torch.device(device)
+    place = surrogate.device if device is None else resolve_device(device)
     if isinstance(surrogate, Ensemble):
         members = [
             prepare(member, device=place, dtype=dtype, channels_last=channels_last) for member in surrogate.members
@@ -87,7 +109,7 @@ def _folded(net: nn.Module, pictures: Tensor) -> tuple[nn.Module | None, str]:
         return None, "not folded: it has forward hooks"
     try:
         expected = net(pictures)
-        traced = copy.deepcopy(net) if isinstance(net, fx.GraphModule) else fx.symbolic_trace(copy.deepcopy(net))
+        traced = copy.deepcopy(net) if isinstance(net, fx.GraphModule) else _trace(copy.deepcopy(net))
         left = fold(traced, pictures[:1])
         got = traced.float()(pictures)
     # A caller's network may do anything when it is traced.
@@ -97,6 +119,13 @@ def _folded(net: nn.Module, pictures: Tensor) -> tuple[nn.Module | None, str]:
     if not difference <= _CLOSE:
         return None, f"not folded: that would change embeddings by {difference:.1e}"
     return traced.eval().requires_grad_(False), f"folded, {left} batch normalisations left"
+
+
+def _trace(net: nn.Module) -> fx.GraphModule:
+    with _TRACING:
+        tracer = _Tracer()
+        graph = tracer.trace(net)
+        return fx.GraphModule(tracer.root, graph, type(net).__name__)
 
 
 def _set_layout(prepared: Surrogate, memory_format: torch.memory_format) -> None:

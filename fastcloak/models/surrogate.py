@@ -208,16 +208,23 @@ def resample_matrix(size: int) -> Tensor:
 
 
 def _per_channel(name: str, value: float | Sequence[float] | Tensor) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float32).detach().clone().flatten()
+    tensor = _numbers(value).flatten()
     if tensor.numel() not in (1, 3) or not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} must be one finite number or three in RGB order, got {value!r}")
     return tensor.expand(3).reshape(1, 3, 1, 1).clone()
 
 
+def _numbers(value: Any) -> Tensor:  # empty, which fits nowhere, where there are no numbers
+    try:
+        return torch.as_tensor(value, dtype=torch.float32).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0)
+
+
 def _mean(value: Sequence[float] | Tensor | None, size: int) -> Tensor | None:
     if value is None:
         return None
-    tensor = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+    tensor = _numbers(value)
     if tensor.shape != (size,) or not bool(tensor.isfinite().all()):
         raise ValueError(
             f"mean_embedding must be {size} finite numbers, the network's embedding size, got {list(tensor.shape)}"
