@@ -35,6 +35,7 @@ def ga(batch_size: int, inner_steps: int, inner: float = 1, **options: Any) -> R
 # 16 steps with b M = 10 cost 160 image-gradients, what OPOM costs with 10 photos; opom costs 16 N with N photos.
 RECIPES: dict[str, Recipe] = {
     "opom": {"method": "opom"},
+    "ga": {},
     "opom class_center": {"method": "opom", "objective": "class_center"},
     "opom fi_uap": {"method": "opom", "objective": "fi_uap"},
     "ga b=1 M=10": ga(1, 10),

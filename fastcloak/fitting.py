@@ -100,7 +100,7 @@ def fit(
         warmup: convex_hull: first steps that use class_center, to leave the hull.
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.
-        random_start: start from uniform noise in +-eps (per photo for opom) instead of zero.
+        random_start: start from uniform noise in +-eps, one per photo (ga: the mean of these), instead of zero.
         seed: of the start and the order of photos.
         device: "auto" (CUDA where there is one), or a torch device.
         backend: "auto", "reference" or "triton": what computes the hot operations.
@@ -231,7 +231,7 @@ def _learn(
     hull = build_hull(features, config.objective)
     start, order = _draws(config, N, faces.device)
 
-    delta = start[0].repeat(P, 1, 1, 1)
+    delta = start.mean(0).clamp(-eps, eps).repeat(P, 1, 1, 1)
     delta_in, acc, velocity = delta.clone(), torch.zeros_like(delta), torch.zeros_like(delta)
     pictures = faces.new_empty(P, b, *SHAPE)
     losses = faces.new_zeros(config.steps, P)
@@ -284,14 +284,16 @@ def _no_gradient(surrogate: Surrogate) -> str:
 
 
 def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start noise [1 or N, 3, 112, 112] and photo indices [steps, inner_steps, b], the same for every person.
+    """Start noise [N, 3, 112, 112] and photo indices [steps, inner_steps, b], the same for every person.
 
+    opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
+    amounts to. Noise of full strength in the mask itself costs much of what 16 steps can reach (docs/method.md).
     ga draws photos without replacement until all were used, then reshuffles, on through all steps; a batch at the end
     of one pass takes its rest from the next, so that all photos are used equally often.
     """
     generator = torch.Generator().manual_seed(config.seed)
     b, inner_steps, opom = config.batch(photos), config.inner(), config.method == "opom"
-    start = torch.zeros(photos if opom else 1, *SHAPE)
+    start = torch.zeros(photos, *SHAPE)
     if config.random_start and config.steps:
         start.uniform_(-1, 1, generator=generator).mul_(_float32_at_most(config.eps))
     drawn = config.steps * inner_steps * b
