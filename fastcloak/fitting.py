@@ -140,18 +140,18 @@ def fit_many(
     memory_budget: int | None = None,
     **options: Any,
 ) -> dict[str, Cloak]:
-    """Learns a cloak for each of many people, several at a time in one forward pass.
+    """Learns a cloak for each of many people; several can share a forward pass.
 
     People with the same number of photos share passes; photos are read as they are needed. In a pass of one person
     the cloak is bit for bit that of `fit`. In a larger one the network may round differently, which signs make grow
-    from step to step: the cloak then differs in many pixels, but not in its loss (docs/method.md has figures).
+    from step to step: the cloak then differs in many pixels, but hardly in its loss (docs/method.md).
 
     Args:
         people: name -> photos, as for `fit`. The number of photos may differ.
         model: the surrogate, as for `fit`.
         device, backend, engine, dtype, progress: as for `fit`; progress counts the steps of all people.
         memory_budget: bytes that one pass may take. None: on CUDA a quarter of the free memory; on CPU one person per
-            pass, where larger passes gain little and the cloak is bit for bit that of `fit`.
+            pass, so that the cloak is bit for bit that of `fit`; larger passes can be faster on some networks.
         options: every other option of `fit`.
 
     Returns:
