@@ -137,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--backend", default="auto", help="what computes the mask: auto, reference, triton (default: %(default)s)"
     )
-    fit.add_argument("--engine", default="auto", help="how steps are launched: auto, eager (default: %(default)s)")
+    fit.add_argument(
+        "--engine", default="auto", help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)"
+    )
 
     apply = command("apply", _apply, "Add a cloak to photos of any size; the originals are never changed.")
     apply.add_argument("cloak", type=_path, help="a file that fit wrote")

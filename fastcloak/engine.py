@@ -1,18 +1,119 @@
-"""How a step is launched: runs a zero-argument function on static buffers, and knows nothing of faces."""
+"""How a step is launched: as it is, through a compiled network, or captured once in a CUDA graph and replayed.
+
+A step is a function without arguments on buffers that never move. Nothing here knows of faces.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
 import torch
 
-ENGINES = ("auto", "eager")
+ENGINES = ("auto", "eager", "compile", "cudagraph")
+WARM_UP = 3
+"""Runs on a side stream before a capture, in which libraries choose algorithms and allocate, as PyTorch asks for."""
+
+
+class EngineError(ValueError):
+    """The engine cannot launch this network."""
 
 
 def resolve_engine(engine: str, device: torch.device) -> str:
-    """The engine that will run on `device`.
+    """The engine that will be tried on `device`; "auto" is cudagraph on CUDA, else eager.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or an engine that this device cannot have.
     """
     if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)} in this version, got {engine!r}")
-    return "eager"
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine == "cudagraph" and device.type != "cuda":
+        raise ValueError(f"engine 'cudagraph' needs a CUDA device, got {device.type}; use 'eager' or 'auto'")
+    if engine == "auto":
+        return "cudagraph" if device.type == "cuda" else "eager"
+    return engine
+
+
+def network(engine: str, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as the engine runs it: compiled as one graph for one shape, or as it is."""
+    if engine != "compile":
+        return forward
+
+    def embed(pictures: torch.Tensor) -> torch.Tensor:
+        return forward(pictures)
+
+    # torch.compile counts recompilations per code object and gives up after eight: every network gets one of its own.
+    own = FunctionType(embed.__code__.replace(co_name="embed"), embed.__globals__, closure=embed.__closure__)
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(own, fullgraph=True, dynamic=False)
+    return compiled
+
+
+def launcher(engine: str, step: Callable[[], None]) -> Callable[[], None]:
+    """The step as the engine launches it. compile and cudagraph run it here, so buffers change.
+
+    Args:
+        engine: what `resolve_engine` returned.
+        step: works on buffers that never move; for cudagraph it neither waits for the device nor reads from it.
+
+    Raises:
+        EngineError: the step cannot be compiled or captured; says why.
+    """
+    try:
+        if engine == "compile":
+            step()
+            return lambda: _without_recompilation(step)
+        if engine == "cudagraph":
+            return _capture(step)
+    except (ValueError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch.compile and CUDA raise many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineError(f"engine {engine!r} cannot run this network: {reason}; use engine='eager'") from error
+    return step
+
+
+def _without_recompilation(step: Callable[[], None]) -> None:
+    with torch.compiler.set_stance("fail_on_recompile"):
+        step()
+
+
+def _capture(step: Callable[[], None]) -> Callable[[], None]:
+    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+class Progress:
+    """Calls `tick` for each step once the device has finished it, without making the host wait in between."""
+
+    def __init__(self, device: torch.device, tick: Callable[[], None]) -> None:
+        self._on_host, self._tick = device.type != "cuda", tick
+        self._launched: deque[Any] = deque()
+
+    def launched(self) -> None:
+        """To call when a step was launched."""
+        if self._on_host:
+            self._tick()
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._launched.append(event)
+        while self._launched and self._launched[0].query():
+            self._launched.popleft()
+            self._tick()
+
+    def wait(self) -> None:
+        """Wait for every step that was launched."""
+        while self._launched:
+            self._launched.popleft().synchronize()
+            self._tick()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ from fastcloak import __version__
 from fastcloak.cloak import SHAPE, Cloak
 from fastcloak.config import FitConfig
 from fastcloak.device import resolve_device, resolve_dtype
-from fastcloak.engine import resolve_engine
+from fastcloak.engine import EngineError, resolve_engine
 from fastcloak.faces import load_faces
-from fastcloak.hull import build_hull
+from fastcloak.loop import Learnt, Loop
 from fastcloak.models import Surrogate, load_model, prepare, unit_features
 from fastcloak.ops import resolve_backend
 
@@ -104,9 +103,11 @@ def fit(
         seed: of the start and the order of photos.
         device: "auto" (CUDA where there is one), or a torch device.
         backend: "auto", "reference" or "triton": what computes the hot operations.
-        engine: "auto" or "eager": how a step is launched.
-        dtype: of the surrogate: "auto" or "float32", or "bfloat16", or the torch dtype. The mask, its gradients and
-            the hull are always float32 or better.
+        engine: how a step is launched: "eager"; "compile" (the network through torch.compile); "cudagraph" (the whole
+            step captured once and replayed); "auto" is cudagraph on CUDA, else eager.
+        dtype: of the surrogate: "float32", "bfloat16", the torch dtype, or "auto": bfloat16 where the processor is
+            faster with it (see `fastcloak.models.prepare`), else float32. The mask, the accumulated gradient and the
+            hull are always float32 or better.
         progress: None: a bar if the terminal shows one; True or False: always, never; or a function that is called
             with (steps done, steps in all).
 
@@ -170,16 +171,13 @@ def fit_many(
         raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
     config = FitConfig(**options)
     place = resolve_device(device)
-    backend, ops = resolve_backend(backend, place)
-    engine = resolve_engine(engine, place)
+    passes = _Passes(config, backend, engine, place)
     cloaks: dict[str, Cloak] = {}
     errors: dict[str, Exception] = {}
     with _ticker(len(people), config.steps, progress) as tick, _own_modes(place):
         surrogate = prepare(load_model(model), device=place, dtype=resolve_dtype(dtype))
         made_by = {
             "models": [member.name for member in surrogate.members],
-            "backend": backend,
-            "engine": engine,
             "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
             "dtype": str(surrogate.dtype).removeprefix("torch."),
             "versions": _versions(),
@@ -189,11 +187,12 @@ def fit_many(
             began = time.perf_counter()
             faces = torch.stack([person.faces for person in group.values()]).to(place)
             features = torch.stack([person.features for person in group.values()])
-            learnt = _learn(faces, features, surrogate, config, ops, partial(tick, len(group)))
+            learnt = passes.learn(surrogate, faces, features, partial(tick, len(group)))
+            ran = {"backend": passes.backend, "engine": passes.engine}
             seconds = (time.perf_counter() - began) / len(group)
             for i, name in enumerate(group):
                 try:
-                    cloaks[name] = _cloak(learnt, i, faces.shape[1], config, {**made_by, "seconds": seconds})
+                    cloaks[name] = _cloak(learnt, i, faces.shape[1], config, {**made_by, **ran, "seconds": seconds})
                 except (FloatingPointError, ValueError) as error:
                     errors[name] = error
     cloaks = {name: cloaks[name] for name in people if name in cloaks}
@@ -202,108 +201,39 @@ def fit_many(
     return cloaks
 
 
+class _Passes:
+    """Runs one pass after the other, and keeps the buffers and captures of the last one for the next of its size."""
+
+    def __init__(self, config: FitConfig, backend: str, engine: str, place: torch.device) -> None:
+        self._config, self._wish = config, engine
+        self.backend, self._ops = resolve_backend(backend, place)
+        self.engine = resolve_engine(engine, place)
+        self._loop: Loop | None = None
+
+    def learn(
+        self, surrogate: Surrogate, faces: torch.Tensor, features: torch.Tensor, tick: Callable[[], None]
+    ) -> Learnt:
+        P, N = faces.shape[:2]
+        if self._loop is None or (self._loop.persons, self._loop.photos, self._loop.engine) != (P, N, self.engine):
+            self._loop = None  # its memory is free before the next one takes as much
+            self._loop = Loop(surrogate, self._config, self._ops, self.engine, P, N)
+        try:
+            return self._loop.learn(faces, features, tick)
+        except EngineError as error:
+            if self._wish != "auto" or self.engine == "eager":
+                raise
+            log.warning("%s; fitting goes on with engine 'eager', slower", error)
+            self.engine = "eager"
+            return self.learn(surrogate, faces, features, tick)
+
+
 @dataclass(frozen=True)
 class _Person:
     faces: torch.Tensor  # [N, 3, 112, 112] float32 in [0, 1]
     features: torch.Tensor  # [N, D] unit features of the clean faces
 
 
-@dataclass(frozen=True)
-class _Learnt:
-    delta: torch.Tensor  # [P, 3, 112, 112]
-    losses: torch.Tensor  # [steps, P], mean over the photos of the step
-    gap: torch.Tensor  # [P], largest duality gap of any hull weights
-    moved: torch.Tensor  # [P] bool, whether any gradient was other than zero
-
-
-def _learn(
-    faces: torch.Tensor,
-    features: torch.Tensor,
-    surrogate: Surrogate,
-    config: FitConfig,
-    ops: ModuleType,
-    tick: Callable[[], None],
-) -> _Learnt:
-    """The loop, for P persons with N photos each: faces [P, N, 3, 112, 112], clean unit features [P, N, D]."""
-    P, N = faces.shape[:2]
-    b, inner_steps, opom = config.batch(N), config.inner(), config.method == "opom"
-    eps = _float32_at_most(config.eps)
-    hull = build_hull(features, config.objective)
-    start, order = _draws(config, N, faces.device)
-
-    delta = start.mean(0).clamp(-eps, eps).repeat(P, 1, 1, 1)
-    delta_in, acc, velocity = delta.clone(), torch.zeros_like(delta), torch.zeros_like(delta)
-    pictures = faces.new_empty(P, b, *SHAPE)
-    losses = faces.new_zeros(config.steps, P)
-    largest_gap = faces.new_zeros(P)
-    moved = torch.zeros(P, dtype=torch.bool, device=faces.device)
-
-    for t in range(config.steps if config.eps else 0):
-        warming = config.objective == "convex_hull" and t < config.warmup
-        objective = "class_center" if warming else config.objective
-        for m in range(inner_steps):
-            index = order[t, m].expand(P, b)
-            ops.cloak_batch_(faces, delta_in, index, pictures)
-            if opom and t == 0:  # as published: every photo starts from its own noise, not clipped
-                pictures.copy_(faces + start)
-
-            x = pictures.detach().requires_grad_()
-            embeddings = surrogate(x.flatten(0, 1)).unflatten(0, (P, b))
-            if not embeddings.requires_grad:
-                raise ValueError(_no_gradient(surrogate))
-            loss, slope, gap = ops.hull_loss(
-                embeddings.detach(),
-                hull.points,
-                hull.gram,
-                hull.center,
-                index,
-                objective,
-                config.lower,
-                config.upper,
-            )
-            (grads,) = torch.autograd.grad(embeddings, x, slope, allow_unused=True)
-            if grads is None:
-                raise ValueError(_no_gradient(surrogate))
-
-            ops.accumulate_step_(grads, acc, delta_in, config.look_ahead(), eps, config.normalise)
-            losses[t] += loss.mean(1) / inner_steps
-            torch.maximum(largest_gap, gap.amax(1), out=largest_gap)
-        moved |= acc.flatten(1).any(1)
-        if opom:  # as published: of the last mask only what clipping left of it goes on
-            delta.copy_((pictures - faces).mean(1))
-        ops.outer_step_(acc, velocity, delta, delta_in, config.alpha, eps, config.decay)
-        tick()
-    return _Learnt(delta, losses, largest_gap, moved)
-
-
-def _no_gradient(surrogate: Surrogate) -> str:
-    return (
-        f"{surrogate.name} must be differentiable with respect to the pictures, got an output without a gradient; "
-        "remove no_grad, detach, numpy and rounding from it"
-    )
-
-
-def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start noise [N, 3, 112, 112] and photo indices [steps, inner_steps, b], the same for every person.
-
-    opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
-    amounts to. Noise of full strength in the mask itself costs much of what 16 steps can reach (docs/method.md).
-    ga draws photos without replacement until all were used, then reshuffles, on through all steps; a batch at the end
-    of one pass takes its rest from the next, so that all photos are used equally often.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    b, inner_steps, opom = config.batch(photos), config.inner(), config.method == "opom"
-    start = torch.zeros(photos, *SHAPE)
-    if config.random_start and config.steps:
-        start.uniform_(-1, 1, generator=generator).mul_(_float32_at_most(config.eps))
-    drawn = config.steps * inner_steps * b
-    passes = -(-drawn // photos)
-    shuffled = [torch.arange(photos) if opom else torch.randperm(photos, generator=generator) for _ in range(passes)]
-    order = torch.cat(shuffled)[:drawn] if shuffled else torch.empty(0, dtype=torch.int64)
-    return start.to(device), order.view(config.steps, inner_steps, b).to(device)
-
-
-def _cloak(learnt: _Learnt, person: int, photos: int, config: FitConfig, made_by: dict[str, Any]) -> Cloak:
+def _cloak(learnt: Learnt, person: int, photos: int, config: FitConfig, made_by: dict[str, Any]) -> Cloak:
     """The cloak of one person of a pass, or what went wrong with it."""
     delta, losses = learnt.delta[person].cpu().contiguous(), learnt.losses[:, person].cpu()
     if not (losses.isfinite().all() and delta.isfinite().all()):
@@ -397,12 +327,6 @@ def _bytes_per_photo(surrogate: Surrogate) -> int:
     activations = sum(size for address, size in kept.items() if address not in weights)
     del embeddings
     return 2 * activations + 4 * x.numel() * x.element_size()
-
-
-def _float32_at_most(value: float) -> float:
-    """The largest float32 number <= value, so that |delta| <= eps holds exactly: float32(8/255) is above 8/255."""
-    nearest = np.float32(value)
-    return float(nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(0)))
 
 
 def _versions() -> dict[str, str]:

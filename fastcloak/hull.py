@@ -110,84 +110,77 @@ def convex_weights(
     Source: Mehrotra 1992; gap: Jaggi 2013 (Frank-Wolfe). The published code calls cvxpy once per photo per step.
     """
     gram, q = gram.double()[:, None], correlation.double()
-    w = torch.full_like(q, 1 / q.shape[-1])
-    below, above = w - lower, upper - w  # slacks of the bounds, kept > 0
+    K = q.shape[-1]
+    w = torch.full_like(q, 1 / K)
     residual = _gradient(gram, q, w)
     shift = residual.mean(-1, keepdim=True)  # multiplier of sum w = 1
     residual = residual - shift
     margin = 0.1 * residual.abs().amax(-1, keepdim=True).clamp_min(1e-3)
-    dual_below, dual_above = residual.clamp_min(0) + margin, (-residual).clamp_min(0) + margin
-    ones = torch.ones_like(w)
+    # Both bounds of every weight together, [P, b, 2, K]: slacks (w - lower, upper - w) and their multipliers, all > 0.
+    # The loop is written for few operations: for one photo their number is what it costs.
+    sides = torch.tensor([[1.0], [-1.0]], dtype=q.dtype, device=q.device)
+    slack = torch.stack((w - lower, upper - w), -2)
+    dual = (residual[..., None, :] * sides).clamp_min(0) + margin[..., None]
+    pairs = torch.stack((slack, dual), -3)  # [P, b, 2, 2, K]
+    eye = torch.eye(K, dtype=q.dtype, device=q.device)
+    columns = torch.ones(*q.shape, 2, dtype=q.dtype, device=q.device)  # right-hand sides of the predictor
     best, least = w, torch.full_like(shift, torch.inf)
 
     for _ in range(steps):
-        stationarity = _gradient(gram, q, w) - shift - dual_below + dual_above
+        slack, dual = pairs.unbind(-3)
+        w = slack[..., 0, :] + lower
+        residual = _gradient(gram, q, w) - shift
         missing = 1 - w.sum(-1, keepdim=True)
-        mean_product = _mean_product(below, dual_below, above, dual_above)
+        product = (slack * dual).sum((-2, -1)).unsqueeze(-1)
         # Near the solution of a rank-deficient set the Newton matrix is singular and a step can make things worse:
         # the best point counts, not the last. The bound is that of the duality gap.
-        bound = 2 * w.shape[-1] * mean_product + 2 * stationarity.abs().amax(-1, keepdim=True) + missing.abs()
+        stationarity = residual - dual[..., 0, :] + dual[..., 1, :]
+        bound = product + 2 * stationarity.abs().amax(-1, keepdim=True) + missing.abs()
         best, least = torch.where(bound < least, w, best), torch.minimum(bound, least)
 
-        ratio_below, ratio_above = dual_below / below, dual_above / above
-        factor, _ = torch.linalg.cholesky_ex(gram + torch.diag_embed(ratio_below + ratio_above))
+        ratio = dual / slack
+        factor, _ = torch.linalg.cholesky_ex(torch.addcmul(gram, eye, ratio.sum(-2).unsqueeze(-1)))
 
         # Predictor: aim at zero complementarity. Corrector: aim at what the predictor could reach, to second order.
-        rhs = -stationarity - dual_below + dual_above
-        both = torch.cholesky_solve(torch.stack((rhs, ones), -1), factor)
-        along_ones = both[..., 1]
-        step_shift = (missing - both[..., 0].sum(-1, keepdim=True)) / along_ones.sum(-1, keepdim=True)
-        step = both[..., 0] + step_shift * along_ones
-        step_below, step_above = -dual_below - ratio_below * step, -dual_above + ratio_above * step
-        primal = _longest(torch.maximum(-step / below, step / above)).clamp_max(1)
-        dual = _longest(torch.maximum(-step_below / dual_below, -step_above / dual_above)).clamp_max(1)
-        reached = _mean_product(
-            below + primal * step,
-            dual_below + dual * step_below,
-            above - primal * step,
-            dual_above + dual * step_above,
-        )
-        target = (reached / mean_product).clamp(0, 1) ** 3 * mean_product
-        target_below, target_above = (target - step * step_below) / below, (target + step * step_above) / above
+        columns[..., 0] = residual
+        toward, along_ones = torch.cholesky_solve(columns, factor).unbind(-1)
+        total = along_ones.sum(-1, keepdim=True)
+        step = along_ones * ((missing + toward.sum(-1, keepdim=True)) / total) - toward
+        slack_step = step[..., None, :] * sides
+        dual_step = -torch.addcmul(dual, ratio, slack_step)
+        moves = torch.stack((slack_step, dual_step), -3)
+        reached = torch.addcmul(pairs, moves, _longest(moves / pairs))
+        reached = reached.prod(-3).sum((-2, -1)).unsqueeze(-1)
+        share = (reached / product).clamp(0, 1)
+        target = share * share * share * product / (2 * K)
+        aim = (target[..., None] - slack_step * dual_step) / slack
 
-        solved = torch.cholesky_solve((rhs + target_below - target_above).unsqueeze(-1), factor).squeeze(-1)
-        step_shift = (missing - solved.sum(-1, keepdim=True)) / along_ones.sum(-1, keepdim=True)
-        step = solved + step_shift * along_ones
-        step_below = target_below - dual_below - ratio_below * step
-        step_above = target_above - dual_above + ratio_above * step
-        # 0.995: stay strictly inside the bounds.
-        primal = (0.995 * _longest(torch.maximum(-step / below, step / above))).clamp_max(1)
-        dual = (0.995 * _longest(torch.maximum(-step_below / dual_below, -step_above / dual_above))).clamp_max(1)
+        rhs = aim[..., 0, :] - aim[..., 1, :] - residual
+        solved = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
+        shift_step = (missing - solved.sum(-1, keepdim=True)) / total
+        slack_step = torch.addcmul(solved, along_ones, shift_step)[..., None, :] * sides
+        moves = torch.stack((slack_step, aim - torch.addcmul(dual, ratio, slack_step)), -3)
+        lengths = _longest(moves / pairs, 0.995)  # stay strictly inside the bounds
 
         # A finished problem stays where it is: the next Newton matrix may not be positive definite.
-        going = (mean_product > FINISHED) & torch.isfinite(step + step_below + step_above).all(-1, keepdim=True)
+        finite = moves.sum((-3, -2, -1)).mul(0).eq(0).unsqueeze(-1)
+        going = (product > 2 * K * FINISHED) & finite
         if not going.is_cuda and not going.any():  # nothing changes any more; on a GPU to ask would cost a wait
             break
-        primal, dual = torch.where(going, primal, 0.0), torch.where(going, dual, 0.0)
-        step, step_shift = torch.where(going, step, 0.0), torch.where(going, step_shift, 0.0)
-        step_below, step_above = torch.where(going, step_below, 0.0), torch.where(going, step_above, 0.0)
-        w, below, above = w + primal * step, below + primal * step, above - primal * step
-        dual_below, dual_above = dual_below + dual * step_below, dual_above + dual * step_above
-        shift = shift + dual * step_shift
+        shift = torch.where(going, torch.addcmul(shift, shift_step, lengths[..., 1, :, 0]), shift)
+        pairs = torch.where(going[..., None, None], torch.addcmul(pairs, moves, lengths), pairs)
 
     w = best.clamp(lower, upper)
     return w, duality_gap(gram, q, w, lower, upper)
 
 
 def _gradient(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return (gram @ w.unsqueeze(-1)).squeeze(-1) - q
+    return (gram * w.unsqueeze(-2)).sum(-1) - q
 
 
-def _mean_product(
-    below: torch.Tensor, dual_below: torch.Tensor, above: torch.Tensor, dual_above: torch.Tensor
-) -> torch.Tensor:
-    """Mean complementarity product over the 2K bounds, [P, b, 1]."""
-    return (below * dual_below + above * dual_above).mean(-1, keepdim=True) / 2
-
-
-def _longest(rate: torch.Tensor) -> torch.Tensor:
-    """[P, b, K] shrinking rates -> longest step [P, b, 1] before the first slack reaches zero."""
-    return 1 / rate.amax(-1, keepdim=True).clamp_min(1e-12)
+def _longest(growth: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    """Relative moves [P, b, 2, 2, K] of slacks and multipliers -> step [P, b, 2, 1, 1] that keeps each positive."""
+    return (growth.amin((-2, -1), keepdim=True) / -share).clamp_min(1).reciprocal()
 
 
 def duality_gap(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor, lower: float, upper: float) -> torch.Tensor:

@@ -88,8 +88,9 @@ def accumulate_step_(
     alpha: float,
     eps: float,
     normalise: bool = False,
+    scale: torch.Tensor | None = None,
 ) -> None:
-    """One inner step, in place: g = mean_b grads; acc += g; delta_in = clip(delta_in + alpha sign(g), +-eps).
+    """One inner step, in place: g = scale mean_b grads; acc += g; delta_in = clip(delta_in + alpha sign(g), +-eps).
 
     A NaN or Inf in g makes the pixel's delta_in NaN instead of passing as sign 0, so that the next loss shows it.
 
@@ -100,10 +101,13 @@ def accumulate_step_(
         alpha: inner step on the [0, 1] scale.
         eps: largest |delta|.
         normalise: add g / mean|g| of the person instead of g.
+        scale: [3] float32, one per channel, where `grads` is with respect to faces * scale + shift. None: 1.
 
     Source: GA-OPOM (arXiv 2401.01575), inner loop; SGA (ICCV 2023), same scheme for classifiers.
     """
     g = grads.to(acc.dtype).mean(1)
+    if scale is not None:
+        g = g * scale[:, None, None]
     delta_in.add_(_sign(g), alpha=alpha).clamp_(-eps, eps)
     acc.add_(_scale_free(g) if normalise else g)
 
@@ -140,17 +144,29 @@ def outer_step_(
     acc.zero_()
 
 
-def cloak_batch_(faces: torch.Tensor, delta_in: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
-    """Writes clip(faces[index] + delta_in, 0, 1) into a static buffer.
+def cloak_batch_(
+    faces: torch.Tensor,
+    delta_in: torch.Tensor,
+    index: torch.Tensor,
+    out: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+) -> None:
+    """Writes clip(faces[index] + delta_in, 0, 1) * scale + shift into a static buffer: what the network takes.
 
     Args:
         faces: [P, N, 3, H, W] float32 in [0, 1].
         delta_in: [P, 3, H, W] float32.
         index: [P, b] int64 in [0, N).
-        out: [P, b, 3, H, W] float, overwritten.
+        out: [P, b, 3, H, W] float32, bfloat16 or float16, contiguous or channels_last, overwritten. Computed in
+            float32 and rounded once.
+        scale, shift: [3] float32, one per channel, both or neither. None: 1 and 0.
     """
     rows = torch.arange(faces.shape[0], device=faces.device)[:, None]
-    torch.clamp(faces[rows, index] + delta_in[:, None], 0, 1, out=out)
+    pictures = (faces[rows, index] + delta_in[:, None]).clamp_(0, 1)
+    if scale is not None and shift is not None:
+        pictures.mul_(scale[:, None, None]).add_(shift[:, None, None])
+    out.copy_(pictures)
 
 
 def _sign(g: torch.Tensor) -> torch.Tensor:

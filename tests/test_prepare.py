@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastcloak.models import load_model, prepare
 from fastcloak.models.fold import fold
+from fastcloak.models.prelu import FrozenPReLU
 
 CHANNELS = 6
 
@@ -354,3 +355,58 @@ def test_a_silent_library(capsys, caplog):
         prepare(load_model("sface"))
     assert capsys.readouterr().out == ""
     assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 7), (3, 6)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_prelu_equals_prelu_and_its_gradient(dtype, channels, shape, layout):
+    if len(shape) == 2 and layout == torch.channels_last:
+        layout = torch.contiguous_format
+    generator = torch.Generator().manual_seed(0)
+    prelu = nn.PReLU(channels).to(dtype)
+    prelu.weight.data = torch.linspace(-0.3, 1.4, channels, dtype=dtype)
+    x, upstream = (torch.randn(shape, generator=generator, dtype=dtype).to(memory_format=layout) for _ in range(2))
+    x[0, 0] = 0  # where the slope on the left counts, as in nn.PReLU
+    results = []
+    for module in (prelu, FrozenPReLU(prelu.weight)):
+        leaf = x.clone().requires_grad_()
+        output = module(leaf)
+        results.append((output.detach(), *torch.autograd.grad(output, leaf, upstream)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_prelu_is_frozen_on_a_cpu_but_not_under_a_hook():
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.PReLU(4), nn.Flatten(), nn.Linear(784, 6))
+    assert sum(isinstance(module, FrozenPReLU) for module in prepare(load_model(net), device="cpu").modules()) == 1
+    seen = []
+    net[1].register_forward_hook(lambda *_: seen.append(1))
+    hooked = prepare(load_model(net), device="cpu")
+    seen.clear()
+    hooked(torch.rand(1, 3, 112, 112))
+    assert seen == [1]
+
+
+def test_a_prepared_network_can_be_prepared_again():
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(784, 6)).eval()
+    once = prepare(load_model(net), device="cpu")
+    twice = prepare(once)
+    faces = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    assert twice.folded
+    assert torch.equal(once(faces), twice(faces))
+
+
+def test_bfloat16_is_chosen_where_the_processor_is_fast_with_it(monkeypatch):
+    plain = load_model(nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(784, 6)))
+    grouped = load_model(
+        nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 4, 1, groups=4), nn.Flatten(), nn.Linear(784, 6))
+    )
+    for fast in (False, True):
+        # By name, since the function `prepare` hides the module.
+        module = sys.modules["fastcloak.models.prepare"]
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda place, fast=fast: fast)
+        assert prepare(plain, device="cpu", dtype=None).dtype == (torch.bfloat16 if fast else torch.float32)
+        assert prepare(grouped, device="cpu", dtype=None).dtype == torch.float32
+        assert prepare(plain, device="cpu").dtype == torch.float32

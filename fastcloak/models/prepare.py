@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastcloak.device import resolve_device
+from fastcloak.device import has_fast_bfloat16, resolve_device
 from fastcloak.models.fold import fold
+from fastcloak.models.prelu import FrozenPReLU, freeze_prelu
 from fastcloak.models.surrogate import FACE_SIZE, Ensemble, Surrogate
 
 __all__ = ["prepare"]
@@ -36,12 +37,15 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, FrozenPReLU) or super().is_leaf_module(m, module_qualified_name)
+
 
 def prepare(
     surrogate: Surrogate,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     channels_last: bool | None = None,
 ) -> Surrogate:
     """Freeze a copy of a surrogate, fold its batch normalisations, and set its device, dtype and memory layout.
@@ -52,8 +56,9 @@ def prepare(
     Args:
         surrogate: what `load_model` returns; it stays as it is.
         device: where to put it; None leaves it where it is.
-        dtype: torch.float32 or torch.bfloat16, what the network computes in. Faces, their normalisation and embeddings
-            stay float32.
+        dtype: torch.float32 or torch.bfloat16, what the network computes in; faces and the embeddings that a call
+            returns stay float32. None chooses: bfloat16 on CUDA from compute capability 8.0 on, and on a CPU with AMX
+            or AVX512-BF16 unless the network has grouped (depthwise) convolutions, which lose there; else float32.
         channels_last: the memory layout of pictures inside the network; None chooses.
 
     Returns:
@@ -62,7 +67,7 @@ def prepare(
     Raises:
         ValueError: another dtype, or a device that is not here.
     """
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     place = surrogate.device if device is None else resolve_device(device)
     if isinstance(surrogate, Ensemble):
@@ -78,7 +83,9 @@ def prepare(
         return _prepare(surrogate, place, dtype, channels_last)
 
 
-def _prepare(surrogate: Surrogate, place: torch.device, dtype: torch.dtype, channels_last: bool | None) -> Surrogate:
+def _prepare(
+    surrogate: Surrogate, place: torch.device, dtype: torch.dtype | None, channels_last: bool | None
+) -> Surrogate:
     # Folding computes in float64, which not every accelerator has.
     prepared = surrogate.copy().to(place if place.type == "cuda" else "cpu").eval().requires_grad_(False)
     if not isinstance(prepared.net, nn.Module):
@@ -91,8 +98,10 @@ def _prepare(surrogate: Surrogate, place: torch.device, dtype: torch.dtype, chan
     notes = [note]
     if folded is not None:
         prepared.net, prepared.folded = folded, True
+    if place.type == "cpu":
+        freeze_prelu(prepared.net)
     prepared.to(place)
-    prepared.net.to(dtype)
+    prepared.net.to(dtype or _faster_dtype(prepared.net, place))
     if _prefers_channels_last(prepared) if channels_last is None else channels_last:
         _set_layout(prepared, torch.channels_last)
         # Some networks (a `view` of a picture) only work on contiguous memory.
@@ -140,6 +149,12 @@ def _works(prepared: Surrogate, faces: Tensor) -> bool:
             return bool(prepared(faces.to(prepared.device)).isfinite().all())
     except RuntimeError:
         return False
+
+
+def _faster_dtype(net: nn.Module, place: torch.device) -> torch.dtype:
+    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.modules())
+    fast = has_fast_bfloat16(place) and (place.type == "cuda" or not grouped)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _prefers_channels_last(prepared: Surrogate) -> bool:

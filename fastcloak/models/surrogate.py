@@ -125,15 +125,24 @@ class Surrogate(nn.Module):
                 f"faces must be [n, 3, {FACE_SIZE}, {FACE_SIZE}] float in [0, 1], got {list(faces.shape)} "
                 f"{faces.dtype}; align the photos first, and divide whole numbers by 255"
             )
-        return self.embed(self.normalise(faces))
+        return self.embed(self.normalise(faces)).to(self.scale.dtype)
+
+    @property
+    def takes(self) -> tuple[torch.dtype, torch.memory_format]:
+        """In which dtype and memory format normalised pictures go into the network without another copy."""
+        direct = isinstance(self.net, nn.Module) and self.rows is None and not self.bgr
+        return (self.dtype, self.memory_format) if direct else (self.scale.dtype, torch.contiguous_format)
 
     def normalise(self, faces: Tensor) -> Tensor:
         """Faces * scale + shift, [n, 3, 112, 112]: the part that a fused kernel may do itself."""
         return faces * self.scale + self.shift
 
     def embed(self, pictures: Tensor) -> Tensor:
-        """Raw embeddings [n, D] of normalised pictures [n, 3, 112, 112]: all of `forward` after `normalise`."""
-        embeddings = self.net(self.net_input(pictures)).flatten(1).to(self.scale.dtype)
+        """Raw embeddings [n, D] of normalised pictures [n, 3, 112, 112]: all of `forward` after `normalise`.
+
+        They have the dtype of the network, or float32 where a mean embedding was subtracted.
+        """
+        embeddings = self.net(self.net_input(pictures)).flatten(1)
         return embeddings if self.mean_embedding is None else embeddings - self.mean_embedding
 
     def net_input(self, pictures: Tensor) -> Tensor:
@@ -183,6 +192,11 @@ class Ensemble(Surrogate):
         """The surrogates it is made of."""
         assert isinstance(self.net, nn.ModuleList)
         return tuple(member for member in self.net if isinstance(member, Surrogate))
+
+    @property
+    def takes(self) -> tuple[torch.dtype, torch.memory_format]:
+        """Faces in [0, 1], float32: every member normalises for itself."""
+        return self.scale.dtype, torch.contiguous_format
 
     def embed(self, pictures: Tensor) -> Tensor:
         """Return unit embeddings [n, sum of the members' D] of faces in [0, 1]; every member normalises for itself."""

@@ -1,0 +1,94 @@
+"""Engines: what launches a step must not change what it computes."""
+
+import shutil
+
+import pytest
+import torch
+
+from fastcloak import fit, fit_many
+from fastcloak.engine import EngineError, Progress, launcher, network, resolve_engine
+from tests.conftest import smooth_faces
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile on a CPU needs a C++ compiler"
+)
+
+
+def test_auto_is_eager_on_a_cpu_and_a_graph_on_cuda():
+    assert resolve_engine("auto", torch.device("cpu")) == "eager"
+    assert resolve_engine("auto", torch.device("cuda")) == "cudagraph"
+    assert resolve_engine("compile", torch.device("cpu")) == "compile"
+
+
+def test_wishes_that_cannot_be_met_are_refused_with_words(tiny_net, faces):
+    with pytest.raises(ValueError, match="'cudagraph' needs a CUDA device, got cpu; use 'eager'"):
+        fit(faces, tiny_net, engine="cudagraph", device="cpu")
+    with pytest.raises(ValueError, match="engine must be one of auto, eager, compile, cudagraph, got 'fast'"):
+        fit(faces, tiny_net, engine="fast")
+
+
+@needs_compiler
+def test_compile_learns_the_same_cloak_and_says_so(tiny_net, faces):
+    options = {"steps": 3, "warmup": 1, "batch_size": 2, "device": "cpu"}
+    eager, compiled = (fit(faces, tiny_net, engine=engine, **options) for engine in ("eager", "compile"))
+    assert compiled.info["engine"] == "compile"
+    assert compiled.info["losses"] == pytest.approx(eager.info["losses"], rel=1e-5)
+    assert (compiled.delta != eager.delta).float().mean() < 0.002
+
+
+@needs_compiler
+def test_compile_refuses_what_it_cannot_compile(tiny_net, faces):
+    seen = []
+
+    def reads_back(x):
+        seen.append(x[0, 0, 0, 0].item())
+        return tiny_net(x)
+
+    with pytest.raises(EngineError, match="engine 'compile' cannot run this network: .*; use engine='eager'"):
+        fit(faces, reads_back, engine="compile", steps=1, device="cpu")
+    assert fit(faces, reads_back, steps=1, device="cpu", engine="eager").info["engine"] == "eager"
+
+
+@needs_compiler
+def test_a_recompilation_is_an_error():
+    double = network("compile", lambda x: x * 2)
+    sizes = iter((3, 3, 4))
+    step = launcher("compile", lambda: double(torch.ones(next(sizes))))
+    step()
+    with pytest.raises(RuntimeError, match="(?i)recompil"):
+        step()
+
+
+@needs_compiler
+def test_more_networks_than_torch_would_recompile_for():
+    for i in range(12):
+        assert network("compile", lambda x, i=i: x * i)(torch.ones(3)).sum() == 3 * i
+
+
+def test_eager_launches_the_step_itself():
+    calls = []
+    step = launcher("eager", lambda: calls.append(1))
+    assert calls == []
+    step()
+    assert calls == [1]
+
+
+def test_progress_on_a_cpu_is_immediate():
+    ticks = []
+    progress = Progress(torch.device("cpu"), lambda: ticks.append(1))
+    progress.launched()
+    assert ticks == [1]
+    progress.wait()
+    assert ticks == [1]
+
+
+def test_buffers_are_kept_for_the_next_pass_and_leak_nothing_into_it(tiny_net):
+    # Three passes of one size, then one of another: each cloak must be that of a fresh start.
+    people = {str(i): smooth_faces(4 if i < 3 else 5, seed=i) for i in range(4)}
+    options = {"steps": 3, "warmup": 1, "decay": 0.9, "device": "cpu"}
+    cloaks = fit_many(people, tiny_net, **options)
+    for name, photos in people.items():
+        alone = fit(photos, tiny_net, **options)
+        assert torch.equal(cloaks[name].delta, alone.delta)
+        assert cloaks[name].info["losses"] == alone.info["losses"]
+        assert cloaks[name].info["hull_gap"] == alone.info["hull_gap"]
