@@ -339,7 +339,7 @@ def test_the_real_networks_fold_completely(name):
     surrogate = load_model(name)
     prepared = prepare(surrogate)
     expected = surrogate(faces(2))
-    assert prepared.notes == ("folded, 0 batch normalisations left",)
+    assert prepared.notes[0] == "folded, 0 batch normalisations left"
     assert (prepared(faces(2)) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
