@@ -5,7 +5,7 @@ import scipy.linalg
 import torch
 from torch.nn.functional import normalize
 
-from fastcloak.hull import affine_weights, build_hull, convex_weights
+from fastcloak.hull import affine_weights, build_hull, convex_weights, interior_point
 
 SETS = ("random", "duplicate", "near_duplicate", "collinear", "rank_two", "inside")
 
@@ -37,10 +37,14 @@ def make_set(kind, P=3, b=4, K=10, D=64, seed=0):
     return points, normalize(features, dim=-1)
 
 
-def nearest_convex(points, features, lower=0.0, upper=1.0, **options):
+def nearest_convex(points, features, lower=0.0, upper=1.0, solve=convex_weights, **options):
     center = points.mean(1, keepdim=True)
     centred = points - center
-    return convex_weights(centred @ centred.mT, (features - center) @ centred.mT, lower, upper, **options)
+    return solve(centred @ centred.mT, (features - center) @ centred.mT, lower, upper, **options)
+
+
+# convex_weights takes the interior point's answer where the active set has none: both must be right alone.
+both_solvers = pytest.mark.parametrize("solve", [convex_weights, interior_point])
 
 
 def quadprog_point(points, z, lower=0.0, upper=1.0):
@@ -79,10 +83,11 @@ def test_affine_weights_of_independent_points_equal_the_kkt_system():
 
 
 @pytest.mark.parametrize("kind", SETS)
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.02, 0.3)])
-def test_convex_point_equals_quadprog(kind, bounds):
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.02, 0.3), (-0.3, 1.0)])
+@both_solvers
+def test_convex_point_equals_quadprog(kind, bounds, solve):
     points, features = make_set(kind)
-    w, gap = nearest_convex(points, features, *bounds)
+    w, gap = nearest_convex(points, features, *bounds, solve=solve)
     assert gap.max() < 1e-10
     assert (w.sum(-1) - 1).abs().max() < 1e-12
     assert w.min() >= bounds[0]
@@ -98,22 +103,39 @@ def test_convex_point_equals_quadprog(kind, bounds):
 @pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("K", [2, 3, 10, 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_convex_gap_is_tiny_also_from_float32_features(kind, K, dtype):
+@both_solvers
+def test_convex_gap_is_tiny_also_from_float32_features(kind, K, dtype, solve):
     points, features = make_set(kind, P=20, K=K, D=512, seed=K)
     hull = build_hull(points.to(dtype), "convex_hull")
     offset = features.to(dtype) - hull.center[:, None]
-    _, gap = convex_weights(hull.gram, offset @ hull.points.mT)
+    w, gap = solve(hull.gram, offset @ hull.points.mT)
     assert gap.max() < 1e-7
+    assert (w.sum(-1) - 1).abs().max() < 1e-11
+
+
+def test_the_active_set_answers_most_problems_and_the_interior_point_the_rest(monkeypatch):
+    asked = []
+
+    def counted(gram, q, lower, upper):
+        asked.append(q[..., 0].numel())
+        return interior_point(gram, q, lower, upper)
+
+    monkeypatch.setattr("fastcloak.hull.interior_point", counted)
+    nearest_convex(*make_set("random", P=50))
+    assert asked == []
+    points, features = make_set("near_duplicate", P=50)
+    nearest_convex(points, features)
+    assert 0 < sum(asked) <= features[..., 0].numel()
 
 
 def test_gap_bounds_the_distance_to_the_nearest_point():
     points, features = make_set("random")
     exact, _ = nearest_convex(points, features)
     for steps in (0, 1, 2, 4):
-        w, gap = nearest_convex(points, features, steps=steps)
+        w, gap = nearest_convex(points, features, solve=interior_point, steps=steps)
         error = ((w - exact) @ points).norm(dim=-1)
         assert (error <= (2 * gap).sqrt() + 1e-7).all()
-    assert nearest_convex(points, features, steps=0)[1].max() > 1e-3  # the certificate can fail
+    assert nearest_convex(points, features, solve=interior_point, steps=0)[1].max() > 1e-3  # the certificate can fail
 
 
 def test_convex_weights_of_two_points_by_hand():
