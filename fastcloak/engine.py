@@ -5,8 +5,9 @@ A step is a function without arguments on buffers that never move. Nothing here 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 WARM_UP = 3
 """Runs on a side stream before a capture, in which libraries choose algorithms and allocate, as PyTorch asks for."""
+
+# Streams in capture and the debug mode belong to the whole process: one capture at a time.
+_CAPTURING = threading.Lock()
 
 
 class EngineError(ValueError):
@@ -50,45 +54,65 @@ def network(engine: str, forward: Callable[[torch.Tensor], torch.Tensor]) -> Cal
     return compiled
 
 
-def launcher(engine: str, step: Callable[[], None]) -> Callable[[], None]:
-    """The step as the engine launches it. compile and cudagraph run it here, so buffers change.
+def launchers(engine: str, steps: Mapping[Hashable, Callable[[], None]]) -> dict[Hashable, Callable[[], None]]:
+    """The steps as the engine launches them. compile and cudagraph run them here, so buffers change.
 
     Args:
         engine: what `resolve_engine` returned.
-        step: works on buffers that never move; for cudagraph it neither waits for the device nor reads from it.
+        steps: work on buffers that never move; for cudagraph they neither wait for the device nor read from it, and
+            need nothing from each other but those buffers: their graphs share one memory pool.
 
     Raises:
-        EngineError: the step cannot be compiled or captured; says why.
+        EngineError: a step cannot be compiled or captured; says why.
     """
     try:
         if engine == "compile":
-            step()
-            return lambda: _without_recompilation(step)
+            return {name: _compiled(step) for name, step in steps.items()}
         if engine == "cudagraph":
-            return _capture(step)
+            pool = torch.cuda.graph_pool_handle()
+            return {name: _captured(step, pool) for name, step in steps.items()}
     except (ValueError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch.compile and CUDA raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"engine {engine!r} cannot run this network: {reason}; use engine='eager'") from error
-    return step
+    return dict(steps)
 
 
-def _without_recompilation(step: Callable[[], None]) -> None:
-    with torch.compiler.set_stance("fail_on_recompile"):
-        step()
+def _compiled(step: Callable[[], None]) -> Callable[[], None]:
+    step()
 
-
-def _capture(step: Callable[[], None]) -> Callable[[], None]:
-    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
+    def without_recompilation() -> None:
+        with torch.compiler.set_stance("fail_on_recompile"):
             step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+
+    return without_recompilation
+
+
+def _captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
+    with _CAPTURING:
+        current = torch.cuda.current_stream()
+        side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP - 1):
+                step()
+            # A step that waits for the device is refused here: a capture that fails would leave the process unable to
+            # make another one.
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                step()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                step()
+        except BaseException:
+            torch.cuda.set_stream(current)
+            raise
     replay: Callable[[], None] = graph.replay
     return replay
 

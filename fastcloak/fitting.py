@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
@@ -215,7 +216,9 @@ class _Passes:
     ) -> Learnt:
         P, N = faces.shape[:2]
         if self._loop is None or (self._loop.persons, self._loop.photos, self._loop.engine) != (P, N, self.engine):
-            self._loop = None  # its memory is free before the next one takes as much
+            if self._loop is not None:
+                self._loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
+            self._loop = None
             self._loop = Loop(surrogate, self._config, self._ops, self.engine, P, N)
         try:
             return self._loop.learn(faces, features, tick)
@@ -307,8 +310,14 @@ def _persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: in
     if memory_budget is None and surrogate.device.type == "cpu":
         return lambda photos: 1
     budget = torch.cuda.mem_get_info(surrogate.device)[0] // 4 if memory_budget is None else memory_budget
-    per_photo = _bytes_per_photo(surrogate)
-    return lambda photos: max(1, budget // (config.batch(photos) * per_photo))
+    per_photo, picture = _bytes_per_photo(surrogate), 4 * math.prod(SHAPE)
+
+    def persons(photos: int) -> int:
+        # Besides the network's: faces, twice while they are handed over and once cloaked, and what a step changes.
+        bytes_per_person = config.batch(photos) * per_photo + (3 * photos + 6) * picture
+        return max(1, budget // bytes_per_person)
+
+    return persons
 
 
 def _bytes_per_photo(surrogate: Surrogate) -> int:
@@ -340,8 +349,9 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _own_modes(device: torch.device) -> Iterator[None]:
-    """Gradients on and autocast off, whatever the caller's modes are."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    """Gradients on, autocast off and the device current, whatever the caller's modes are."""
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with current, torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 

@@ -177,10 +177,10 @@ def interior_point(
     residual = _gradient(gram, q, w)
     shift = residual.mean(-1, keepdim=True)  # multiplier of sum w = 1
     residual = residual - shift
-    margin = 0.1 * residual.abs().amax(-1, keepdim=True).clamp_min(1e-3)
+    margin = residual.abs().amax(-1, keepdim=True).clamp_min(1e-3)  # a tenth of it stalls on duplicates
     # Both bounds of every weight together, [P, b, 2, K]: slacks (w - lower, upper - w) and their multipliers, all > 0.
     # The loop is written for few operations: for one photo their number is what it costs.
-    sides = torch.tensor([[1.0], [-1.0]], dtype=q.dtype, device=q.device)
+    sides = 1 - 2 * torch.arange(2, dtype=q.dtype, device=q.device).unsqueeze(-1)
     slack = torch.stack((w - lower, upper - w), -2)
     dual = (residual[..., None, :] * sides).clamp_min(0) + margin[..., None]
     pairs = torch.stack((slack, dual), -3)  # [P, b, 2, 2, K]
@@ -208,7 +208,7 @@ def interior_point(
 
         # Predictor: aim at zero complementarity. Corrector: aim at what the predictor could reach, to second order.
         columns[..., 0] = residual
-        toward, along_ones = torch.cholesky_solve(columns, factor).unbind(-1)
+        toward, along_ones = _solve(factor, columns).unbind(-1)
         total = along_ones.sum(-1, keepdim=True)
         step = along_ones * ((missing + toward.sum(-1, keepdim=True)) / total) - toward
         slack_step = step[..., None, :] * sides
@@ -221,16 +221,16 @@ def interior_point(
         aim = (target[..., None] - slack_step * dual_step) / slack
 
         rhs = aim[..., 0, :] - aim[..., 1, :] - residual
-        solved = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
+        solved = _solve(factor, rhs.unsqueeze(-1)).squeeze(-1)
         shift_step = (missing - solved.sum(-1, keepdim=True)) / total
         slack_step = torch.addcmul(solved, along_ones, shift_step)[..., None, :] * sides
         moves = torch.stack((slack_step, aim - torch.addcmul(dual, ratio, slack_step)), -3)
-        lengths = _longest(moves / pairs, 0.995)  # stay strictly inside the bounds
+        length = _longest(moves / pairs, 0.995)  # stay strictly inside the bounds
 
         # A finished problem stays where it is: the next Newton matrix may not be positive definite.
         going = going & moves.sum((-3, -2, -1)).mul(0).eq(0).unsqueeze(-1)  # and finite
-        shift = torch.where(going, torch.addcmul(shift, shift_step, lengths[..., 1, :, 0]), shift)
-        pairs = torch.where(going[..., None, None], torch.addcmul(pairs, moves, lengths), pairs)
+        shift = torch.where(going, torch.addcmul(shift, shift_step, length[..., 0, 0]), shift)
+        pairs = torch.where(going[..., None, None], torch.addcmul(pairs, moves, length), pairs)
 
     w = best.clamp(lower, upper)
     return w, duality_gap(gram, q, w, lower, upper)
@@ -240,9 +240,19 @@ def _gradient(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor) -> torch.Ten
     return (gram * w.unsqueeze(-2)).sum(-1) - q
 
 
+def _solve(factor: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+    # Not cholesky_solve, whose batched form waits for the device in some versions of PyTorch.
+    half = torch.linalg.solve_triangular(factor, rhs, upper=False)
+    solved: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return solved
+
+
 def _longest(growth: torch.Tensor, share: float = 1.0) -> torch.Tensor:
-    """Relative moves [P, b, 2, 2, K] of slacks and multipliers -> step [P, b, 2, 1, 1] that keeps each positive."""
-    return (growth.amin((-2, -1), keepdim=True) / -share).clamp_min(1).reciprocal()
+    """Relative moves [P, b, 2, 2, K] of slacks and multipliers -> step [P, b, 1, 1, 1] that keeps them positive.
+
+    One step for both: in a quadratic problem the multipliers depend on the weights.
+    """
+    return (growth.amin((-3, -2, -1), keepdim=True) / -share).clamp_min(1).reciprocal()
 
 
 def duality_gap(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor, lower: float, upper: float) -> torch.Tensor:

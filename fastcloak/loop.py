@@ -6,8 +6,9 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from fastcloak.cloak import SHAPE
 from fastcloak.config import FitConfig
-from fastcloak.engine import Progress, launcher, network
+from fastcloak.engine import Progress, launchers, network
 from fastcloak.hull import build_hull
 from fastcloak.models import Surrogate
 
@@ -81,7 +82,7 @@ class Loop:
         self.index = torch.zeros(config.inner(), persons, self.batch, dtype=torch.int64, device=device)
         self.loss, self.gap = (torch.zeros(persons, device=device) for _ in range(2))
         self.moved = torch.zeros(persons, dtype=torch.bool, device=device)
-        self.launchers: dict[tuple[str, bool], Callable[[], None]] = {}
+        self.launchers: dict[Hashable, Callable[[], None]] = {}
 
     def learn(self, faces: torch.Tensor, features: torch.Tensor, tick: Callable[[], None]) -> Learnt:
         """Learn the cloaks of P persons.
@@ -101,9 +102,8 @@ class Loop:
         self.faces.copy_(faces)
         steps = self.config.steps if self.config.eps else 0
         kinds = [self._kind(t) for t in range(steps)]
-        for kind in dict.fromkeys(kinds):
-            if kind not in self.launchers:
-                self.launchers[kind] = launcher(self.engine, lambda kind=kind: self._step(*kind))  # type: ignore[misc]
+        if not self.launchers:
+            self.launchers = launchers(self.engine, {kind: partial(self._step, *kind) for kind in kinds})
         self._reset()
 
         losses = self.loss.new_zeros(self.config.steps, self.persons)

@@ -1,1 +1,13 @@
-"""Triton twins of the hot operations in `fastcloak.reference`, under the same names and signatures."""
+"""Triton twins of the hot operations in `fastcloak.reference`, under the same names and signatures.
+
+They run on CUDA tensors, and on CPU tensors when TRITON_INTERPRET=1 is set before this package is imported.
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+from fastcloak.kernels.accumulate_step import accumulate_step_
+from fastcloak.kernels.cloak_batch import cloak_batch_
+from fastcloak.kernels.hull_loss import hull_loss
+from fastcloak.kernels.outer_step import outer_step_
+
+__all__ = ["accumulate_step_", "cloak_batch_", "hull_loss", "outer_step_"]

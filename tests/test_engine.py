@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastcloak import fit, fit_many
-from fastcloak.engine import EngineError, Progress, launcher, network, resolve_engine
+from fastcloak.engine import EngineError, Progress, launchers, network, resolve_engine
 from tests.conftest import smooth_faces
 
 needs_compiler = pytest.mark.skipif(
@@ -53,7 +53,7 @@ def test_compile_refuses_what_it_cannot_compile(tiny_net, faces):
 def test_a_recompilation_is_an_error():
     double = network("compile", lambda x: x * 2)
     sizes = iter((3, 3, 4))
-    step = launcher("compile", lambda: double(torch.ones(next(sizes))))
+    step = launchers("compile", {"step": lambda: double(torch.ones(next(sizes)))})["step"]
     step()
     with pytest.raises(RuntimeError, match="(?i)recompil"):
         step()
@@ -67,7 +67,7 @@ def test_more_networks_than_torch_would_recompile_for():
 
 def test_eager_launches_the_step_itself():
     calls = []
-    step = launcher("eager", lambda: calls.append(1))
+    step = launchers("eager", {"step": lambda: calls.append(1)})["step"]
     assert calls == []
     step()
     assert calls == [1]

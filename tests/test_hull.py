@@ -5,6 +5,7 @@ import scipy.linalg
 import torch
 from torch.nn.functional import normalize
 
+from bench import hull_solvers
 from fastcloak.hull import affine_weights, build_hull, convex_weights, interior_point
 
 SETS = ("random", "duplicate", "near_duplicate", "collinear", "rank_two", "inside")
@@ -111,6 +112,15 @@ def test_convex_gap_is_tiny_also_from_float32_features(kind, K, dtype, solve):
     w, gap = solve(hull.gram, offset @ hull.points.mT)
     assert gap.max() < 1e-7
     assert (w.sum(-1) - 1).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("kind", ["duplicate", "near_duplicate"])
+@pytest.mark.parametrize("K", [20, 30])
+@both_solvers
+def test_no_problem_of_thousands_stalls(kind, K, solve):
+    # A step of its own for weights and multipliers left 1 % of these with a gap of 1e-2.
+    gram, correlation = hull_solvers.make_set(kind, P=200, K=K)
+    assert solve(gram, correlation)[1].max() < 1e-9
 
 
 def test_the_active_set_answers_most_problems_and_the_interior_point_the_rest(monkeypatch):

@@ -1,0 +1,404 @@
+"""Loss per photo, its gradient with respect to the raw features and the duality gap, one launch for P b photos.
+
+With z = f/|f|, the hull {c + w r}, and w = 0, the row of `index`, r (z - c) or the nearest convex weights:
+
+    residual = z - c - w r      loss = |residual|^2      slope = 2 residual      (fi_uap_plus: -<z, c> and -c)
+    grad = (slope - z <z, slope>) / |f|
+
+One program per photo. For affine_hull the K x D tile of points stays in registers between the correlation r (z - c)
+and the point w r, up to K D = 16,384 (both padded to powers of two); above, and for convex_hull, whose Newton steps
+need the registers in between, rows are taken in blocks and read twice, the second time from the cache. The rows are
+contiguous in D: threads next to each other read 16 bytes next to each other.
+
+Bytes per launch, e bytes per element of features: reads P b (D e + 4 D) for features and center; for the points P b 4 D
+(fi_uap), P b 4 K D (affine_hull) or P b 8 K D (convex_hull, with P b 8 K^2 for the Gram matrix); writes P b (D e + 8).
+The b photos of a person read the same points: all but the first find them in the L2 cache. The minimum is features,
+center, points and Gram once. Unfused PyTorch reads and writes every intermediate [P, b, D], in 15 to 18 launches, about
+1,000 for convex_hull: to save those is the point. The limit is latency: of the launch, and for convex_hull of 14 K
+pivots one after the other.
+
+Convex weights: Mehrotra's predictor-corrector interior point as in `fastcloak.hull.convex_weights`, in float64 and in
+registers. First-order methods stall on near-duplicate photos. The Newton matrix is inverted by Goodnight's sweep, one
+pivot after the other on the whole [K, K] tile: a substitution would go row by row twice per right-hand side. On sets
+without full rank an inverse loses some digits against the reference's Cholesky factor: gaps up to 2e-9 instead of 5e-12
+(30 points in a plane), far below the 1e-6 that a fit accepts.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-not-found"
+
+import torch
+import triton
+import triton.language as tl
+
+OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
+
+LARGEST_K = 64
+"""The [K, K] tiles of the Newton step must fit the registers in float64."""
+
+LARGEST_D = 8192
+"""z, c and the residual must fit the registers."""
+
+INTERIOR_POINT_STEPS = 14
+"""As `fastcloak.hull.INTERIOR_POINT_STEPS`."""
+
+FINISHED = tl.constexpr(1e-15)
+"""As `fastcloak.hull.FINISHED`: mean complementarity product of a problem that is solved."""
+
+FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def _times(matrix, vector):
+    # [KP, KP] symmetric, [KP] -> [KP]. Summed over rows, so that vectors lie along the lanes of each warp: sums and
+    # maxima of vectors then need no barrier, and at K = 64 a vector is 2 numbers per thread instead of 8.
+    return tl.sum(matrix * vector[:, None], axis=0)
+
+
+@triton.jit
+def _inverse(matrix, k, K: tl.constexpr):
+    """[KP, KP] symmetric positive definite in the first K rows, the rest unit rows -> inverse in the first K rows."""
+    # Sweep: after pivot n, rows and columns up to n hold minus the inverse of that block. It stays symmetric.
+    for n in range(K):
+        at = k == n
+        row = tl.sum(tl.where(at[:, None], matrix, 0.0), axis=0)
+        column = tl.sum(tl.where(at[None, :], matrix, 0.0), axis=1)
+        pivot = tl.sum(tl.where(at, row, 0.0), axis=0)
+        # Not definite: NaN, as from a Cholesky factor; the step is then not taken.
+        reciprocal = 1.0 / tl.where(pivot > 0.0, pivot, float("nan"))
+        row = row * reciprocal
+        swept = matrix - column[:, None] * row[None, :]
+        swept = tl.where(at[:, None], row[None, :], tl.where(at[None, :], (column * reciprocal)[:, None], swept))
+        matrix = tl.where(at[:, None] & at[None, :], -reciprocal, swept)
+    return -matrix
+
+
+@triton.jit
+def _longest(rate):
+    # Longest step before the first slack or multiplier reaches zero. NaN counts as 0: the step's own NaN stops it.
+    return 1.0 / tl.maximum(tl.max(tl.where(rate > 0.0, rate, 0.0), axis=0), 1e-12)
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.where(a > b, a, b)
+
+
+@triton.jit
+def _duality_gap(gram, q, w, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr):
+    """Max over the feasible v of <gradient, w - v>: the best v fills the smallest gradients up to UPPER."""
+    gradient = _times(gram, w) - q
+    # Ranks by comparing all pairs: Triton's sort knows no payload. Equal gradients are ranked by position.
+    mine, theirs = gradient[None, :], gradient[:, None]
+    before = (theirs < mine) | ((theirs == mine) & (k[:, None] < k[None, :]))
+    rank = tl.sum((before & (k[:, None] < K)).to(tl.int32), axis=0)
+    best = LOWER + tl.minimum(tl.maximum((1 - K * LOWER) - (UPPER - LOWER) * rank.to(tl.float64), 0.0), UPPER - LOWER)
+    return tl.sum(tl.where(k < K, gradient * (w - best), 0.0), axis=0)
+
+
+@triton.jit
+def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, STEPS: tl.constexpr):
+    """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.hull.convex_weights`.
+
+    Entries k >= K are padding: slacks and duals 1, steps 0.
+    """
+    real = k < K
+    eye = (k[:, None] == k[None, :]) & real[None, :]
+    padding = ((k[:, None] == k[None, :]) & (k[:, None] >= K)).to(tl.float64)
+    ones = real.to(tl.float64)
+    w = ones / K
+    below, above = tl.where(real, w - LOWER, 1.0), tl.where(real, UPPER - w, 1.0)
+    residual = _times(gram, w) - q
+    shift = tl.sum(residual, axis=0) / K
+    residual = tl.where(real, residual - shift, 0.0)
+    largest = tl.max(tl.where(tl.abs(residual) > 1e-3, tl.abs(residual), 1e-3), axis=0)
+    dual_below = tl.where(real, _larger(residual, 0.0) + largest, 1.0)
+    dual_above = tl.where(real, _larger(-residual, 0.0) + largest, 1.0)
+    best = w
+    least = tl.sum(w, axis=0) * float("inf")
+
+    for _ in range(STEPS):
+        stationarity = tl.where(real, _times(gram, w) - q - shift - dual_below + dual_above, 0.0)
+        missing = 1.0 - tl.sum(w, axis=0)
+        mean_product = tl.sum(ones * (below * dual_below + above * dual_above), axis=0) / (2 * K)
+        # The last point can be worse than an earlier one where the Newton matrix is singular: the best counts.
+        wrong = tl.max(tl.where(tl.abs(stationarity) > 0.0, tl.abs(stationarity), 0.0), axis=0)
+        bound = 2 * K * mean_product + 2 * wrong + tl.abs(missing)
+        best = tl.where(bound < least, w, best)
+        least = tl.where(bound < least, bound, least)
+
+        ratio_below, ratio_above = dual_below / below, dual_above / above
+        inverse = _inverse(gram + padding + tl.where(eye, (ratio_below + ratio_above)[None, :], 0.0), k, K)
+
+        rhs = tl.where(real, -stationarity - dual_below + dual_above, 0.0)
+        along_ones = _times(inverse, ones)
+        total_ones = tl.sum(along_ones, axis=0)
+        solved = _times(inverse, rhs)
+        step = solved + (missing - tl.sum(solved, axis=0)) / total_ones * along_ones
+        step_below, step_above = -dual_below - ratio_below * step, -dual_above + ratio_above * step
+        rate = _larger(
+            _larger(-step / below, step / above), _larger(-step_below / dual_below, -step_above / dual_above)
+        )
+        length = tl.minimum(_longest(rate), 1.0)
+        product = (below + length * step) * (dual_below + length * step_below)
+        product += (above - length * step) * (dual_above + length * step_above)
+        part = tl.sum(ones * product, axis=0) / (2 * K) / mean_product
+        part = tl.minimum(tl.maximum(part, 0.0), 1.0)
+        target = part * part * part * mean_product
+        target_below, target_above = (target - step * step_below) / below, (target + step * step_above) / above
+
+        solved = _times(inverse, tl.where(real, rhs + target_below - target_above, 0.0))
+        step_shift = (missing - tl.sum(solved, axis=0)) / total_ones
+        step = tl.where(real, solved + step_shift * along_ones, 0.0)
+        step_below = tl.where(real, target_below - dual_below - ratio_below * step, 0.0)
+        step_above = tl.where(real, target_above - dual_above + ratio_above * step, 0.0)
+        rate = _larger(
+            _larger(-step / below, step / above), _larger(-step_below / dual_below, -step_above / dual_above)
+        )
+        length = tl.minimum(0.995 * _longest(rate), 1.0)
+
+        # A finished problem stays where it is: the next Newton matrix may not be positive definite.
+        size = tl.sum(tl.abs(step) + tl.abs(step_below) + tl.abs(step_above), axis=0)
+        going = (mean_product > FINISHED) & (size < float("inf"))
+        step = tl.where(going, length * step, 0.0)
+        w, below, above = w + step, below + step, above - step
+        dual_below += tl.where(going, length * step_below, 0.0)
+        dual_above += tl.where(going, length * step_above, 0.0)
+        shift += tl.where(going, length * step_shift, 0.0)
+
+    return tl.where(real, tl.minimum(tl.maximum(best, LOWER), UPPER), 0.0)
+
+
+@triton.jit
+def _point_rows(points_ptr, first, k, d, inside, K, D):
+    # [KB, DP] rows first .. of one person's points
+    row = first + k
+    return tl.load(points_ptr + row[:, None] * D + d[None, :], mask=(row < K)[:, None] & inside[None, :], other=0.0)
+
+
+@triton.jit
+def _hull_loss_kernel(
+    features_ptr,  # [P, b, D], raw embeddings f
+    points_ptr,  # [P, K, D] float32, rows r
+    gram_ptr,  # [P, K, K] float64, read by convex_hull
+    center_ptr,  # [P, D] float32, c
+    index_ptr,  # [P, b] int64, with strides, read by fi_uap
+    loss_ptr,  # [P, b] float32, out
+    grad_ptr,  # [P, b, D] like features, out
+    gap_ptr,  # [P, b] float32, out
+    b,
+    D,
+    index_stride_p,
+    index_stride_b,
+    OBJECTIVE: tl.constexpr,
+    K: tl.constexpr,
+    LOWER: tl.constexpr,  # of the weights; compile-time, since a float argument would be rounded to float32
+    UPPER: tl.constexpr,
+    STEPS: tl.constexpr,
+    DP: tl.constexpr,  # D padded
+    KP: tl.constexpr,  # K padded
+    KB: tl.constexpr,  # rows of points in registers at once
+):
+    photo = tl.program_id(0).to(tl.int64)
+    p = photo // b
+    d = tl.arange(0, DP)
+    inside = d < D
+    f = tl.load(features_ptr + photo * D + d, mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(center_ptr + p * D + d, mask=inside, other=0.0)
+    points_ptr += p * K * D
+    norm = tl.sqrt_rn(tl.sum(f * f, axis=0))
+    z = tl.div_rn(f, norm)
+    gap = 0.0
+
+    if OBJECTIVE == "fi_uap_plus":
+        loss = -tl.sum(z * c, axis=0)
+        slope = -c
+    else:
+        residual = z - c
+        if OBJECTIVE == "fi_uap":
+            own = tl.load(index_ptr + p * index_stride_p + (photo % b) * index_stride_b)
+            # A photo that does not exist is NaN and never foreign memory.
+            exists = (own >= 0) & (own < K)
+            residual -= tl.load(points_ptr + own * D + d, mask=inside & exists, other=float("nan"))
+            residual = tl.where(inside, residual, 0.0)
+        elif OBJECTIVE != "class_center":
+            k = tl.arange(0, KP)
+            kb = tl.arange(0, KB)
+            if KB == KP:
+                rows = _point_rows(points_ptr, 0, k, d, inside, K, D)
+                weights = tl.sum(rows * residual[None, :], axis=1)
+            else:
+                weights = tl.zeros([KP], tl.float32)
+                for first in range(0, K, KB):
+                    rows = _point_rows(points_ptr, first, kb, d, inside, K, D)
+                    some = tl.sum(rows * residual[None, :], axis=1)
+                    here = k[:, None] == (first + kb)[None, :]
+                    weights += tl.sum(tl.where(here, some[None, :], 0.0), axis=1)
+            if OBJECTIVE == "convex_hull":
+                q = weights.to(tl.float64)
+                both = (k[:, None] < K) & (k[None, :] < K)
+                gram = tl.load(gram_ptr + p * K * K + k[:, None] * K + k[None, :], mask=both, other=0.0)
+                w = (k < K).to(tl.float64) if K == 1 else _convex_weights(gram, q, k, K, LOWER, UPPER, STEPS)
+                gap = _duality_gap(gram, q, w, k, K, LOWER, UPPER).to(tl.float32)
+                weights = w.to(tl.float32)
+            if KB == KP:
+                residual -= tl.sum(rows * weights[:, None], axis=0)
+            else:
+                for first in range(0, K, KB):
+                    rows = _point_rows(points_ptr, first, kb, d, inside, K, D)
+                    here = k[:, None] == (first + kb)[None, :]
+                    some = tl.sum(tl.where(here, weights[:, None], 0.0), axis=0)
+                    residual -= tl.sum(rows * some[:, None], axis=0)
+        loss = tl.sum(residual * residual, axis=0)
+        slope = 2.0 * residual
+
+    grad = tl.div_rn(slope - z * tl.sum(slope * z, axis=0), norm)
+    tl.store(grad_ptr + photo * D + d, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+    tl.store(loss_ptr + photo, loss)
+    tl.store(gap_ptr + photo, gap)
+
+
+def _tiling(K: int, D: int, objective: str) -> tuple[int, int, int, int]:
+    """K and D padded, rows of points in registers at once, warps."""
+    KP, DP = max(2, triton.next_power_of_2(K)), max(2, triton.next_power_of_2(D))
+    convex = objective == "convex_hull"
+    if DP > 4096:
+        warps, per_thread = 16, 32
+    else:
+        # 64 numbers per thread leave room for z, c and the residual. Few warps: a barrier waits for all of them.
+        large = (KP > 32 or DP > 1024) if convex else (KP > 32 or DP > 2048 or KP * DP > 8192)
+        warps, per_thread = 8 if large else 4, 64
+    KB = min(KP, per_thread * 32 * warps // DP)
+    if convex:
+        # Half at most: the compiler would merge two equal loads and keep the tile through the Newton steps, which
+        # spills. Two at most beside long vectors, found by compiling for both architectures with Triton 3.6 and 3.8.
+        KB = min(KB, KP // 2, 2 if DP > 1024 else KB)
+    return KP, DP, KB, warps
+
+
+def hull_loss(
+    features: torch.Tensor,
+    points: torch.Tensor,
+    gram: torch.Tensor,
+    center: torch.Tensor,
+    index: torch.Tensor,
+    objective: str,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`fastcloak.reference.hull_loss` in one launch. An index outside [0, K) makes its loss NaN.
+
+    Args:
+        features: [P, b, D] float32, bfloat16 or float16, D up to 8192.
+        points: [P, K, D] float32, K up to 64.
+        gram: [P, K, K] float64, read by convex_hull only.
+        center: [P, D] float32.
+        index: [P, b] int64, any strides; read by fi_uap only.
+        objective, lower, upper: as in the reference.
+
+    Returns:
+        loss [P, b] float32, grad [P, b, D] in the dtype of `features`, gap [P, b] float32.
+
+    Raises:
+        ValueError: a shape, dtype, device or objective that the kernel cannot take.
+    """
+    loss, grad, gap = torch.ops.fastcloak.hull_loss(features, points, gram, center, index, objective, lower, upper)
+    return loss, grad, gap
+
+
+def _check(
+    features: torch.Tensor,
+    points: torch.Tensor,
+    gram: torch.Tensor,
+    center: torch.Tensor,
+    index: torch.Tensor,
+    objective: str,
+) -> None:
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    if features.dim() != 3 or features.dtype not in FEATURE_DTYPES:
+        raise ValueError(
+            f"features must be [P, b, D] float32, bfloat16 or float16, got {tuple(features.shape)} {features.dtype}; "
+            "convert them, or use backend 'reference'"
+        )
+    P, b, D = features.shape
+    if points.dim() != 3:
+        raise ValueError(f"points must be [P, K, D], got {tuple(points.shape)}; see fastcloak.hull.build_hull")
+    K = points.shape[1]
+    expected = (
+        ("points", points, (P, K, D), torch.float32),
+        ("gram", gram, (P, K, K), torch.float64),
+        ("center", center, (P, D), torch.float32),
+        ("index", index, (P, b), torch.int64),
+    )
+    for name, tensor, shape, dtype in expected:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != features.device:
+            raise ValueError(
+                f"{name} must be {shape} {dtype} on {features.device}, got {tuple(tensor.shape)} {tensor.dtype} on "
+                f"{tensor.device}; see fastcloak.hull.build_hull"
+            )
+    for letter, size, largest in (("K", K, LARGEST_K), ("D", D, LARGEST_D)):
+        if size > largest:
+            raise ValueError(f"{letter} must be at most {largest}, got {size}; use backend 'reference'")
+
+
+@torch.library.custom_op(
+    "fastcloak::hull_loss",
+    mutates_args=(),
+    schema="(Tensor features, Tensor points, Tensor gram, Tensor center, Tensor index, str objective, float lower, "
+    "float upper) -> (Tensor, Tensor, Tensor)",
+)
+def _launch(
+    features: torch.Tensor,
+    points: torch.Tensor,
+    gram: torch.Tensor,
+    center: torch.Tensor,
+    index: torch.Tensor,
+    objective: str,
+    lower: float,
+    upper: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _check(features, points, gram, center, index, objective)
+    P, b, D = features.shape
+    K = points.shape[1]
+    KP, DP, KB, warps = _tiling(K, D, objective)
+    loss, grad, gap = _fake(features, points, gram, center, index, objective, lower, upper)
+    with torch.cuda.device_of(features):
+        _hull_loss_kernel[(P * b,)](
+            features.contiguous(),
+            points.contiguous(),
+            gram.contiguous(),
+            center.contiguous(),
+            index,
+            loss,
+            grad,
+            gap,
+            b,
+            D,
+            index.stride(0),
+            index.stride(1),
+            OBJECTIVE=objective,
+            K=K,
+            LOWER=lower,
+            UPPER=upper,
+            STEPS=INTERIOR_POINT_STEPS,
+            DP=DP,
+            KP=KP,
+            KB=KB,
+            num_warps=warps,
+        )
+    return loss, grad, gap
+
+
+@_launch.register_fake
+def _fake(
+    features: torch.Tensor,
+    points: torch.Tensor,
+    gram: torch.Tensor,
+    center: torch.Tensor,
+    index: torch.Tensor,
+    objective: str,
+    lower: float,
+    upper: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    loss = features.new_empty(features.shape[:2], dtype=torch.float32)
+    return loss, features.new_empty(features.shape), torch.empty_like(loss)
