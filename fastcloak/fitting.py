@@ -26,7 +26,7 @@ from fastcloak.engine import EngineError, resolve_engine
 from fastcloak.faces import load_faces
 from fastcloak.loop import Learnt, Loop
 from fastcloak.models import Surrogate, load_model, prepare, unit_features
-from fastcloak.ops import resolve_backend
+from fastcloak.ops import holds, resolve_backend
 
 log = logging.getLogger("fastcloak")
 
@@ -103,7 +103,8 @@ def fit(
         random_start: start from uniform noise in +-eps, one per photo (ga: the mean of these), instead of zero.
         seed: of the start and the order of photos.
         device: "auto" (CUDA where there is one), or a torch device.
-        backend: "auto", "reference" or "triton": what computes the hot operations.
+        backend: what computes the hot operations: "reference" (PyTorch), "triton" (fused kernels, on CUDA, up to 64
+            photos), or "auto": triton where its kernels work, else reference.
         engine: how a step is launched: "eager"; "compile" (the network through torch.compile); "cudagraph" (the whole
             step captured once and replayed); "auto" is cudagraph on CUDA, else eager.
         dtype: of the surrogate: "float32", "bfloat16", the torch dtype, or "auto": bfloat16 where the processor is
@@ -188,7 +189,11 @@ def fit_many(
             began = time.perf_counter()
             faces = torch.stack([person.faces for person in group.values()]).to(place)
             features = torch.stack([person.features for person in group.values()])
-            learnt = passes.learn(surrogate, faces, features, partial(tick, len(group)))
+            try:
+                learnt = passes.learn(surrogate, faces, features, partial(tick, len(group)))
+            except torch.OutOfMemoryError as error:  # the others are not lost
+                errors |= dict.fromkeys(group, error)
+                continue
             ran = {"backend": passes.backend, "engine": passes.engine}
             seconds = (time.perf_counter() - began) / len(group)
             for i, name in enumerate(group):
@@ -206,8 +211,9 @@ class _Passes:
     """Runs one pass after the other, and keeps the buffers and captures of the last one for the next of its size."""
 
     def __init__(self, config: FitConfig, backend: str, engine: str, place: torch.device) -> None:
-        self._config, self._wish = config, engine
-        self.backend, self._ops = resolve_backend(backend, place)
+        self._config, self._wish, self._backend_wish = config, engine, backend
+        self._found = resolve_backend(backend, place)
+        self.backend = self._found[0]
         self.engine = resolve_engine(engine, place)
         self._loop: Loop | None = None
 
@@ -219,7 +225,10 @@ class _Passes:
             if self._loop is not None:
                 self._loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
             self._loop = None
-            self._loop = Loop(surrogate, self._config, self._ops, self.engine, P, N)
+            self.backend, ops = self._found
+            if self._backend_wish == "auto" and not holds(ops, N, surrogate.embedding_size):
+                self.backend, ops = resolve_backend("reference", surrogate.device)
+            self._loop = Loop(surrogate, self._config, ops, self.engine, P, N)
         try:
             return self._loop.learn(faces, features, tick)
         except EngineError as error:

@@ -48,6 +48,14 @@ def resolve_backend(backend: str, device: torch.device) -> tuple[str, ModuleType
     return "triton", kernels
 
 
+def holds(ops: ModuleType, photos: int, size: int) -> bool:
+    """Whether the operations can take the hull of so many photos with embeddings of this size; reference takes any."""
+    if ops is reference:
+        return True
+    limits = import_module("fastcloak.kernels.hull_loss")
+    return bool(photos <= limits.LARGEST_K and size <= limits.LARGEST_D)
+
+
 def _try(kernels: ModuleType, device: torch.device) -> None:
     """Runs the smallest case of every operation and compares it with a number worked out by hand."""
     faces = torch.full((1, 1, 3, 4, 4), 0.25, device=device)

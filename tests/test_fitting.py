@@ -149,6 +149,31 @@ def test_info_records_the_cost_and_what_ran(tiny_net, faces):
     assert cloak.info["hull_gap"] < 1e-6
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "ga", "objective": "convex_hull", "warmup": 0, "decay": 0.9},
+        {"method": "ga", "objective": "affine_hull", "normalise": True, "batch_size": 2},
+        {"method": "opom", "objective": "fi_uap"},
+    ],
+    ids=lambda options: f"{options['method']}-{options['objective']}",
+)
+def test_triton_learns_the_cloak_of_the_reference(tiny_net, options):
+    # In Triton's interpreter where there is no GPU.
+    people = {str(i): smooth_faces(3, seed=i) for i in range(2)}
+    options = {**options, "steps": 1, "memory_budget": 10**9, "engine": "eager"}
+    if options["method"] == "ga":
+        options["inner_steps"] = 2
+    plain = fit_many(people, tiny_net, backend="reference", **options)
+    fused = fit_many(people, tiny_net, backend="triton", **options)
+    for name in people:
+        assert (plain[name].info["backend"], fused[name].info["backend"]) == ("reference", "triton")
+        assert fused[name].info["losses"] == pytest.approx(plain[name].info["losses"], rel=1e-4)
+        # Sums over photos and features in another order turn signs of gradients near zero.
+        assert differing(plain[name], fused[name]) < 0.01
+        assert fused[name].delta.abs().max().item() <= EPS
+
+
 def test_schedule_uses_every_photo_equally_often(tiny_net):
     seen = []
 
