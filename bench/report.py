@@ -29,6 +29,10 @@ def where(row: Row) -> str:
     return f"{machine}; torch {row['torch']}; commit {row['commit']}; {row['date'][:10]}"
 
 
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+
+
 def ladder_groups(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
     """Rows by network, objective and threads, in the order of the file."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -43,7 +47,7 @@ def ladder_table(rows: list[Row]) -> str:
     for (net, objective, threads), group in ladder_groups(rows).items():
         for row in group:
             milliseconds, factor = 1e3 * float(row["seconds_per_image_gradient"]), row["times_faster_than_published"]
-            lines.append(f"| {net}, {objective}, {threads} | {row['rung']} | {milliseconds:.3g} | {factor} |")
+            lines.append(f"| {net}, {objective}, {threads} | {row['rung']} | {_short(milliseconds)} | {factor} |")
     return "\n".join(lines)
 
 
@@ -64,7 +68,7 @@ def draw_ladder(rows: list[Row]) -> Any:
         factors = [float(row["times_faster_than_published"]) for row in group]
         bars = panel.barh(names, factors, color=[GREY if name == "published" else BLUE for name in names])
         milliseconds = [1e3 * float(row["seconds_per_image_gradient"]) for row in group]
-        labels = [f"{f:.3g}x  {ms:.3g} ms" for f, ms in zip(factors, milliseconds, strict=True)]
+        labels = [f"{f:.3g}x  {_short(ms)} ms" for f, ms in zip(factors, milliseconds, strict=True)]
         panel.bar_label(bars, labels, padding=3, fontsize=8)
         panel.set_xlim(0, max(factors) * 1.4)
         panel.invert_yaxis()
