@@ -6,8 +6,10 @@ A step is a function without arguments on buffers that never move. Nothing here 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -99,12 +101,8 @@ def _captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
                 step()
             # A step that waits for the device is refused here: a capture that fails would leave the process unable to
             # make another one.
-            mode = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
+            with _no_waiting():
                 step()
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -115,6 +113,19 @@ def _captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
             raise
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Makes PyTorch raise where the host would wait for the device."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says once that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class Progress:
