@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from types import ModuleType
 
@@ -32,6 +33,8 @@ def resolve_backend(backend: str, device: torch.device) -> tuple[str, ModuleType
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "reference" or (backend == "auto" and device.type != "cuda"):
         return "reference", reference
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' needs a CUDA device, got {device}; use 'reference' or 'auto'")
     try:
         # Not an import statement: setup.py installs kernels/ as fastcloak.kernels, which type checkers cannot know, and
         # Triton is not on every platform.

@@ -23,6 +23,12 @@ def test_triton_is_tried_before_it_is_promised():
     assert {"hull_loss", "accumulate_step_", "outer_step_", "cloak_batch_"} <= set(dir(kernels))
 
 
+def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="'triton' needs a CUDA device, got cpu; use 'reference' or 'auto'"):
+        ops.resolve_backend("triton", CPU)
+
+
 @pytest.fixture
 def wrong_kernels(monkeypatch):
     """Kernels that compute something else."""
@@ -31,6 +37,7 @@ def wrong_kernels(monkeypatch):
         setattr(kernels, name, getattr(reference, name))
     kernels.outer_step_ = lambda acc, velocity, delta, delta_in, alpha, eps: delta.fill_(1)
     monkeypatch.setitem(sys.modules, "fastcloak.kernels", kernels)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 def test_an_explicit_wish_that_fails_its_trial_is_refused(wrong_kernels):
