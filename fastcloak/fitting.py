@@ -185,7 +185,13 @@ def fit_many(
             "versions": _versions(),
         }
         persons = _persons_per_pass(surrogate, config, memory_budget)
-        for group in _groups(people, partial(_read, surrogate, config), persons, errors):
+
+        def read(images: Any) -> _Person:
+            person = _read(surrogate, config, images)
+            passes.check(len(person.faces), surrogate.embedding_size)
+            return person
+
+        for group in _groups(people, read, persons, errors):
             began = time.perf_counter()
             faces = torch.stack([person.faces for person in group.values()]).to(place)
             features = torch.stack([person.features for person in group.values()])
@@ -216,6 +222,14 @@ class _Passes:
         self.backend = self._found[0]
         self.engine = resolve_engine(engine, place)
         self._loop: Loop | None = None
+
+    def check(self, photos: int, size: int) -> None:
+        """Refuse one person whose hull the explicitly wished backend cannot hold; "auto" takes another for them."""
+        if self._backend_wish != "auto" and not holds(self._found[1], photos, size):
+            raise ValueError(
+                f"backend {self._backend_wish!r} holds hulls of 64 photos and 8192 numbers at most, got {photos} "
+                f"photos with embeddings of {size}; use backend='auto'"
+            )
 
     def learn(
         self, surrogate: Surrogate, faces: torch.Tensor, features: torch.Tensor, tick: Callable[[], None]

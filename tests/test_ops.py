@@ -7,7 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastcloak import ops, reference
+from fastcloak import FitManyError, fit_many, ops, reference
+from tests.conftest import smooth_faces
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -63,3 +64,12 @@ def test_kernels_hold_hulls_of_a_limited_size():
     assert not ops.holds(kernels, 65, 512)
     assert not ops.holds(kernels, 10, 8193)
     assert ops.holds(reference, 10_000, 10_000)
+
+
+def test_too_many_photos_for_the_kernels_cost_nobody_else_their_cloak(tiny_net):
+    people = {"many": smooth_faces(65), "few": smooth_faces(2)}
+    with pytest.raises(
+        FitManyError, match="many: backend 'triton' holds hulls of 64 photos .* use backend='auto'"
+    ) as info:
+        fit_many(people, tiny_net, backend="triton", engine="eager", steps=1, inner_steps=1)
+    assert set(info.value.cloaks) == {"few"}
