@@ -30,7 +30,7 @@ class FrozenPReLU(nn.Module):
     """nn.PReLU without a gradient of its slope.
 
     PyTorch computes the gradient of the slope whether or not anyone wants it, in a loop that its CPU build does not
-    vectorise: 5 to 9 times the time of this form, a third of the step of a MobileFaceNet (bench/test_prelu.py).
+    vectorise. On a MobileFaceNet that was a third of a step (rungs `folded` and `prepared` of docs/performance.md).
     """
 
     def __init__(self, slope: Tensor) -> None:
