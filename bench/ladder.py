@@ -124,7 +124,7 @@ class Rungs:
             signs: float | str = ""
             if plain:
                 loop.pictures.copy_(surrogate.normalise(cloaked))
-                gradient = loop._gradient(loop.index[0], objective)[2][0]
+                gradient = loop._gradient(loop.members, loop.index[0], loop.chance[0], objective)[2][0]
                 signs = signs_differ(gradient, expected)
             add(name, step, PHOTOS * persons, note, signs)
 

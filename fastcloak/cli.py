@@ -17,8 +17,9 @@ from typing import Any
 
 import fastcloak
 from fastcloak.assets import ORL_PEOPLE, MissingExtraError
+from fastcloak.augment import AUGMENTATIONS
 from fastcloak.cloak import CloakFileError
-from fastcloak.config import GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, FitConfig
+from fastcloak.config import ENSEMBLES, GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, PRESETS, FitConfig
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
 from fastcloak.evaluation import check_photos
@@ -108,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     fit.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="ga only: how much work, with the best recipe for it; plain has no boosters (default of ga: fast)",
+    )
+    fit.add_argument(
         "--objective",
         choices=OBJECTIVES,
         default=default.objective,
@@ -117,13 +123,25 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--eps", type=_grey_levels, default=8.0, help="largest change of a pixel, in grey levels (default: %(default)g)"
     )
+    by_preset = "default: the preset's, else"
+    fit.add_argument("--alpha", type=_grey_levels, help=f"size of a step, in grey levels ({by_preset} 1)")
+    fit.add_argument("--steps", type=int, help=f"steps of the mask ({by_preset} {default.steps})")
+    fit.add_argument("--batch-size", type=int, help=f"ga only: photos per inner step ({by_preset} {GA_BATCH_SIZE})")
+    fit.add_argument("--inner-steps", type=int, help=f"ga only: inner steps per step ({by_preset} {GA_INNER_STEPS})")
+    fit.add_argument("--decay", type=float, help=f"momentum, 0 to 1 ({by_preset} {default.decay:g})")
     fit.add_argument(
-        "--alpha", type=_grey_levels, default=1.0, help="size of a step, in grey levels (default: %(default)g)"
+        "--augment",
+        metavar="NAMES",
+        help=f"random views of the photos, names with commas out of {', '.join(AUGMENTATIONS)} ({by_preset} none)",
     )
-    fit.add_argument("--steps", type=int, default=default.steps, help="steps of the mask (default: %(default)s)")
-    fit.add_argument("--batch-size", type=int, help=f"ga only: photos per inner step (default of ga: {GA_BATCH_SIZE})")
-    fit.add_argument("--inner-steps", type=int, help=f"ga only: inner steps per step (default of ga: {GA_INNER_STEPS})")
-    fit.add_argument("--decay", type=float, default=default.decay, help="momentum, 0 to 1 (default: %(default)g)")
+    fit.add_argument("--dropout", type=float, help=f"DFANet: share dropped after convolutions ({by_preset} 0)")
+    fit.add_argument("--smoothing", type=float, help=f"blur of the gradient in pixels ({by_preset} 0)")
+    fit.add_argument(
+        "--ensemble",
+        choices=ENSEMBLES,
+        help="several models: mean of their losses, of their gradients, or one model each inner step in turns "
+        f"({by_preset} {default.ensemble})",
+    )
     fit.add_argument(
         "--seed",
         type=int,
@@ -198,13 +216,18 @@ def _fit(arguments: argparse.Namespace) -> int:
         photo_files(arguments.photos),
         _models(arguments.model or ["sface"]),
         method=arguments.method,
+        preset=arguments.preset,
         objective=arguments.objective,
         eps=arguments.eps / 255,
-        alpha=arguments.alpha / 255,
+        alpha=None if arguments.alpha is None else arguments.alpha / 255,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         inner_steps=arguments.inner_steps,
         decay=arguments.decay,
+        augment=arguments.augment,
+        dropout=arguments.dropout,
+        smoothing=arguments.smoothing,
+        ensemble=arguments.ensemble,
         seed=arguments.seed,
         device=arguments.device,
         dtype=arguments.dtype,

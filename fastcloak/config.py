@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from fastcloak.augment import AUGMENTATIONS
 from fastcloak.hull import OBJECTIVES
 
 METHODS = ("ga", "opom")
+PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fast": {"augment": ("geometry", "flip", "color"), "decay": 1.0},
+    "balanced": {"augment": ("geometry", "flip", "color"), "decay": 1.0, "steps": 64},
+    "strong": {"augment": ("geometry", "flip", "color"), "decay": 1.0, "steps": 128, "ensemble": "turns"},
+}
+"""Options that a preset sets, the others have their own defaults: docs/method.md has what each gives and costs."""
+LEFT_OUT = frozenset(
+    {"preset", "alpha", "steps", "batch_size", "inner_steps", "inner_alpha", "normalise", "decay", "augment", "dropout"}
+    | {"smoothing", "spread", "ensemble"}
+)
+"""Options that may be None: the preset says them, or else the default."""
+ENSEMBLES = ("loss", "gradient", "turns")
 GA_BATCH_SIZE = 1
 GA_INNER_STEPS = 10
 GA_INNER_ALPHA = 0.5
@@ -23,7 +38,7 @@ LEVELS = "in [0, 1] on the scale of pictures in [0, 1]; divide grey levels by 25
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What decides a cloak, besides the photos and the surrogate. `fit` documents each field.
+    """What decides a cloak, besides the photos and the surrogate. `fit` documents each field, `configure` makes one.
 
     Numbers of numpy and 0-d tensors are taken as plain ones.
 
@@ -32,6 +47,7 @@ class FitConfig:
     """
 
     method: str = "ga"
+    preset: str = "plain"
     objective: str = "convex_hull"
     eps: float = 8 / 255
     alpha: float = 1 / 255
@@ -41,6 +57,11 @@ class FitConfig:
     inner_alpha: float | None = None
     normalise: bool = False
     decay: float = 0.0
+    augment: tuple[str, ...] = ()
+    dropout: float = 0.0
+    smoothing: float = 0.0
+    spread: float = 0.0
+    ensemble: str = "loss"
     warmup: int = 5
     lower: float = 0.0
     upper: float = 1.0
@@ -49,6 +70,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         self._choice("method", METHODS)
+        self._choice("preset", tuple(PRESETS))
         self._choice("objective", OBJECTIVES)
         self._real("eps", 0, 1, LEVELS)
         self._real("alpha", 0, 1, LEVELS)
@@ -61,6 +83,11 @@ class FitConfig:
             self._real("inner_alpha", 0, 1, LEVELS)
         self._switch("normalise")
         self._real("decay", 0, 1, "in [0, 1]")
+        self._names("augment", AUGMENTATIONS)
+        self._real("dropout", 0, 0.9, "in [0, 0.9]")
+        self._real("smoothing", 0, 100, "a width in pixels, in [0, 100]")
+        self._real("spread", 0, 1e3, "in [0, 1000]")
+        self._choice("ensemble", ENSEMBLES)
         self._whole("warmup", 0, MOST_STEPS)
         self._real("lower", -1e3, 1, "in [-1000, 1]")
         self._real("upper", self.lower, 1, f"above lower = {self.lower:g} and at most 1")
@@ -72,6 +99,8 @@ class FitConfig:
             raise ValueError(
                 "batch_size, inner_steps and inner_alpha belong to method 'ga': 'opom' takes all photos in one step"
             )
+        if self.method == "opom" and self.preset != "plain":
+            raise ValueError(f"preset {self.preset!r} belongs to method 'ga': 'opom' is the published loop, 'plain'")
         zero_start = ("fi_uap", "affine_hull") if self.warmup else ("fi_uap", "affine_hull", "convex_hull")
         if not self.random_start and self.objective in zero_start:
             raise ValueError(
@@ -100,6 +129,13 @@ class FitConfig:
         got = getattr(self, name)
         if not isinstance(got, str) or got not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got!r}")
+
+    def _names(self, name: str, choices: tuple[str, ...]) -> None:
+        got = getattr(self, name)
+        names = [one.strip() for one in got.split(",") if one.strip()] if isinstance(got, str) else got
+        if not isinstance(names, (tuple, list)) or not all(one in choices for one in names):
+            raise ValueError(f"{name} must be names out of {', '.join(choices)}, as a tuple or 'a,b', got {got!r}")
+        self._set(name, tuple(one for one in choices if one in names))
 
     def _whole(self, name: str, least: int, most: int) -> None:
         got = getattr(self, name)
@@ -131,3 +167,22 @@ class FitConfig:
         if not isinstance(got, (bool, np.bool_)):
             raise ValueError(f"{name} must be True or False, got {got!r}")
         self._set(name, bool(got))
+
+
+def configure(options: Mapping[str, Any]) -> FitConfig:
+    """The options of a fit: what the caller gave, then what the preset says, then the default.
+
+    Args:
+        options: fields of `FitConfig`; None in those of `LEFT_OUT` is not given. The preset is "fast" for ga and
+            "plain" for opom.
+
+    Raises:
+        TypeError: a name that is not an option.
+        ValueError: as `FitConfig`.
+    """
+    unknown = set(options) - {field.name for field in fields(FitConfig)}
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are the keyword arguments of fit")
+    given = {name: value for name, value in options.items() if value is not None or name not in LEFT_OUT}
+    preset = given.setdefault("preset", "plain" if given.get("method") == "opom" else "fast")
+    return FitConfig(**{**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **given})

@@ -6,9 +6,9 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fastcloak import __version__
 from fastcloak.cloak import SHAPE, Cloak
-from fastcloak.config import FitConfig
+from fastcloak.config import FitConfig, configure
 from fastcloak.device import resolve_device, resolve_dtype
 from fastcloak.engine import EngineError, resolve_engine
 from fastcloak.faces import load_faces
@@ -59,15 +59,21 @@ def fit(
     model: Any,
     *,
     method: str = "ga",
+    preset: str | None = None,
     objective: str = "convex_hull",
     eps: float = 8 / 255,
-    alpha: float = 1 / 255,
-    steps: int = 16,
+    alpha: float | None = None,
+    steps: int | None = None,
     batch_size: int | None = None,
     inner_steps: int | None = None,
     inner_alpha: float | None = None,
-    normalise: bool = False,
-    decay: float = 0.0,
+    normalise: bool | None = None,
+    decay: float | None = None,
+    augment: Sequence[str] | str | None = None,
+    dropout: float | None = None,
+    smoothing: float | None = None,
+    spread: float | None = None,
+    ensemble: str | None = None,
     warmup: int = 5,
     lower: float = 0.0,
     upper: float = 1.0,
@@ -81,6 +87,8 @@ def fit(
 ) -> Cloak:
     """Learns one person's cloak from about ten of their photos.
 
+    Options that are None take what the preset says, see `fastcloak.config.PRESETS`, or else the default named here.
+
     Args:
         images: the person's photos, two or more: tensor or array [N, 3, H, W] or [N, H, W, 3], uint8 or float in
             [0, 1]; a list of PIL images or paths; or a folder. 112x112 pictures count as aligned faces, in others the
@@ -88,15 +96,30 @@ def fit(
         model: the surrogate: anything `load_model` takes or returns; a list is an ensemble.
         method: "ga" (GA-OPOM: gradients of small batches accumulated into one signed step) or "opom" (all photos in
             every step, as published).
+        preset: "fast", "balanced" or "strong": our best recipe for 160, 640 and 1,280 image-gradients; "plain": ga
+            without boosters. None: "fast". opom has "plain" only. Other options override a preset.
         objective: "fi_uap", "fi_uap_plus", "class_center", "affine_hull" or "convex_hull".
         eps: largest change of a pixel, on the [0, 1] scale.
-        alpha: step on the [0, 1] scale.
-        steps: signed steps of the mask. 0 gives an empty mask.
-        batch_size: ga: photos per inner step, at most N. None: 1 (our ablation, docs/method.md).
-        inner_steps: ga: inner steps accumulated into one step. None: 10 (our ablation).
-        inner_alpha: ga: step of the look-ahead. None: eps / 2 (our ablation).
+        alpha: step on the [0, 1] scale; 1 / 255.
+        steps: signed steps of the mask; 16. 0 gives an empty mask.
+        batch_size: ga: photos per inner step, at most N; 1 (our ablation, docs/method.md).
+        inner_steps: ga: inner steps accumulated into one step; 10 (our ablation).
+        inner_alpha: ga: step of the look-ahead; eps / 2 (our ablation).
         normalise: ga: accumulate g / mean|g| instead of g.
-        decay: momentum of the outer step, 0 to 1, on g / mean|g|. (The published code keeps a velocity per photo.)
+        decay: momentum of the outer step, 0 to 1, on g / mean|g|; 0. (The published code keeps a velocity per photo.)
+            Dong et al., CVPR 2018. Free.
+        augment: show the network a random view of each picture, drawn anew in each inner step: names out of "photo",
+            "color", "blur", "jpeg", "geometry" and "flip" (`fastcloak.augment`), as a tuple or "a,b". Costs no
+            image-gradient, and a few milliseconds each.
+        dropout: share of numbers dropped after each convolution, anew in each pass, 0 to 0.9; 0 (DFANet, Zhong and
+            Deng, TIFS 2021, has 0.1). Costs no image-gradient, but time.
+        smoothing: width (sigma, pixels) of a Gaussian blur of the gradient; 0 (TI, Dong et al., CVPR 2019). Free.
+        spread: weight of the log-determinant of the cloaked photos' Gram matrix in the objective, against linkage
+            between them; 0. Free.
+        ensemble: how several networks are joined: "loss" (mean of the losses, hull weights in common), "gradient"
+            (mean of the gradients, each divided by its own size) or "turns" (one network each inner step, in turns,
+            gradients divided by their size). "loss" and "gradient" cost an image-gradient for each network and photo,
+            "turns" one for each photo.
         warmup: convex_hull: first steps that use class_center, to leave the hull.
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.
@@ -164,14 +187,11 @@ def fit_many(
         ValueError: a bad option.
         FitManyError: one or more people could not be fitted. All others were, and are in its `.cloaks`.
     """
-    unknown = set(options) - {field.name for field in fields(FitConfig)}
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are the keyword arguments of fit")
     if not isinstance(people, Mapping):
         raise TypeError(f"people must be a mapping of name -> photos, got {type(people).__name__}")
     if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
         raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
-    config = FitConfig(**options)
+    config = configure(options)
     place = resolve_device(device)
     passes = _Passes(config, backend, engine, place)
     cloaks: dict[str, Cloak] = {}
@@ -278,13 +298,15 @@ def _cloak(learnt: Learnt, person: int, photos: int, config: FitConfig, made_by:
     if not gap <= LARGEST_GAP:  # also true for NaN
         log.warning("hull weights were found only to a duality gap of %.1e (expected below %.0e)", gap, LARGEST_GAP)
     b, inner_steps = config.batch(photos), config.inner()
+    networks = 1 if config.ensemble == "turns" else len(made_by["models"])
     info = {
         **asdict(config),
         "batch_size": b,
         "inner_steps": inner_steps,
         "inner_alpha": config.look_ahead(),
+        "augment": list(config.augment),
         "photos": photos,
-        "image_gradients": config.steps * inner_steps * b if config.eps else 0,
+        "image_gradients": config.steps * inner_steps * b * networks if config.eps else 0,
         "losses": losses.tolist(),
         "hull_gap": gap,
         **made_by,

@@ -14,11 +14,16 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from fastcloak.augment import DRAWS, Views, blur_matrix
 from fastcloak.cloak import SHAPE
 from fastcloak.config import FitConfig
 from fastcloak.engine import Progress, launchers, network
 from fastcloak.hull import build_hull
-from fastcloak.models import Surrogate
+from fastcloak.member import Member
+from fastcloak.models import Surrogate, with_dropout
+
+TINY = 1e-30
+"""Smallest mean |g| that a gradient is divided by: an all-zero gradient stays zero."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +67,34 @@ class Loop:
         self.persons, self.photos, self.batch = persons, photos, config.batch(photos)
         self.eps = float32_at_most(config.eps)
         device = surrogate.device
-        dtype, memory_format = surrogate.takes
+        apart = config.ensemble != "loss" and len(surrogate.members) > 1
+        # Views and the members of an ensemble take plain faces; a network alone is written what it takes in one pass.
+        self.plain = apart or bool(config.augment)
+        dtype, memory_format = (torch.float32, torch.contiguous_format) if self.plain else surrogate.takes
 
         def pictures(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             flat = torch.empty(math.prod(size), *SHAPE, dtype=dtype, device=device, memory_format=memory_format)
             return flat.zero_().view(*size, *SHAPE)
 
-        self.start, self.order = _draws(config, photos, device)
+        self.start, self.order, self.draws = _draws(config, photos, device)
         self.faces = pictures(persons, photos)
         self.delta, self.delta_in, self.acc, self.velocity = (pictures(persons) for _ in range(4))
         self.pictures = pictures(persons, self.batch, dtype=dtype)
-        self.scale, self.shift = surrogate.scale.flatten(), surrogate.shift.flatten()
-        self.embed = network(engine, surrogate.embed)
+        self.scale = None if self.plain else surrogate.scale.flatten()
+        self.shift = None if self.plain else surrogate.shift.flatten()
+        self.views = Views(config.augment, device)
+        self.blur = blur_matrix(torch.tensor([config.smoothing], device=device), SHAPE[-1])  # [1, W, W]
 
-        D, K = surrogate.embedding_size, photos
-        self.points = torch.zeros(persons, K, D, device=device)
-        self.gram = torch.zeros(persons, K, K, device=device, dtype=torch.float64)
-        self.center = torch.zeros(persons, D, device=device)
+        def member(one: Surrogate) -> Member:
+            def forward(faces: torch.Tensor) -> torch.Tensor:
+                return one.embed(one.normalise(faces))
+
+            return Member(one, network(engine, forward if self.plain else one.embed), persons, photos)
+
+        networks = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
+        self.members = [member(one) for one in (networks.members if apart else [networks])]
         self.index = torch.zeros(config.inner(), persons, self.batch, dtype=torch.int64, device=device)
+        self.chance = torch.zeros(config.inner(), persons, self.batch, self.draws.shape[-1], device=device)
         self.loss, self.gap = (torch.zeros(persons, device=device) for _ in range(2))
         self.moved = torch.zeros(persons, dtype=torch.bool, device=device)
         self.launchers: dict[Hashable, Callable[[], None]] = {}
@@ -96,47 +111,60 @@ class Loop:
             EngineError: the engine cannot launch this network.
             ValueError: the network has no gradient with respect to the pictures.
         """
-        hull = build_hull(features, self.config.objective)
-        for buffer, value in ((self.points, hull.points), (self.gram, hull.gram), (self.center, hull.center)):
-            buffer.copy_(value)
+        # The features of an ensemble are its members' unit features side by side, divided by the root of their number.
+        sizes = [member.size for member in self.members]
+        parts = [part * math.sqrt(len(sizes)) for part in torch.split(features, sizes, -1)]
+        for member, part in zip(self.members, parts, strict=True):
+            member.set_hull(build_hull(part, self.config.objective))
         self.faces.copy_(faces)
         steps = self.config.steps if self.config.eps else 0
         kinds = [self._kind(t) for t in range(steps)]
-        if not self.launchers:
-            self.launchers = launchers(self.engine, {kind: partial(self._step, *kind) for kind in kinds})
-        self._reset()
+        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
+            if not self.launchers:
+                self.launchers = launchers(self.engine, {kind: partial(self._step, *kind) for kind in kinds})
+            self._reset(parts)
+            if self.config.dropout:
+                torch.manual_seed(self.config.seed)
 
-        losses = self.loss.new_zeros(self.config.steps, self.persons)
-        progress = Progress(faces.device, tick)
-        for t, kind in enumerate(kinds):
-            self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
-            self.launchers[kind]()
-            losses[t].copy_(self.loss)
-            progress.launched()
-        progress.wait()
+            losses = self.loss.new_zeros(self.config.steps, self.persons)
+            progress = Progress(faces.device, tick)
+            for t, kind in enumerate(kinds):
+                self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
+                self.chance.copy_(self.draws[t].unsqueeze(1).expand_as(self.chance))
+                self.launchers[kind]()
+                losses[t].copy_(self.loss)
+                progress.launched()
+            progress.wait()
         return Learnt(self.delta.clone(), losses, self.gap.clone(), self.moved.clone())
 
-    def _kind(self, t: int) -> tuple[str, bool]:
-        """Objective of step t, and whether it shows every photo with its own start noise."""
+    def _kind(self, t: int) -> tuple[str, bool, int]:
+        """Objective of step t, whether it shows every photo with its own start noise, and whose turn is first."""
         config = self.config
         warming = config.objective == "convex_hull" and t < config.warmup
-        return "class_center" if warming else config.objective, config.method == "opom" and t == 0
+        turn = t * config.inner() % len(self.members) if config.ensemble == "turns" else 0
+        return "class_center" if warming else config.objective, config.method == "opom" and t == 0, turn
 
-    def _reset(self) -> None:
+    def _reset(self, features: list[torch.Tensor]) -> None:
+        for member, clean in zip(self.members, features, strict=True):
+            member.last.copy_(clean)
         self.delta.copy_(self.start.mean(0).clamp(-self.eps, self.eps))
         self.delta_in.copy_(self.delta)
         for buffer in (self.acc, self.velocity, self.gap, self.moved):
             buffer.zero_()
 
-    def _step(self, objective: str, noisy: bool) -> None:
+    def _step(self, objective: str, noisy: bool, turn: int) -> None:
         """One signed step of the masks: all inner steps, then the outer one."""
         config, ops = self.config, self.ops
         losses, gaps = [], []
-        for index in self.index:
+        for m, (index, chance) in enumerate(zip(self.index, self.chance, strict=True)):
             ops.cloak_batch_(self.faces, self.delta_in, index, self.pictures, self.scale, self.shift)
             if noisy:  # as published: every photo starts from its own noise, not clipped
-                self.pictures.copy_(self.surrogate.normalise(self.faces + self.start))
-            loss, gap, grads = self._gradient(index, objective)
+                shown = self.faces + self.start
+                self.pictures.copy_(shown if self.plain else self.surrogate.normalise(shown))
+            whose = self.members
+            if config.ensemble == "turns":
+                whose = [self.members[(turn + m) % len(self.members)]]
+            loss, gap, grads = self._gradient(whose, index, chance, objective)
             ops.accumulate_step_(
                 grads, self.acc, self.delta_in, config.look_ahead(), self.eps, config.normalise, self.scale
             )
@@ -150,38 +178,39 @@ class Loop:
             self.delta.copy_(((shown if noisy else shown.clamp_(0, 1)) - self.faces).mean(1))
         ops.outer_step_(self.acc, self.velocity, self.delta, self.delta_in, config.alpha, self.eps, config.decay)
 
-    def _gradient(self, index: torch.Tensor, objective: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss [P, b], gap [P, b] and the gradient [P, b, 3, 112, 112] with respect to what the network took."""
+    def _gradient(
+        self, whose: list[Member], index: torch.Tensor, chance: torch.Tensor, objective: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss [P, b], gap [P, b] and the gradient [P, b, 3, 112, 112] with respect to `self.pictures`."""
+        config = self.config
         x = self.pictures.flatten(0, 1).detach().requires_grad_()
-        embeddings = self.embed(x).view(self.persons, self.batch, -1)
-        if not embeddings.requires_grad:
-            raise ValueError(_no_gradient(self.surrogate))
-        loss, slope, gap = self.ops.hull_loss(
-            embeddings.detach(),
-            self.points,
-            self.gram,
-            self.center,
-            index,
-            objective,
-            self.config.lower,
-            self.config.upper,
+        seen = x
+        if config.augment:
+            rows = torch.arange(self.persons, device=index.device)[:, None]
+            seen = self.views(x, self.faces[rows, index].flatten(0, 1), chance.flatten(0, 1))
+        leaf = seen.detach().requires_grad_()
+        losses, gaps, slopes = zip(
+            *(member.gradient(leaf, index, objective, config, self.ops) for member in whose), strict=True
         )
-        (grads,) = torch.autograd.grad(embeddings, x, slope, allow_unused=True)
-        if grads is None:
-            raise ValueError(_no_gradient(self.surrogate))
-        return loss, gap, grads.view_as(self.pictures)
+        grads = slopes[0] if len(self.members) == 1 else torch.stack([_scale_free(slope) for slope in slopes]).sum(0)
+        if config.augment:
+            (grads,) = torch.autograd.grad(seen, x, grads.view_as(seen))
+        grads = grads.view_as(self.pictures)
+        if config.smoothing:
+            grads = (self.blur @ grads.float() @ self.blur.mT).to(grads.dtype)
+        return torch.stack(losses).mean(0), torch.stack(gaps).amax(0), grads
 
 
-def _no_gradient(surrogate: Surrogate) -> str:
-    return (
-        f"{surrogate.name} must be differentiable with respect to the pictures, got an output without a gradient; "
-        "remove no_grad, detach, numpy and rounding from it"
-    )
+def _scale_free(grads: torch.Tensor) -> torch.Tensor:  # [P, b, 3, 112, 112]
+    """Divided by what the mean over b measures, so that networks weigh the same."""
+    size = grads.mean(1, keepdim=True).abs().mean((2, 3, 4), keepdim=True)
+    return grads / size.clamp_min(TINY)
 
 
-def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start noise [N, 3, 112, 112] and photo indices [steps, inner_steps, b], the same for every person.
+def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Start noise [N, 3, 112, 112], photo indices [steps, M, b] and numbers of views [steps, M, b, DRAWS].
 
+    They are the same for every person.
     opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
     amounts to. Noise of full strength in the mask itself costs much of what 16 steps can reach (docs/method.md).
     ga draws photos without replacement until all were used, then reshuffles, on through all steps; a batch at the end
@@ -196,7 +225,9 @@ def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.
     passes = -(-drawn // photos)
     shuffled = [torch.arange(photos) if opom else torch.randperm(photos, generator=generator) for _ in range(passes)]
     order = torch.cat(shuffled)[:drawn] if shuffled else torch.empty(0, dtype=torch.int64)
-    return start.to(device), order.view(config.steps, inner_steps, b).to(device)
+    order = order.view(config.steps, inner_steps, b)
+    views = torch.rand(*order.shape, DRAWS if config.augment else 0, generator=generator)
+    return start.to(device), order.to(device), views.to(device)
 
 
 def float32_at_most(value: float) -> float:

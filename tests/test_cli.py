@@ -351,8 +351,8 @@ def test_every_argument_has_words(command, capsys):
     assert "float16 " not in told.replace("bfloat16", "")
     if command == "fit":
         assert "(default: sface)" in told
-        assert "(default of ga: 1)" in told
-        assert "(default of ga: 10)" in told
+        assert "(default: the preset's, else 1)" in told
+        assert "(default of ga: fast)" in told
 
 
 def test_model_options_on_the_command_line(tmp_path):

@@ -85,7 +85,7 @@ def published_opom(net, faces, steps, eps=EPS, alpha=ALPHA, seed=0):
 
 
 def test_ga_with_one_full_batch_is_plain_sign_steps(tiny_net, faces):
-    cloak = fit(faces, tiny_net, objective="fi_uap", batch_size=6, inner_steps=1, steps=4)
+    cloak = fit(faces, tiny_net, preset="plain", objective="fi_uap", batch_size=6, inner_steps=1, steps=4)
     expected = full_batch_sign_steps(tiny_net, faces, steps=4)
     # Pixels may differ where a gradient is a rounding error from zero: the photos are summed in another order.
     assert (cloak.delta - expected).abs().gt(1e-6).float().mean() < 0.002
@@ -102,13 +102,18 @@ def test_opom_clips_photos_as_published(tiny_net):
     faces = (smooth_faces(5) * 3 - 1).clamp(0, 1)
     cloak = fit(faces, tiny_net, method="opom", objective="fi_uap", steps=4)
     assert (cloak.delta - published_opom(tiny_net, faces, steps=4)).abs().gt(1e-6).float().mean() < 0.002
-    assert differing(cloak, fit(faces, tiny_net, objective="fi_uap", batch_size=5, inner_steps=1, steps=4)) > 0.1
+    assert (
+        differing(cloak, fit(faces, tiny_net, preset="plain", objective="fi_uap", batch_size=5, inner_steps=1, steps=4))
+        > 0.1
+    )
 
 
 def test_inner_alpha_zero_over_a_partition_is_the_full_batch(tiny_net, faces):
-    full = fit(faces, tiny_net, objective="fi_uap", batch_size=6, inner_steps=1, steps=4)
-    summed = fit(faces, tiny_net, objective="fi_uap", batch_size=2, inner_steps=3, inner_alpha=0.0, steps=4)
-    moving = fit(faces, tiny_net, objective="fi_uap", batch_size=2, inner_steps=3, steps=4)
+    full = fit(faces, tiny_net, preset="plain", objective="fi_uap", batch_size=6, inner_steps=1, steps=4)
+    summed = fit(
+        faces, tiny_net, preset="plain", objective="fi_uap", batch_size=2, inner_steps=3, inner_alpha=0.0, steps=4
+    )
+    moving = fit(faces, tiny_net, preset="plain", objective="fi_uap", batch_size=2, inner_steps=3, steps=4)
     assert differing(full, summed) < 0.002
     assert differing(full, moving) > 0.02
 
@@ -116,15 +121,15 @@ def test_inner_alpha_zero_over_a_partition_is_the_full_batch(tiny_net, faces):
 def test_class_center_and_fi_uap_plus_give_the_same_cloak(tiny_net, faces):
     # Gradients are equal up to a factor, so masks are equal but for signs of gradients that round across zero.
     for method in ("ga", "opom"):
-        center = fit(faces, tiny_net, method=method, objective="class_center", steps=2)
-        plus = fit(faces, tiny_net, method=method, objective="fi_uap_plus", steps=2)
+        center = fit(faces, tiny_net, method=method, preset="plain", objective="class_center", steps=2)
+        plus = fit(faces, tiny_net, method=method, preset="plain", objective="fi_uap_plus", steps=2)
         assert differing(center, plus) < 0.005
 
 
 @pytest.mark.parametrize("method", ["ga", "opom"])
 @pytest.mark.parametrize("objective", ["fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull"])
 def test_delta_never_exceeds_eps_and_features_move_away(tiny_net, faces, tmp_path, method, objective):
-    cloak = fit(faces, tiny_net, method=method, objective=objective, decay=0.5)
+    cloak = fit(faces, tiny_net, method=method, preset="plain", objective=objective, decay=0.5)
     assert cloak.delta.dtype == torch.float32
     assert cloak.delta.abs().max().item() <= EPS  # as Python numbers: float32(8/255) would be above 8/255
     assert cloak.delta.abs().max().item() > 0.99 * EPS
@@ -183,7 +188,7 @@ def test_schedule_uses_every_photo_equally_often(tiny_net):
 
     faces = smooth_faces(6)
     faces[:, 0, 0, 0] = torch.arange(6) * 40 / 255  # a mark that a mask of at most 8 levels cannot hide
-    fit(faces, spy, batch_size=2, inner_steps=3, steps=4)
+    fit(faces, spy, preset="plain", batch_size=2, inner_steps=3, steps=4)
     batches = [batch for batch in seen if len(batch) == 2][-12:]  # loading the network tries it on pictures first
     drawn = [round(mark / 40) for batch in batches for mark in batch]
     assert len(drawn) == 24
@@ -337,7 +342,7 @@ def test_an_ensemble_moves_away_from_every_member(tiny_net, faces):
     other = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(588, 9, bias=False)).eval()
     nn.init.normal_(other[2].weight, generator=torch.Generator().manual_seed(0))
     noise = EPS * torch.randint(0, 2, (3, 112, 112), generator=torch.Generator().manual_seed(1)).mul(2).sub(1)
-    cloak = fit(faces, [tiny_net, other])
+    cloak = fit(faces, [tiny_net, other], preset="plain")
     assert cloak.info["models"] == ["TinyNet", "Sequential"]
     for net in (tiny_net, other):
         with torch.no_grad():
@@ -406,6 +411,9 @@ def test_memory_does_not_grow_over_a_thousand_steps(tiny_net, faces):
         ({"decay": -1}, "decay must be"),
         ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
         ({"method": "opom", "batch_size": 2}, "belong to method 'ga'"),
+        ({"method": "opom", "preset": "fast"}, "preset 'fast' belongs to method 'ga'"),
+        ({"preset": "best"}, "preset must be one of plain, fast, balanced, strong, got 'best'"),
+        ({"preset": ["fast"]}, "preset must be one of"),
         ({"upper": 0.1}, "room around 1/N"),
         ({"lower": 0.5, "upper": 0.2}, "upper must be above lower"),
         ({"objective": "fi_uap", "random_start": False}, "random_start must be True for fi_uap"),

@@ -21,6 +21,9 @@ from torch.nn import functional as F
 
 __all__ = ["fold"]
 
+BORDER = "border_of_"
+"""Names of the constant pictures start so."""
+
 _FLATTENS = {torch.flatten, torch.reshape}
 _FLATTEN_METHODS = {"flatten", "reshape", "view"}
 
@@ -132,7 +135,7 @@ def _fold_before_conv(
         _set(conv, weight, constant[0, :, 0, 0].clone())
     else:
         _set(conv, weight, None)
-        name = f"border_of_{user.name}"
+        name = f"{BORDER}{user.name}"
         net.register_buffer(name, constant.clone())
         with net.graph.inserting_after(user):
             buffer = net.graph.get_attr(name)

@@ -1,0 +1,76 @@
+"""The recipes that bench/protection.py measures: keyword options of `fastcloak.fit_many` by name, and groups of names.
+
+A recipe that depends on N, the number of photos learnt from, is a function of N. What is compared within table1, table2
+and fig2a costs the same: 16 N image-gradients, which is what opom costs with 16 steps. Where b does not divide N, fig2a
+comes as close as whole inner steps and whole steps allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastcloak.hull import OBJECTIVES
+
+Options = dict[str, Any]
+Recipe = Options | Callable[[int], Options]
+
+STEPS = 16
+INNER_STEPS = (1, 2, 5, 10, 20)
+MOMENTUM: Options = {"decay": 1.0}
+DFANET: Options = {"dropout": 0.1}
+IMPROVED: dict[str, Options] = {"momentum": MOMENTUM, "DFANet": DFANET, "momentum DFANet": {**MOMENTUM, **DFANET}}
+
+
+def ga(batch_size: int, inner_steps: int, **options: Any) -> Options:
+    """GA-OPOM in 16 steps of b M image-gradients each."""
+    own = {"batch_size": batch_size, "inner_steps": inner_steps}
+    return {"method": "ga", "preset": "plain", "objective": "convex_hull", "steps": STEPS, **own, **options}
+
+
+def opom(**options: Any) -> Options:
+    """OPOM in 16 steps of N image-gradients each."""
+    return {"method": "opom", "objective": "convex_hull", "steps": STEPS, **options}
+
+
+def ga_pass(photos: int, batch_size: int | None = None, **options: Any) -> Options:
+    """GA-OPOM whose steps cost what those of opom do: M = N / b. Without a batch size, b = N and M = 1."""
+    b = min(batch_size or photos, photos)
+    return ga(b, max(1, round(photos / b)), **options)
+
+
+def unaccumulated(photos: int, batch_size: int) -> Options:
+    """A signed step after every small batch, as many as 16 N image-gradients pay for."""
+    b = min(batch_size, photos)
+    return {**ga(b, 1), "steps": round(STEPS * photos / b)}
+
+
+def options_of(recipe: Recipe, photos: int) -> Options:
+    """The options of a recipe for N photos."""
+    return recipe(photos) if callable(recipe) else recipe
+
+
+RECIPES: dict[str, Recipe] = {
+    **{f"opom {objective}": opom(objective=objective) for objective in OBJECTIVES},
+    **{f"ga {objective}": partial(ga_pass, batch_size=1, objective=objective) for objective in OBJECTIVES},
+    **{f"opom {name}": opom(**options) for name, options in IMPROVED.items()},
+    **{f"ga {name}": partial(ga_pass, batch_size=1, **options) for name, options in IMPROVED.items()},
+    **{f"ga b={b} M=N/{b}": partial(ga_pass, batch_size=b) for b in (2, 5)},
+    "ga b=N M=1": ga_pass,
+    **{f"no accumulation b={b}": partial(unaccumulated, batch_size=b) for b in (1, 2, 5)},
+    **{f"ga b={b} M={M}": ga(b, M) for b in (1, 2) for M in INNER_STEPS},
+    **{f"preset {name}": {"preset": name} for name in ("fast", "balanced", "strong")},
+}
+
+# Batch size -> row. b = 1 accumulated is the row of table1; b = N is one and the same with and without accumulation.
+ACCUMULATED = {"1": "ga convex_hull", "2": "ga b=2 M=N/2", "5": "ga b=5 M=N/5", "N": "ga b=N M=1"}
+UNACCUMULATED = {**{b: f"no accumulation b={b}" for b in ("1", "2", "5")}, "N": "ga b=N M=1"}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "table1": tuple(f"{method} {objective}" for objective in OBJECTIVES for method in ("opom", "ga")),
+    "table2": tuple(f"{method} {name}" for name in ("convex_hull", *IMPROVED) for method in ("opom", "ga")),
+    "fig2a": tuple(dict.fromkeys((*ACCUMULATED.values(), *UNACCUMULATED.values()))),
+    "fig2b": tuple(f"ga b={b} M={M}" for b in (1, 2) for M in INNER_STEPS),
+    "presets": ("opom convex_hull", "preset fast", "preset balanced", "preset strong"),
+}

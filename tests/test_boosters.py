@@ -1,0 +1,250 @@
+"""What makes cloaks transfer: each booster by an independent computation, and all of them together."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcloak import fit, fit_many, load_model
+from fastcloak.augment import AUGMENTATIONS
+from fastcloak.member import RIDGE, spread_slope
+from fastcloak.models import prepare, with_dropout
+from tests.conftest import TinyNet, smooth_faces
+
+ALL = {
+    "decay": 0.9,
+    "augment": AUGMENTATIONS,
+    "dropout": 0.1,
+    "smoothing": 1.0,
+    "spread": 0.1,
+    "normalise": True,
+    "lower": -0.1,
+    "upper": 0.5,
+}
+
+
+class OtherNet(nn.Module):
+    """Another family: max pooling, no normalisation, 24 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(11)
+        self.first = nn.Conv2d(3, 6, 9, stride=6)
+        self.last = nn.Linear(6 * 9 * 9, 24)
+        for layer in (self.first, self.last):
+            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) / layer.weight[0].numel() ** 0.5
+            layer.bias.data = 0.1 * torch.randn(layer.bias.shape, generator=generator)
+
+    def forward(self, x):
+        return self.last(F.max_pool2d(self.first(x), 2).flatten(1))
+
+
+def prepared(net, name="tiny"):
+    return prepare(load_model(net, name=name))
+
+
+# Dropout ------------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_drops_a_share_after_every_convolution_and_is_unbiased():
+    net = nn.Sequential(nn.Conv2d(3, 40, 1, bias=False), nn.Flatten())
+    surrogate = prepared(net)
+    dropped = with_dropout(surrogate, 0.25)
+    torch.manual_seed(0)
+    faces = smooth_faces(1)
+    plain, seen = surrogate(faces), dropped(faces)
+    gone = (seen == 0) & (plain != 0)
+    assert gone.float().mean().item() == pytest.approx(0.25, abs=0.005)
+    torch.testing.assert_close(seen[~gone], plain[~gone] / 0.75)
+    assert not torch.equal(seen, dropped(faces))  # fresh in every pass
+    assert torch.equal(surrogate(faces), plain)  # the original stays
+
+
+def test_dropout_goes_after_a_bias_that_folding_made_a_picture():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, padding=1), nn.Flatten())
+    net[0].running_mean.fill_(0.4)
+    net[0].bias.data.fill_(2.0)
+    dropped = with_dropout(prepared(net.eval()), 0.5)
+    torch.manual_seed(0)
+    assert (dropped(smooth_faces(1)) == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_dropout_is_refused_where_there_is_nothing_to_drop(faces):
+    flat = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(147, 8))
+    with pytest.raises(ValueError, match="dropout must be 0 for Sequential"):
+        fit(faces, flat, steps=1, dropout=0.1)
+    with pytest.raises(ValueError, match="dropout must be 0"):
+        fit(faces, lambda x: TinyNet()(x), steps=1, dropout=0.1)
+
+
+def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
+    options = {"steps": 2, "inner_steps": 2, "dropout": 0.2}
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = fit(faces, tiny_net, **options)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert torch.equal(first.delta, fit(faces, tiny_net, **options).delta)
+    assert not torch.equal(first.delta, fit(faces, tiny_net, seed=1, **options).delta)
+    before = torch.random.get_rng_state()
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(faces, tiny_net, progress=stop, **options)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Smoothing, spread --------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):
+    """One full-batch step on class_center from zero, written independently."""
+    options = {"objective": "class_center", "steps": 1, "batch_size": 6, "inner_steps": 1, "random_start": False}
+    delta = fit(faces, tiny_net, smoothing=2.0, **options).delta
+    with torch.no_grad():
+        center = F.normalize(tiny_net(faces)).mean(0)
+    x = faces.clone().requires_grad_()
+    (F.normalize(tiny_net(x)) - center).square().sum().backward()
+    reach = torch.arange(-20, 21)
+    kernel = torch.exp(-(reach**2) / (2 * 2.0**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, -1)
+    rows = F.conv1d(x.grad.mean(0).reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
+    blurred = F.conv1d(rows.reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
+    inside = (..., slice(20, -20), slice(20, -20))  # at the border the rows of the library's matrix sum to one
+    assert (delta[inside].sign() == blurred[inside].sign()).float().mean() > 0.999
+    assert (delta.sign() == x.grad.mean(0).sign()).float().mean() < 0.95
+
+
+def test_spread_is_the_gradient_of_the_log_determinant():
+    generator = torch.Generator().manual_seed(0)
+    last = F.normalize(torch.randn(2, 5, 7, generator=generator), dim=-1)
+    features = torch.randn(2, 2, 7, generator=generator)
+    index = torch.tensor([[3, 0], [1, 4]])
+    exact = features.double().requires_grad_()
+    total = 0
+    for p in range(2):
+        Z = last[p].double().clone()
+        Z[index[p]] = F.normalize(exact[p], dim=-1)
+        total = total + torch.logdet(Z @ Z.mT + RIDGE * torch.eye(5, dtype=torch.float64))
+    (expected,) = torch.autograd.grad(total, exact)
+    torch.testing.assert_close(spread_slope(features, last, index), expected.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last[0, 3], F.normalize(features[0, 0], dim=0))  # remembered for the next step
+
+
+def test_spread_drives_cloaked_photos_apart(tiny_net, faces):
+    def likeness(**options):
+        z = F.normalize(tiny_net(fit(faces, tiny_net, steps=12, **options).apply(faces)))
+        return (z @ z.T)[~torch.eye(6, dtype=torch.bool)].mean()
+
+    assert 1 - likeness(spread=1.0) > 2 * (1 - likeness())
+
+
+# Ensembles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ensemble", ["gradient", "turns"])
+def test_an_ensemble_of_twins_is_one_of_them_with_normalised_gradients(tiny_net, faces, ensemble):
+    twins = [load_model(tiny_net, name="a"), load_model(tiny_net, name="b")]
+    options = {"steps": 3, "inner_steps": 3, "batch_size": 2, "warmup": 1}
+    both = fit(faces, twins, ensemble=ensemble, **options)
+    one = fit(faces, tiny_net, normalise=True, **options)
+    assert (both.delta != one.delta).float().mean() < 0.002
+    assert both.info["losses"] == pytest.approx(one.info["losses"], rel=1e-4)
+
+
+def test_members_weigh_the_same_whatever_the_size_of_their_gradients(tiny_net, faces):
+    """gradient: sign(g1/|g1| + g2/|g2|), one full-batch step on class_center, written independently."""
+    nets = [tiny_net, OtherNet().eval()]
+    options = {"objective": "class_center", "steps": 1, "batch_size": 6, "inner_steps": 1, "random_start": False}
+    models = [load_model(net, name=str(i)) for i, net in enumerate(nets)]
+    delta = fit(faces, models, ensemble="gradient", **options).delta
+    total = 0
+    for net in nets:
+        with torch.no_grad():
+            center = F.normalize(net(faces)).mean(0)
+        x = faces.clone().requires_grad_()
+        (F.normalize(net(x)) - center).square().sum().backward()
+        g = x.grad.mean(0)
+        total = total + g / g.abs().mean()
+    assert (delta.sign() == total.sign()).float().mean() > 0.999
+
+
+def test_members_take_turns_across_steps(faces):
+    """With one inner step a step, every second step is the other member's."""
+    calls = []
+
+    def watched(name, net):
+        def forward(x):
+            if x.requires_grad:
+                calls.append(name)
+            return net(x)
+
+        return load_model(forward, name=name)
+
+    nets = [watched("a", TinyNet()), watched("b", OtherNet())]
+    cloak = fit(faces, nets, ensemble="turns", steps=4, inner_steps=1)
+    assert [call for call in calls if calls.count(call) < 10][-4:] == ["a", "b", "a", "b"]
+    assert cloak.info["image_gradients"] == 4
+    assert fit(faces, nets, ensemble="gradient", steps=4, inner_steps=1).info["image_gradients"] == 8
+    assert fit(faces, nets, steps=4, inner_steps=1).info["image_gradients"] == 8
+
+
+# Together -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ga", "opom"])
+@pytest.mark.parametrize("ensemble", ["loss", "gradient", "turns"])
+def test_all_boosters_work_together(tiny_net, faces, method, ensemble):
+    nets = [load_model(tiny_net, name="a"), load_model(OtherNet(), name="b")]
+    cloak = fit(faces, nets, method=method, ensemble=ensemble, steps=7, **ALL)
+    assert cloak.delta.abs().max() <= 8 / 255
+    assert all(loss > 0 for loss in cloak.info["losses"])
+    assert cloak.info["augment"] == list(AUGMENTATIONS) or cloak.info["augment"] == AUGMENTATIONS
+    plain = fit(faces, nets, method=method, ensemble=ensemble, steps=7)
+    assert (cloak.delta != plain.delta).float().mean() > 0.2
+
+
+def test_many_people_share_views_and_differ_little_from_one_by_one(tiny_net):
+    people = {"ann": smooth_faces(4, 1), "bob": smooth_faces(4, 2)}
+    options = {"steps": 3, "inner_steps": 2, "augment": ("geometry", "color"), "smoothing": 1.0, "decay": 1.0}
+    together = fit_many(people, tiny_net, memory_budget=1 << 30, **options)
+    for name, photos in people.items():
+        one = fit(photos, tiny_net, **options)
+        assert torch.equal(fit_many({name: photos}, tiny_net, **options)[name].delta, one.delta)
+        assert (together[name].delta != one.delta).float().mean() < 0.02
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler")
+def test_boosters_run_compiled(tiny_net, faces):
+    options = {"steps": 2, "inner_steps": 2, "warmup": 1, **ALL, "dropout": 0.0}
+    eager, compiled = (fit(faces, tiny_net, engine=engine, device="cpu", **options) for engine in ("eager", "compile"))
+    assert compiled.info["losses"] == pytest.approx(eager.info["losses"], rel=5e-3)
+    dropped = fit(faces, tiny_net, engine="compile", device="cpu", steps=2, inner_steps=2, dropout=0.1)
+    assert dropped.delta.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": ("flip", "mirror")}, "augment must be names out of photo, color, blur, jpeg, geometry, flip"),
+        ({"augment": 3}, "augment must be names"),
+        ({"dropout": 1.0}, "dropout must be in"),
+        ({"smoothing": -1}, "smoothing must be a width in pixels"),
+        ({"spread": float("nan")}, "spread must be in"),
+        ({"ensemble": "mean"}, "ensemble must be one of loss, gradient, turns"),
+    ],
+)
+def test_boosters_are_checked(tiny_net, faces, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(faces, tiny_net, **options)
+
+
+def test_augment_takes_a_word_or_names(tiny_net, faces):
+    options = {"steps": 1, "inner_steps": 1}
+    word = fit(faces, tiny_net, augment="flip, color", **options)
+    assert torch.equal(word.delta, fit(faces, tiny_net, augment=["color", "flip"], **options).delta)
+    assert fit(faces, tiny_net, augment="", **options).info["augment"] in ((), [])
