@@ -76,7 +76,7 @@ def loop_of(
     loop = Loop(surrogate, config, ops, resolve_engine(engine, surrogate.device), persons, len(faces))
     features = unit_features(surrogate, faces)
     loop.learn(faces.expand(persons, *faces.shape), features.expand(persons, *features.shape), lambda: None)
-    return loop, loop.launchers[(objective, False)], backend
+    return loop, loop.launchers[(objective, False, 0)], backend
 
 
 class Rungs:

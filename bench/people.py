@@ -28,6 +28,7 @@ from fastcloak.loop import Loop
 from fastcloak.models import prepare, unit_features
 
 BUDGET = 2 * 2**30
+PLAIN = {"preset": "plain"}
 
 
 def many(people: Mapping[str, Any], what: str, alone: int, options: dict[str, Any]) -> list[dict[str, object]]:
@@ -69,7 +70,7 @@ def overhead(method: str, objective: str) -> dict[str, object]:
             embeddings = surrogate.embed(x)
             torch.autograd.grad(embeddings, x, torch.ones_like(embeddings))
 
-    timings = interleaved({"step": loop.launchers[(objective, False)], "network": network}, 15, surrogate.device)
+    timings = interleaved({"step": loop.launchers[(objective, False, 0)], "network": network}, 15, surrogate.device)
     share = timings["step"].over(timings["network"]) - 1
     how = f"{method}, {objective}, b={loop.batch}"
     return {"what": "overhead", "how": how, "seconds": timings["step"].median, "overhead": share}
@@ -81,10 +82,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [overhead("opom", "fi_uap"), overhead("opom", "convex_hull"), overhead("ga", "convex_hull")]
     noise = {str(i): nets.faces(10, seed=i) for i in range(64)}
-    rows += many(noise, "sface 64", 8, {"steps": 1, "inner_steps": 2, "warmup": 1})
+    rows += many(noise, "sface 64", 8, {**PLAIN, "steps": 1, "inner_steps": 2, "warmup": 1})
     folders = sorted(folder for folder in orl_folder().iterdir() if folder.is_dir())[:4]
     orl = {folder.name: sorted(folder.iterdir())[:6] for folder in folders}
-    rows += many(orl, "sface orl", 0, {})
+    rows += many(orl, "sface orl", 0, PLAIN)
     columns = ["what", "how", "seconds", "overhead", "pixels_differ", "loss_differs", *row_context()]
     with open(arguments.output, "w", newline="") as file:
         table = csv.DictWriter(file, columns, restval="")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fastcloak.augment import AUGMENTATIONS
+from fastcloak.config import PRESETS
 from fastcloak.hull import OBJECTIVES
 
 Options = dict[str, Any]
@@ -46,10 +48,50 @@ def unaccumulated(photos: int, batch_size: int) -> Options:
     return {**ga(b, 1), "steps": round(STEPS * photos / b)}
 
 
+def search(**options: Any) -> Options:
+    """A recipe of 320 image-gradients (with 10 photos), to be compared one change at a time."""
+    return {"preset": "plain", "steps": 32, **options}
+
+
 def options_of(recipe: Recipe, photos: int) -> Options:
     """The options of a recipe for N photos."""
     return recipe(photos) if callable(recipe) else recipe
 
+
+# One change at a time against the best so far: `geometry`, then `views`, `half look-ahead`, `twice the steps`.
+VIEWS: Options = {"augment": ("geometry", "flip", "color"), "decay": 1.0}
+HALF: Options = {**VIEWS, "inner_alpha": 2 / 255}
+TWICE: Options = {**HALF, "inner_steps": 5, "steps": 64}
+SEARCH: dict[str, Options] = {
+    "opom, 32 steps": {"method": "opom", "steps": 32},
+    "opom, 32 steps, geometry, momentum": {"method": "opom", "steps": 32, "augment": ("geometry",), "decay": 1.0},
+    "plain": search(),
+    "geometry": search(augment=("geometry",)),
+    "geometry, no look-ahead": search(augment=("geometry",), inner_alpha=0),
+    "geometry, half look-ahead": search(augment=("geometry",), inner_alpha=2 / 255),
+    "geometry, half the steps": search(augment=("geometry",), steps=16, inner_steps=20),
+    "geometry, momentum": search(augment=("geometry",), decay=1.0),
+    "geometry, flip": search(augment=("geometry", "flip")),
+    "geometry, color": search(augment=("geometry", "color")),
+    "photo": search(augment=("photo",)),
+    "all views": search(augment=AUGMENTATIONS),
+    "smoothing 1": search(smoothing=1.0),
+    "dropout 0.02": search(dropout=0.02),
+    "views": search(**VIEWS),
+    "views, double alpha": search(**VIEWS, alpha=2 / 255),
+    "views, twice the steps": search(**{**VIEWS, "inner_steps": 5, "steps": 64}),
+    "views, half look-ahead": search(**HALF),
+    "best": search(**TWICE),
+    "best, five times the steps": search(**{**TWICE, "inner_steps": 2, "steps": 160}),
+    "best, double alpha": search(**TWICE, alpha=2 / 255),
+    "best, class_center": search(**TWICE, objective="class_center"),
+    "best, fi_uap": search(**TWICE, objective="fi_uap"),
+    "best, spread 0.1": search(**TWICE, spread=0.1),
+    "best, normalise": search(**TWICE, normalise=True),
+    "ensemble in turns": search(**HALF, ensemble="turns"),
+    "ensemble by gradient": search(**HALF, ensemble="gradient", inner_steps=5),
+    "ensemble by loss": search(**HALF, ensemble="loss", inner_steps=5),
+}
 
 RECIPES: dict[str, Recipe] = {
     **{f"opom {objective}": opom(objective=objective) for objective in OBJECTIVES},
@@ -60,7 +102,8 @@ RECIPES: dict[str, Recipe] = {
     "ga b=N M=1": ga_pass,
     **{f"no accumulation b={b}": partial(unaccumulated, batch_size=b) for b in (1, 2, 5)},
     **{f"ga b={b} M={M}": ga(b, M) for b in (1, 2) for M in INNER_STEPS},
-    **{f"preset {name}": {"preset": name} for name in ("fast", "balanced", "strong")},
+    **SEARCH,
+    **{f"preset {name}": {"preset": name, **options} for name, options in PRESETS.items() if options},
 }
 
 # Batch size -> row. b = 1 accumulated is the row of table1; b = N is one and the same with and without accumulation.

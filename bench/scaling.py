@@ -45,6 +45,7 @@ def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[st
     cloaks = fit_many(
         everyone,
         surrogate,
+        preset="plain",
         objective="class_center",
         batch_size=batch,
         inner_steps=1,

@@ -58,7 +58,7 @@ def test_ga_step(compare: Compare, model: nn.Module, faces: Tensor, dtype: str, 
         fit(faces, model, steps=STEPS, warmup=0, dtype=dtype, progress=clock, **options)
         return clock.timing().median
 
-    options: dict[str, Any] = {"method": "ga", "batch_size": batch_size, "inner_steps": len(faces) // batch_size}
+    options: dict[str, Any] = {"preset": "plain", "batch_size": batch_size, "inner_steps": len(faces) // batch_size}
     one = fit(faces, model, steps=1, dtype=dtype, **options)
     assert one.info["image_gradients"] == len(faces)
     assert one.info["losses"] == pytest.approx(fit(faces, model, steps=1, dtype=dtype, **options).info["losses"])

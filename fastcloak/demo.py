@@ -23,7 +23,7 @@ __all__ = ["Demo", "run_demo"]
 LEARNT_FROM = 6
 """The first photos of a person teach the cloak, the other four judge it."""
 SHOWN = 3
-GA_ONLY = ("batch_size", "inner_steps", "inner_alpha")
+GA_ONLY = ("preset", "batch_size", "inner_steps", "inner_alpha")
 """Options of `fit_many` that method opom refuses."""
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import protection, protection_plots, recipes
+from bench import protection, protection_plots, protection_summary, recipes
 from fastcloak import load_model
 from fastcloak.config import configure
 from tests.conftest import TinyNet, smooth_faces
@@ -107,7 +107,7 @@ def line(row, surrogate, target, rates, **more):
 
 
 def controls(targets, people=4):
-    return [line(row, "-", target, [0.1] * people) for row in protection.CONTROLS for target in targets]
+    return [line(row, "-", target, [0.1] * people) for row in protection_summary.CONTROLS for target in targets]
 
 
 def write(path, lines):
@@ -274,11 +274,11 @@ def test_models_are_loaded_once(monkeypatch):
 
 
 def test_interval_worked_by_hand():
-    assert protection.interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3, 0.3))
+    assert protection_summary.interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3, 0.3))
     # Of two people, 1 and 0: both first 1/4, mixed 1/2, both second 1/4 of the draws.
-    assert protection.interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)
+    assert protection_summary.interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)
     # 200 people, half of them 1: 0.5 +- 1.96 * sqrt(0.25 / 200).
-    mean, low, high = protection.interval(np.arange(200) % 2.0)
+    mean, low, high = protection_summary.interval(np.arange(200) % 2.0)
     assert (mean, low, high) == pytest.approx((0.5, 0.5 - 0.0693, 0.5 + 0.0693), abs=0.006)
 
 
@@ -293,7 +293,7 @@ def test_summary_is_the_mean_worked_by_hand():
         line("better", "b", "a", [0.4, 0.4, 0.4, 0.4]),
         line("half", "b", "a", [0.6, 0.6, 0.6, 0.6]),
     ]
-    header, *rows = protection.summary(lines, "opom convex_hull")
+    header, *rows = protection_summary.summary(lines, "opom convex_hull")
     assert header == [
         *("row", "image-gradients", "s/person", "a -> b", "b -> a", "mean", "95 %"),
         *("vs opom convex_hull", "95 %", "linkage", "white box"),
@@ -312,7 +312,7 @@ def test_summary_is_the_mean_worked_by_hand():
 
 def test_paired_interval_is_narrower_than_that_of_either():
     lines = [line("one", "a", "b", [0.0, 0.3, 0.6, 0.9]), line("two", "a", "b", [0.0, 0.3, 0.6, 1.0])]
-    cells = {row[0]: row for row in protection.summary(lines, "one")}["two"]
+    cells = {row[0]: row for row in protection_summary.summary(lines, "one")}["two"]
     assert cells[6:8] == ["+2.5", "[+0.0, +7.5]"]
 
 
@@ -353,7 +353,7 @@ def test_figures_are_written_where_their_rows_are(tmp_path, capsys):
     assert "skipped fig2b of crowd: no saved rows ga b=1 M=1, " in said
     assert "skipped table2 of crowd: no saved rows opom momentum, " in said
     # Other people of the same collection do not take these names.
-    lines = [line for line in lines if line["row"] in (*protection.CONTROLS, *recipes.GROUPS["presets"])]
+    lines = [line for line in lines if line["row"] in (*protection_summary.CONTROLS, *recipes.GROUPS["presets"])]
     write(tmp_path / "rows.csv", lines + [{**line, "first": "4"} for line in lines])
     protection.main(["-o", str(tmp_path / "rows.csv"), "--summary", "--plots", str(tmp_path / "both")])
     names = [f"protection_crowd_learn6_first{first}_count4_distractors30_presets.png" for first in (0, 4)]
