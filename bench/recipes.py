@@ -58,39 +58,41 @@ def options_of(recipe: Recipe, photos: int) -> Options:
     return recipe(photos) if callable(recipe) else recipe
 
 
-# One change at a time against the best so far: `geometry`, then `views`, `half look-ahead`, `twice the steps`.
+# One change at a time against the best so far: geometry, then all views with momentum, then a shorter look-ahead and
+# fewer inner steps.
 VIEWS: Options = {"augment": ("geometry", "flip", "color"), "decay": 1.0}
 HALF: Options = {**VIEWS, "inner_alpha": 2 / 255}
-TWICE: Options = {**HALF, "inner_steps": 5, "steps": 64}
+SHORT: Options = {**HALF, "inner_steps": 5, "steps": 64}
+SHORTER: Options = {**HALF, "inner_steps": 2, "steps": 160}
 SEARCH: dict[str, Options] = {
     "opom, 32 steps": {"method": "opom", "steps": 32},
     "opom, 32 steps, geometry, momentum": {"method": "opom", "steps": 32, "augment": ("geometry",), "decay": 1.0},
     "plain": search(),
-    "geometry": search(augment=("geometry",)),
-    "geometry, no look-ahead": search(augment=("geometry",), inner_alpha=0),
-    "geometry, half look-ahead": search(augment=("geometry",), inner_alpha=2 / 255),
-    "geometry, half the steps": search(augment=("geometry",), steps=16, inner_steps=20),
-    "geometry, momentum": search(augment=("geometry",), decay=1.0),
-    "geometry, flip": search(augment=("geometry", "flip")),
-    "geometry, color": search(augment=("geometry", "color")),
-    "photo": search(augment=("photo",)),
-    "all views": search(augment=AUGMENTATIONS),
     "smoothing 1": search(smoothing=1.0),
     "dropout 0.02": search(dropout=0.02),
+    "photo": search(augment=("photo",)),
+    "all views": search(augment=AUGMENTATIONS),
+    "geometry": search(augment=("geometry",)),
+    "geometry, no look-ahead": search(augment=("geometry",), inner_alpha=0),
+    "geometry, look-ahead 2/255": search(augment=("geometry",), inner_alpha=2 / 255),
+    "geometry, M=20": search(augment=("geometry",), steps=16, inner_steps=20),
+    "geometry, flip": search(augment=("geometry", "flip")),
+    "geometry, color": search(augment=("geometry", "color")),
+    "geometry, momentum": search(augment=("geometry",), decay=1.0),
     "views": search(**VIEWS),
-    "views, double alpha": search(**VIEWS, alpha=2 / 255),
-    "views, twice the steps": search(**{**VIEWS, "inner_steps": 5, "steps": 64}),
-    "views, half look-ahead": search(**HALF),
-    "best": search(**TWICE),
-    "best, five times the steps": search(**{**TWICE, "inner_steps": 2, "steps": 160}),
-    "best, double alpha": search(**TWICE, alpha=2 / 255),
-    "best, class_center": search(**TWICE, objective="class_center"),
-    "best, fi_uap": search(**TWICE, objective="fi_uap"),
-    "best, spread 0.1": search(**TWICE, spread=0.1),
-    "best, normalise": search(**TWICE, normalise=True),
-    "ensemble in turns": search(**HALF, ensemble="turns"),
-    "ensemble by gradient": search(**HALF, ensemble="gradient", inner_steps=5),
-    "ensemble by loss": search(**HALF, ensemble="loss", inner_steps=5),
+    "views, alpha 2/255": search(**VIEWS, alpha=2 / 255),
+    "views, M=5": search(**{**VIEWS, "inner_steps": 5, "steps": 64}),
+    "views, look-ahead 2/255": search(**HALF),
+    "views, look-ahead 2/255, M=5": search(**SHORT),
+    "views, look-ahead 2/255, M=5, alpha 2/255": search(**SHORT, alpha=2 / 255),
+    "views, look-ahead 2/255, M=5, class_center": search(**SHORT, objective="class_center"),
+    "views, look-ahead 2/255, M=5, spread 0.1": search(**SHORT, spread=0.1),
+    "views, look-ahead 2/255, M=2": search(**SHORTER),
+    "views, look-ahead 2/255, M=2, alpha 0.5/255": search(**SHORTER, alpha=0.5 / 255),
+    "views, M=1": search(**{**HALF, "inner_steps": 1, "steps": 320}),
+    "ensemble in turns": search(**SHORTER, ensemble="turns"),
+    "ensemble by gradient": search(**{**SHORTER, "steps": 80}, ensemble="gradient"),
+    "ensemble by loss": search(**{**SHORTER, "steps": 80}, ensemble="loss"),
 }
 
 RECIPES: dict[str, Recipe] = {

@@ -14,11 +14,17 @@ from fastcloak.augment import AUGMENTATIONS
 from fastcloak.hull import OBJECTIVES
 
 METHODS = ("ga", "opom")
+_BOOSTED: dict[str, Any] = {
+    "augment": ("geometry", "flip", "color"),
+    "decay": 1.0,
+    "inner_steps": 2,
+    "inner_alpha": 2 / 255,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "fast": {"augment": ("geometry", "flip", "color"), "decay": 1.0},
-    "balanced": {"augment": ("geometry", "flip", "color"), "decay": 1.0, "steps": 64},
-    "strong": {"augment": ("geometry", "flip", "color"), "decay": 1.0, "steps": 128, "ensemble": "turns"},
+    "fast": {**_BOOSTED, "steps": 80},
+    "balanced": {**_BOOSTED, "steps": 320},
+    "strong": {**_BOOSTED, "steps": 640, "ensemble": "turns"},
 }
 """Options that a preset sets, the others have their own defaults: docs/method.md has what each gives and costs."""
 LEFT_OUT = frozenset(
