@@ -58,15 +58,15 @@ def interval(values: Array) -> tuple[float, float, float]:
 def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]:
     """Cells of a table, its header first: a line per row, for lines of the same people and one survival.
 
-    A row that lacks pairs others have is marked with *: its means are over its own pairs, and differences over the
-    pairs that both rows have.
+    A row that lacks pairs others have is marked with *: its means are over its own pairs, and differences and factors
+    over the pairs that both rows have. An ensemble is compared with the mean of its members, where they have rows.
     """
     top1, linkage = per_person(lines, "top1"), per_person(lines, "linkage")
     white = per_person(lines, "top1", white_box=True)
     # In the order of the file, which the controls, beside every pair, do not have.
     pairs = list(dict.fromkeys(pair for row in sorted(top1, key=CONTROLS.__contains__) for pair in top1[row]))
     header = ["row", "image-gradients", "s/person", *map(" -> ".join, pairs), "mean", "95 %"]
-    header += [f"vs {against}", "95 %"] if against else []
+    header += [f"vs {against}", "95 %", "times"] if against else []
     table = [[*header, "linkage", "white box"]]
     for row in dict.fromkeys(line["row"] for line in lines):
         own, of = [line for line in lines if line["row"] == row], top1.get(row, {})
@@ -75,12 +75,23 @@ def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]
         cells += [_percent(of[pair].mean()) if pair in of else "" for pair in pairs]
         cells += _with_interval(list(of.values()))
         if against:
-            both = [of[pair] - top1[against][pair] for pair in of if pair in top1.get(against, {})]
-            cells += _with_interval(both, sign="+") if row != against else ["", ""]
+            both = [(own, reference) for pair, own in of.items() for reference in _beside(pair, top1.get(against, {}))]
+            compared = [own - reference for own, reference in both] if row != against else []
+            cells += _with_interval(compared, sign="+")
+            cells.append(f"{np.mean([b[0] for b in both]) / np.mean([b[1] for b in both]):.2f}" if compared else "")
         cells.append(_percent(np.mean(list(linkage[row].values()))) if of else "")
         cells.append(_percent(np.mean(list(white[row].values()))) if row in white else "")
         table.append(cells)
     return table
+
+
+def _beside(pair: Pair, others: dict[Pair, Array]) -> list[Array]:
+    """Of another row the same pair, or for an ensemble the mean of its members on the same target; one or none."""
+    surrogate, target = pair
+    members = [others[name, target] for name in surrogate.split("+") if (name, target) in others]
+    if pair in others:
+        return [others[pair]]
+    return [np.mean(members, 0)] if len(members) == len(surrogate.split("+")) else []
 
 
 def _percent(rate: Any, sign: str = "") -> str:

@@ -20,6 +20,7 @@ Recipe = Options | Callable[[int], Options]
 
 STEPS = 16
 INNER_STEPS = (1, 2, 5, 10, 20)
+SPREADS = (0.1, 1.0)
 MOMENTUM: Options = {"decay": 1.0}
 DFANET: Options = {"dropout": 0.1}
 IMPROVED: dict[str, Options] = {"momentum": MOMENTUM, "DFANet": DFANET, "momentum DFANet": {**MOMENTUM, **DFANET}}
@@ -85,10 +86,7 @@ SEARCH: dict[str, Options] = {
     "views, look-ahead 2/255": search(**HALF),
     "views, look-ahead 2/255, M=5": search(**SHORT),
     "views, look-ahead 2/255, M=5, alpha 2/255": search(**SHORT, alpha=2 / 255),
-    "views, look-ahead 2/255, M=5, class_center": search(**SHORT, objective="class_center"),
-    "views, look-ahead 2/255, M=5, spread 0.1": search(**SHORT, spread=0.1),
     "views, look-ahead 2/255, M=2": search(**SHORTER),
-    "views, look-ahead 2/255, M=2, alpha 0.5/255": search(**SHORTER, alpha=0.5 / 255),
     "views, M=1": search(**{**HALF, "inner_steps": 1, "steps": 320}),
     "ensemble in turns": search(**SHORTER, ensemble="turns"),
     "ensemble by gradient": search(**{**SHORTER, "steps": 80}, ensemble="gradient"),
@@ -106,6 +104,7 @@ RECIPES: dict[str, Recipe] = {
     **{f"ga b={b} M={M}": ga(b, M) for b in (1, 2) for M in INNER_STEPS},
     **SEARCH,
     **{f"preset {name}": {"preset": name, **options} for name, options in PRESETS.items() if options},
+    **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
 }
 
 # Batch size -> row. b = 1 accumulated is the row of table1; b = N is one and the same with and without accumulation.
@@ -117,5 +116,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "table2": tuple(f"{method} {name}" for name in ("convex_hull", *IMPROVED) for method in ("opom", "ga")),
     "fig2a": tuple(dict.fromkeys((*ACCUMULATED.values(), *UNACCUMULATED.values()))),
     "fig2b": tuple(f"ga b={b} M={M}" for b in (1, 2) for M in INNER_STEPS),
+    "search": tuple(SEARCH),
+    "linkage": ("preset fast", *(f"preset fast, spread {w:g}" for w in SPREADS)),
     "presets": ("opom convex_hull", "preset fast", "preset balanced", "preset strong"),
 }

@@ -296,18 +296,32 @@ def test_summary_is_the_mean_worked_by_hand():
     header, *rows = protection_summary.summary(lines, "opom convex_hull")
     assert header == [
         *("row", "image-gradients", "s/person", "a -> b", "b -> a", "mean", "95 %"),
-        *("vs opom convex_hull", "95 %", "linkage", "white box"),
+        *("vs opom convex_hull", "95 %", "times", "linkage", "white box"),
     ]
     found = {cells[0]: cells for cells in rows}
     assert list(found) == ["clean", "random", "opom convex_hull", "better", "half*"]
     assert found["clean"][3:7] == ["10.0", "10.0", "10.0", "[10.0, 10.0]"]
     assert found["opom convex_hull"][1:6] == ["96", "2.5", "50.0", "40.0", "45.0"]
-    assert found["opom convex_hull"][7:] == ["", "", "45.0", "95.0"]
+    assert found["opom convex_hull"][7:] == ["", "", "", "45.0", "95.0"]
     # Mean over seeds 0.2 above in one pair, equal in the other, the same for everyone.
     assert found["better"][3:6] == ["70.0", "40.0", "55.0"]
-    assert found["better"][7:] == ["+10.0", "[+10.0, +10.0]", "55.0", ""]
+    assert found["better"][7:] == ["+10.0", "[+10.0, +10.0]", "1.22", "55.0", ""]
     # Over b -> a alone.
-    assert found["half*"][3:] == ["", "60.0", "60.0", "[60.0, 60.0]", "+20.0", "[+20.0, +20.0]", "60.0", ""]
+    assert found["half*"][3:] == ["", "60.0", "60.0", "[60.0, 60.0]", "+20.0", "[+20.0, +20.0]", "1.50", "60.0", ""]
+
+
+def test_an_ensemble_is_compared_with_its_members_on_the_same_target():
+    lines = [
+        line("opom convex_hull", "a", "c", [0.2, 0.2]),
+        line("opom convex_hull", "b", "c", [0.4, 0.4]),
+        line("opom convex_hull", "a", "b", [0.9, 0.9]),
+        line("strong", "a+b", "c", [0.6, 0.5]),
+        line("strange", "a+d", "c", [0.6, 0.5]),
+    ]
+    header, *rows = protection_summary.summary(lines, "opom convex_hull")
+    found = {cells[0]: dict(zip(header, cells, strict=True)) for cells in rows}
+    assert (found["strong*"]["vs opom convex_hull"], found["strong*"]["times"]) == ("+25.0", "1.83")
+    assert (found["strange*"]["vs opom convex_hull"], found["strange*"]["times"]) == ("", "")
 
 
 def test_paired_interval_is_narrower_than_that_of_either():
