@@ -101,12 +101,12 @@ class FitConfig:
         self._whole("seed", -(2**63), 2**63 - 1)
         if self.steps * self.inner() > MOST_STEPS:
             raise ValueError(f"steps * inner_steps must be at most {MOST_STEPS}, got {self.steps * self.inner()}")
+        if self.method == "opom" and self.preset != "plain":
+            raise ValueError(f"preset {self.preset!r} belongs to method 'ga': 'opom' is the published loop, 'plain'")
         if self.method == "opom" and (self.batch_size, self.inner_steps, self.inner_alpha) != (None, None, None):
             raise ValueError(
                 "batch_size, inner_steps and inner_alpha belong to method 'ga': 'opom' takes all photos in one step"
             )
-        if self.method == "opom" and self.preset != "plain":
-            raise ValueError(f"preset {self.preset!r} belongs to method 'ga': 'opom' is the published loop, 'plain'")
         zero_start = ("fi_uap", "affine_hull") if self.warmup else ("fi_uap", "affine_hull", "convex_hull")
         if not self.random_start and self.objective in zero_start:
             raise ValueError(

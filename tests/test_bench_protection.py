@@ -372,4 +372,4 @@ def test_figures_are_written_where_their_rows_are(tmp_path, capsys):
     protection.main(["-o", str(tmp_path / "rows.csv"), "--summary", "--plots", str(tmp_path / "both")])
     names = [f"protection_crowd_learn6_first{first}_count4_distractors30_presets.png" for first in (0, 4)]
     assert sorted(file.name for file in (tmp_path / "both").glob("*presets.png")) == names
-    assert set(protection_plots.FIGURES) == set(recipes.GROUPS)
+    assert set(protection_plots.FIGURES) <= set(recipes.GROUPS)
