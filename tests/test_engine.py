@@ -52,11 +52,14 @@ def test_compile_refuses_what_it_cannot_compile(tiny_net, faces):
 @needs_compiler
 def test_a_recompilation_is_an_error():
     double = network("compile", lambda x: x * 2)
-    sizes = iter((3, 3, 4))
+    sizes = iter((3, 3, 3, 4))
     step = launchers("compile", {"step": lambda: double(torch.ones(next(sizes)))})["step"]
     step()
     with pytest.raises(RuntimeError, match="(?i)recompil"):
         step()
+    sizes = iter((3, 4))
+    with pytest.raises(EngineError, match="(?i)engine 'compile' cannot run this network: .*recompil"):
+        launchers("compile", {"step": lambda: double(torch.ones(next(sizes)))})
 
 
 @needs_compiler

@@ -13,6 +13,7 @@ from torch import nn
 
 import fastcloak
 from fastcloak import FitManyError, fit, fit_many
+from fastcloak.config import configure
 from tests.conftest import smooth_faces
 
 EPS = 8 / 255
@@ -448,3 +449,22 @@ def test_bad_photos_are_refused_with_words(tiny_net, images, words):
 def test_zero_start_works_where_it_can(tiny_net, faces):
     for objective in ("class_center", "convex_hull"):
         assert fit(faces, tiny_net, objective=objective, random_start=False).delta.abs().max() > 0.9 * EPS
+
+
+def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
+    def cost(**options):
+        config = configure(options)
+        return config.steps * config.inner() * config.batch(10)
+
+    assert [cost(preset=preset) for preset in ("plain", "fast", "balanced", "strong")] == [160, 160, 640, 1280]
+    assert configure({}) == configure({"preset": "fast", "decay": None})
+    assert configure({"method": "opom"}).preset == "plain"
+    config = configure({"preset": "strong", "steps": 3, "augment": "flip", "decay": 0})
+    assert (config.steps, config.augment, config.decay, config.ensemble) == (3, ("flip",), 0, "turns")
+    cloak = fit(faces, tiny_net, preset="balanced", steps=2)
+    assert (cloak.info["preset"], cloak.info["augment"], cloak.info["steps"]) == (
+        "balanced",
+        ["color", "geometry", "flip"],
+        2,
+    )
+    assert not torch.equal(cloak.delta, fit(faces, tiny_net, preset="plain", steps=2).delta)
