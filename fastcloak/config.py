@@ -23,8 +23,8 @@ _BOOSTED: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fast": {**_BOOSTED, "steps": 80},
-    "balanced": {**_BOOSTED, "steps": 320},
-    "strong": {**_BOOSTED, "steps": 640, "ensemble": "turns"},
+    "balanced": {**_BOOSTED, "decay": 0.9, "steps": 320},
+    "strong": {**_BOOSTED, "decay": 0.9, "steps": 640, "ensemble": "turns"},
 }
 """Options that a preset sets, the others have their own defaults: docs/method.md has what each gives and costs."""
 LEFT_OUT = frozenset(
