@@ -88,6 +88,8 @@ SEARCH: dict[str, Options] = {
     "views, look-ahead 2/255, M=5, alpha 2/255": search(**SHORT, alpha=2 / 255),
     "views, look-ahead 2/255, M=2": search(**SHORTER),
     "views, M=1": search(**{**HALF, "inner_steps": 1, "steps": 320}),
+    "views, look-ahead 2/255, M=2, 320 steps": search(**{**SHORTER, "steps": 320}),
+    "views, look-ahead 2/255, M=2, 320 steps, momentum 0.9": search(**{**SHORTER, "steps": 320, "decay": 0.9}),
     "ensemble in turns": search(**SHORTER, ensemble="turns"),
     "ensemble by gradient": search(**{**SHORTER, "steps": 80}, ensemble="gradient"),
     "ensemble by loss": search(**{**SHORTER, "steps": 80}, ensemble="loss"),
