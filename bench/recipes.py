@@ -106,6 +106,9 @@ RECIPES: dict[str, Recipe] = {
     **{f"ga b={b} M={M}": ga(b, M) for b in (1, 2) for M in INNER_STEPS},
     **SEARCH,
     **{f"preset {name}": {"preset": name, **options} for name, options in PRESETS.items() if options},
+    **{
+        f"preset {name}, momentum 1": {"preset": name, **PRESETS[name], "decay": 1.0} for name in ("balanced", "strong")
+    },
     **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
 }
 

@@ -80,7 +80,7 @@ def test_dropout_is_refused_where_there_is_nothing_to_drop(faces):
 
 
 def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
-    options = {"steps": 2, "inner_steps": 2, "dropout": 0.2}
+    options = {"preset": "plain", "steps": 2, "inner_steps": 2, "dropout": 0.2}
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first = fit(faces, tiny_net, **options)
@@ -103,7 +103,14 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
 
 def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):
     """One full-batch step on class_center from zero, written independently."""
-    options = {"objective": "class_center", "steps": 1, "batch_size": 6, "inner_steps": 1, "random_start": False}
+    options = {
+        "preset": "plain",
+        "objective": "class_center",
+        "steps": 1,
+        "batch_size": 6,
+        "inner_steps": 1,
+        "random_start": False,
+    }
     delta = fit(faces, tiny_net, smoothing=2.0, **options).delta
     with torch.no_grad():
         center = F.normalize(tiny_net(faces)).mean(0)
@@ -137,7 +144,7 @@ def test_spread_is_the_gradient_of_the_log_determinant():
 
 def test_spread_drives_cloaked_photos_apart(tiny_net, faces):
     def likeness(**options):
-        z = F.normalize(tiny_net(fit(faces, tiny_net, steps=12, **options).apply(faces)))
+        z = F.normalize(tiny_net(fit(faces, tiny_net, preset="plain", steps=12, **options).apply(faces)))
         return (z @ z.T)[~torch.eye(6, dtype=torch.bool)].mean()
 
     assert 1 - likeness(spread=1.0) > 2 * (1 - likeness())
@@ -149,7 +156,7 @@ def test_spread_drives_cloaked_photos_apart(tiny_net, faces):
 @pytest.mark.parametrize("ensemble", ["gradient", "turns"])
 def test_an_ensemble_of_twins_is_one_of_them_with_normalised_gradients(tiny_net, faces, ensemble):
     twins = [load_model(tiny_net, name="a"), load_model(tiny_net, name="b")]
-    options = {"steps": 3, "inner_steps": 3, "batch_size": 2, "warmup": 1}
+    options = {"preset": "plain", "steps": 3, "inner_steps": 3, "batch_size": 2, "warmup": 1}
     both = fit(faces, twins, ensemble=ensemble, **options)
     one = fit(faces, tiny_net, normalise=True, **options)
     assert (both.delta != one.delta).float().mean() < 0.002
@@ -159,7 +166,14 @@ def test_an_ensemble_of_twins_is_one_of_them_with_normalised_gradients(tiny_net,
 def test_members_weigh_the_same_whatever_the_size_of_their_gradients(tiny_net, faces):
     """gradient: sign(g1/|g1| + g2/|g2|), one full-batch step on class_center, written independently."""
     nets = [tiny_net, OtherNet().eval()]
-    options = {"objective": "class_center", "steps": 1, "batch_size": 6, "inner_steps": 1, "random_start": False}
+    options = {
+        "preset": "plain",
+        "objective": "class_center",
+        "steps": 1,
+        "batch_size": 6,
+        "inner_steps": 1,
+        "random_start": False,
+    }
     models = [load_model(net, name=str(i)) for i, net in enumerate(nets)]
     delta = fit(faces, models, ensemble="gradient", **options).delta
     total = 0
@@ -204,7 +218,7 @@ def test_all_boosters_work_together(tiny_net, faces, method, ensemble):
     assert cloak.delta.abs().max() <= 8 / 255
     assert all(loss > 0 for loss in cloak.info["losses"])
     assert cloak.info["augment"] == list(AUGMENTATIONS) or cloak.info["augment"] == AUGMENTATIONS
-    plain = fit(faces, nets, method=method, ensemble=ensemble, steps=7)
+    plain = fit(faces, nets, method=method, preset="plain", ensemble=ensemble, steps=7)
     assert (cloak.delta != plain.delta).float().mean() > 0.2
 
 
