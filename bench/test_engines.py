@@ -32,7 +32,7 @@ def test_step(
     engine: str,
     backend: str,
 ) -> None:
-    """Seconds of a default GA step (10 inner steps of one photo) against the eager reference."""
+    """Seconds of a plain GA step (10 inner steps of one photo) against the eager reference."""
     if engine == "compile" and not request.config.getoption("--compile"):
         pytest.skip("torch.compile takes minutes: --compile")
     if not CUDA and (engine == "cudagraph" or backend == "triton"):
