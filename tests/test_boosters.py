@@ -41,6 +41,20 @@ class OtherNet(nn.Module):
         return self.last(F.max_pool2d(self.first(x), 2).flatten(1))
 
 
+# One full-batch step on class_center from zero.
+ONE_STEP = {"preset": "plain", "objective": "class_center", "steps": 1, "batch_size": 6, "inner_steps": 1}
+ONE_STEP["random_start"] = False
+
+
+def class_center_gradient(net, faces):
+    """[3, 112, 112], the mean over faces, written independently of the library."""
+    with torch.no_grad():
+        center = F.normalize(net(faces)).mean(0)
+    x = faces.clone().requires_grad_()
+    (F.normalize(net(x)) - center).square().sum().backward()
+    return x.grad.mean(0)
+
+
 def prepared(net, name="tiny"):
     return prepare(load_model(net, name=name))
 
@@ -103,27 +117,16 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
 
 def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):
     """One full-batch step on class_center from zero, written independently."""
-    options = {
-        "preset": "plain",
-        "objective": "class_center",
-        "steps": 1,
-        "batch_size": 6,
-        "inner_steps": 1,
-        "random_start": False,
-    }
-    delta = fit(faces, tiny_net, smoothing=2.0, **options).delta
-    with torch.no_grad():
-        center = F.normalize(tiny_net(faces)).mean(0)
-    x = faces.clone().requires_grad_()
-    (F.normalize(tiny_net(x)) - center).square().sum().backward()
+    delta = fit(faces, tiny_net, smoothing=2.0, **ONE_STEP).delta
+    gradient = class_center_gradient(tiny_net, faces)
     reach = torch.arange(-20, 21)
     kernel = torch.exp(-(reach**2) / (2 * 2.0**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1)
-    rows = F.conv1d(x.grad.mean(0).reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
+    rows = F.conv1d(gradient.reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
     blurred = F.conv1d(rows.reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
     inside = (..., slice(20, -20), slice(20, -20))  # at the border the rows of the library's matrix sum to one
     assert (delta[inside].sign() == blurred[inside].sign()).float().mean() > 0.999
-    assert (delta.sign() == x.grad.mean(0).sign()).float().mean() < 0.95
+    assert (delta.sign() == gradient.sign()).float().mean() < 0.95
 
 
 def test_spread_is_the_gradient_of_the_log_determinant():
@@ -166,23 +169,11 @@ def test_an_ensemble_of_twins_is_one_of_them_with_normalised_gradients(tiny_net,
 def test_members_weigh_the_same_whatever_the_size_of_their_gradients(tiny_net, faces):
     """gradient: sign(g1/|g1| + g2/|g2|), one full-batch step on class_center, written independently."""
     nets = [tiny_net, OtherNet().eval()]
-    options = {
-        "preset": "plain",
-        "objective": "class_center",
-        "steps": 1,
-        "batch_size": 6,
-        "inner_steps": 1,
-        "random_start": False,
-    }
     models = [load_model(net, name=str(i)) for i, net in enumerate(nets)]
-    delta = fit(faces, models, ensemble="gradient", **options).delta
+    delta = fit(faces, models, ensemble="gradient", **ONE_STEP).delta
     total = 0
     for net in nets:
-        with torch.no_grad():
-            center = F.normalize(net(faces)).mean(0)
-        x = faces.clone().requires_grad_()
-        (F.normalize(net(x)) - center).square().sum().backward()
-        g = x.grad.mean(0)
+        g = class_center_gradient(net, faces)
         total = total + g / g.abs().mean()
     assert (delta.sign() == total.sign()).float().mean() > 0.999
 
