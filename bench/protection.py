@@ -20,6 +20,7 @@ import ast
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -406,7 +407,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = _read(given.output)
     if given.against is not None and given.against not in {line["row"] for line in lines}:
         parser.error(f"--against must be a row of {given.output}, got {given.against!r}")
-    report(lines, given.against, markdown=given.markdown)
+    try:
+        report(lines, given.against, markdown=given.markdown)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `... --summary | head`: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if given.plots is not None:
         given.plots.mkdir(parents=True, exist_ok=True)
         plot(lines, given.plots)

@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         help="several models: mean of their losses, of their gradients, or one model each inner step in turns "
         f"({by_preset} {default.ensemble})",
     )
+    fit.add_argument("--average", type=float, help=f"share of the steps whose masks are averaged ({by_preset} 0)")
     fit.add_argument(
         "--seed",
         type=int,
@@ -228,6 +229,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         dropout=arguments.dropout,
         smoothing=arguments.smoothing,
         ensemble=arguments.ensemble,
+        average=arguments.average,
         seed=arguments.seed,
         device=arguments.device,
         dtype=arguments.dtype,

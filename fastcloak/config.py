@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Options that a preset sets, the others have their own defaults: docs/method.md has what each gives and costs."""
 LEFT_OUT = frozenset(
     {"preset", "alpha", "steps", "batch_size", "inner_steps", "inner_alpha", "normalise", "decay", "augment", "dropout"}
-    | {"smoothing", "spread", "ensemble"}
+    | {"smoothing", "spread", "ensemble", "average"}
 )
 """Options that may be None: the preset says them, or else the default."""
 ENSEMBLES = ("loss", "gradient", "turns")
@@ -68,6 +68,7 @@ class FitConfig:
     smoothing: float = 0.0
     spread: float = 0.0
     ensemble: str = "loss"
+    average: float = 0.0
     warmup: int = 5
     lower: float = 0.0
     upper: float = 1.0
@@ -92,6 +93,7 @@ class FitConfig:
         self._names("augment", AUGMENTATIONS)
         self._real("dropout", 0, 0.9, "in [0, 0.9]")
         self._real("smoothing", 0, 100, "a width in pixels, in [0, 100]")
+        self._real("average", 0, 1, "the share of the steps whose masks are averaged, in [0, 1]")
         self._real("spread", 0, 1e3, "in [0, 1000]")
         self._choice("ensemble", ENSEMBLES)
         self._whole("warmup", 0, MOST_STEPS)

@@ -74,6 +74,7 @@ def fit(
     smoothing: float | None = None,
     spread: float | None = None,
     ensemble: str | None = None,
+    average: float | None = None,
     warmup: int = 5,
     lower: float = 0.0,
     upper: float = 1.0,
@@ -120,6 +121,9 @@ def fit(
             (mean of the gradients, each divided by its own size) or "turns" (one network each inner step, in turns,
             gradients divided by their size). "loss" and "gradient" cost an image-gradient for each network and photo,
             "turns" one for each photo.
+        average: the cloak is eps times the sign of the mean of the masks after this share of the steps, the last ones,
+            0 to 1; 0 takes the last mask as it is. Steps that keep changing pixels to and fro cancel, and every pixel
+            takes all of eps (Polyak and Juditsky, 1992; our search, docs/method.md). Free.
         warmup: convex_hull: first steps that use class_center, to leave the hull.
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.
@@ -359,7 +363,7 @@ def _persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: in
 
     def persons(photos: int) -> int:
         # Besides the network's: faces, twice while they are handed over and once cloaked, and what a step changes.
-        bytes_per_person = config.batch(photos) * per_photo + (3 * photos + 6) * picture
+        bytes_per_person = config.batch(photos) * per_photo + (3 * photos + 7) * picture
         return max(1, budget // bytes_per_person)
 
     return persons

@@ -78,7 +78,7 @@ class Loop:
 
         self.start, self.order, self.draws = _draws(config, photos, device)
         self.faces = pictures(persons, photos)
-        self.delta, self.delta_in, self.acc, self.velocity = (pictures(persons) for _ in range(4))
+        self.delta, self.delta_in, self.acc, self.velocity, self.total = (pictures(persons) for _ in range(5))
         self.pictures = pictures(persons, self.batch, dtype=dtype)
         self.scale = None if self.plain else surrogate.scale.flatten()
         self.shift = None if self.plain else surrogate.shift.flatten()
@@ -119,6 +119,7 @@ class Loop:
         self.faces.copy_(faces)
         steps = self.config.steps if self.config.eps else 0
         kinds = [self._kind(t) for t in range(steps)]
+        averaged = math.ceil(self.config.average * steps)
         with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
             if not self.launchers:
                 self.launchers = launchers(self.engine, {kind: partial(self._step, *kind) for kind in kinds})
@@ -132,10 +133,14 @@ class Loop:
                 self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
                 self.chance.copy_(self.draws[t].unsqueeze(1).expand_as(self.chance))
                 self.launchers[kind]()
+                if t >= steps - averaged:
+                    self.total += self.delta
                 losses[t].copy_(self.loss)
                 progress.launched()
             progress.wait()
-        return Learnt(self.delta.clone(), losses, self.gap.clone(), self.moved.clone())
+        # The sign of NaN is 0: what is added keeps it NaN.
+        delta = self.eps * (self.total.sign() + 0 * self.total) if averaged else self.delta.clone()
+        return Learnt(delta, losses, self.gap.clone(), self.moved.clone())
 
     def _kind(self, t: int) -> tuple[str, bool, int]:
         """Objective of step t, whether it shows every photo with its own start noise, and whose turn is first."""
@@ -149,7 +154,7 @@ class Loop:
             member.last.copy_(clean)
         self.delta.copy_(self.start.mean(0).clamp(-self.eps, self.eps))
         self.delta_in.copy_(self.delta)
-        for buffer in (self.acc, self.velocity, self.gap, self.moved):
+        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved):
             buffer.zero_()
 
     def _step(self, objective: str, noisy: bool, turn: int) -> None:

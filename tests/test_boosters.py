@@ -20,6 +20,7 @@ ALL = {
     "smoothing": 1.0,
     "spread": 0.1,
     "normalise": True,
+    "average": 0.5,
     "lower": -0.1,
     "upper": 0.5,
 }
@@ -110,6 +111,26 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
     with pytest.raises(KeyboardInterrupt):
         fit(faces, tiny_net, progress=stop, **options)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Average ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "taken"), [(1.0, slice(0, 5)), (0.5, slice(2, 5)), (0.1, slice(4, 5))])
+def test_average_is_eps_times_the_sign_of_the_mean_of_the_last_masks(tiny_net, faces, share, taken):
+    options = {"preset": "plain", "inner_steps": 2, "alpha": 5 / 255}
+    masks = torch.stack([fit(faces, tiny_net, steps=steps, **options).delta for steps in range(1, 6)])
+    cloak = fit(faces, tiny_net, steps=5, average=share, **options)
+    expected = masks[taken].sum(0).sign()
+    assert torch.equal(cloak.delta.sign(), expected)
+    assert torch.equal(cloak.delta.abs(), cloak.delta.abs().max() * expected.abs())
+    assert cloak.delta.abs().max().item() == pytest.approx(8 / 255, rel=1e-6)
+    assert cloak.delta.abs().max().item() <= 8 / 255
+
+
+def test_average_of_no_steps_or_no_budget_is_an_empty_mask(tiny_net, faces):
+    for options in ({"steps": 0}, {"eps": 0, "steps": 2, "inner_steps": 1}):
+        assert not fit(faces, tiny_net, average=1.0, **options).delta.any()
 
 
 # Smoothing, spread --------------------------------------------------------------------------------------------------
@@ -239,6 +260,7 @@ def test_boosters_run_compiled(tiny_net, faces):
         ({"augment": 3}, "augment must be names"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"smoothing": -1}, "smoothing must be a width in pixels"),
+        ({"average": 1.5}, "average must be the share of the steps"),
         ({"spread": float("nan")}, "spread must be in"),
         ({"ensemble": "mean"}, "ensemble must be one of loss, gradient, turns"),
     ],

@@ -256,7 +256,9 @@ def test_no_steps_or_no_eps_changes_nothing(tiny_net, faces, empty):
     assert cloak.info["image_gradients"] == 0
 
 
-def test_nan_gradients_stop_with_the_step(tiny_net, faces):
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_nan_gradients_stop_with_the_step(tiny_net, faces, average):
+    options = {"method": "opom", "objective": "fi_uap", "steps": 8, "average": average}
     calls = 0
 
     class Breaks(torch.autograd.Function):
@@ -271,10 +273,10 @@ def test_nan_gradients_stop_with_the_step(tiny_net, faces):
             return grad * math.nan if calls == 5 else grad
 
     with pytest.raises(FloatingPointError, match="step 6 of 8"):
-        fit(faces, lambda x: tiny_net(Breaks.apply(x)), method="opom", objective="fi_uap", steps=8)
+        fit(faces, lambda x: tiny_net(Breaks.apply(x)), **options)
     calls = -3
     with pytest.raises(FloatingPointError, match="step 8 of 8"):
-        fit(faces, lambda x: tiny_net(Breaks.apply(x)), method="opom", objective="fi_uap", steps=8)
+        fit(faces, lambda x: tiny_net(Breaks.apply(x)), **options)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
