@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcloak.cloak import SHAPE
+
 __all__ = ["AUGMENTATIONS", "DRAWS", "Views", "blur_matrix"]
 
-AUGMENTATIONS = ("photo", "color", "blur", "jpeg", "geometry", "flip")
+AUGMENTATIONS = ("mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
 """In the order in which they are applied.
 
+mix: the face, not the mask, fades by up to `MIX` into one of `TEXTURES` random pictures with the spectrum of photos.
 photo: the mask is enlarged or shrunk into a photo and the aligned face cut out of it again, as `protect` and a
     recogniser do, at a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
 color: contrast and brightness.
@@ -26,10 +29,12 @@ jpeg: JPEG with 4:2:0 colour at a quality in `JPEG_QUALITY`; its rounding passes
 geometry: shift, scale and rotation, as between the alignments of two detectors.
 flip: every second picture mirrored.
 
-Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; JPEG:
-Shin and Song, NIPS workshop 2017.
+Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; mix: Admix,
+Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017.
 """
 
+MIX = 0.5
+TEXTURES = 64
 FACE_PIXELS = (56.0, 224.0)
 CONTRAST, BRIGHTNESS = 0.2, 0.1
 BLUR = 1.0
@@ -37,7 +42,7 @@ JPEG_QUALITY = (50.0, 95.0)
 SHIFT, SCALE, ROTATION = 4.0, 0.06, 5.0
 """Largest change: pixels, share, degrees."""
 
-DRAWS = 12
+DRAWS = 13
 """Numbers in [0, 1) that one picture's view takes, whichever augmentations are on."""
 
 _LUMINANCE = (
@@ -63,18 +68,19 @@ class Views:
     """Random views of pictures, by the names of `AUGMENTATIONS`."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        """Keep the names, whose order does not matter, and put the tables of JPEG on the device."""
+        """Keep the names, whose order does not matter, and put textures and the tables of JPEG on the device."""
         self.names = names
         self.luminance, self.chrominance = (
             torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
         )
+        self.textures = _textures(TEXTURES, SHAPE[-1]).to(device) if "mix" in names else None
 
     def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor) -> Tensor:
         """One view of each picture.
 
         Args:
             pictures: [n, 3, H, W] float32 in [0, 1], cloaked.
-            faces: [n, 3, H, W] float32 in [0, 1], the same without the cloak; read by "photo" only.
+            faces: [n, 3, H, W] float32 in [0, 1], the same without the cloak; read by "mix" and "photo" only.
             draws: [n, DRAWS] float32 in [0, 1), uniform; the same numbers give the same view.
 
         Returns:
@@ -82,6 +88,11 @@ class Views:
         """
         x, names = pictures, self.names
         centred = 2 * draws - 1
+        if self.textures is not None:
+            place = TEXTURES * draws[:, 12]
+            which = place.long().clamp_max(TEXTURES - 1)  # the number may round up to 1
+            fade = MIX * (place - which).view(-1, 1, 1, 1) * (self.textures[which] - faces)
+            x, faces = x + fade, faces + fade
         if "photo" in names:
             rows, columns = (_round_trip(draws[:, 0], draws[:, i], x.shape[-3 + i]) for i in (1, 2))
             x = faces + rows[:, None] @ (x - faces) @ columns.mT[:, None]
@@ -115,6 +126,22 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     distance = place[:, None] - place
     weights = torch.exp(-(distance**2) / (2 * sigma.view(-1, 1, 1) ** 2 + 1e-6))
     return weights / weights.sum(-1, keepdim=True)
+
+
+def _textures(count: int, side: int) -> Tensor:  # [count, 3, side, side] in [0, 1], the same in every process
+    """Noise whose amplitude falls with frequency as in photos, most of it in common to the three channels."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
+    frequency = (rows**2 + columns**2).sqrt()
+    amplitude = frequency.clamp_min(1 / side) ** -1.3
+    amplitude[0, 0] = 0
+
+    def noise(channels: int) -> Tensor:
+        white = torch.randn(count, channels, side, side, generator=generator)
+        colored = torch.fft.irfft2(amplitude * torch.fft.rfft2(white), s=(side, side))
+        return colored / colored.std((2, 3), keepdim=True)
+
+    return (0.5 + 0.18 * noise(1) + 0.08 * noise(3)).clamp(0, 1)
 
 
 def _round_trip(size: Tensor, phase: Tensor, side: int) -> Tensor:  # [n], [n] in [0, 1) -> [n, side, side]

@@ -231,7 +231,9 @@ def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.
     shuffled = [torch.arange(photos) if opom else torch.randperm(photos, generator=generator) for _ in range(passes)]
     order = torch.cat(shuffled)[:drawn] if shuffled else torch.empty(0, dtype=torch.int64)
     order = order.view(config.steps, inner_steps, b)
-    views = torch.rand(*order.shape, DRAWS if config.augment else 0, generator=generator)
+    # In two goes: the first twelve stay the numbers that the rows without "mix" were measured with.
+    goes = (12, DRAWS - 12) if config.augment else (0,)
+    views = torch.cat([torch.rand(*order.shape, numbers, generator=generator) for numbers in goes], -1)
     return start.to(device), order.to(device), views.to(device)
 
 

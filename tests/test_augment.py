@@ -52,6 +52,7 @@ def test_views_of_a_batch_are_those_of_its_pictures():
 @pytest.mark.parametrize(
     ("name", "neutral"),
     [
+        ("mix", {"_12": 0.0}),
         ("color", {"_3": 0.5, "_4": 0.5}),
         ("blur", {"_5": 0.0}),
         ("flip", {"_11": 0.9}),
@@ -70,6 +71,30 @@ def test_flip_mirrors_and_color_is_contrast_then_brightness():
     torch.testing.assert_close(seen, faces.flip(3), atol=1e-5, rtol=0)
     seen = Views(("color",), CPU)(faces, faces, draws(1, _3=1.0, _4=0.0))
     torch.testing.assert_close(seen, (faces - 0.5) * (1 + augment.CONTRAST) + 0.5 - augment.BRIGHTNESS)
+
+
+def test_mix_fades_the_face_into_a_texture_and_keeps_the_mask():
+    faces, view = smooth_faces(2), Views(("mix",), CPU)
+    textures = view.textures
+    assert textures.shape == (augment.TEXTURES, 3, 112, 112)
+    assert torch.equal(textures, textures.clamp(0, 1))
+    assert torch.equal(textures, Views(("mix",), CPU).textures)
+    numbers = draws(2, _12=(7 + 0.75) / augment.TEXTURES)
+    seen = view(faces, faces, numbers)
+    torch.testing.assert_close(seen, torch.lerp(faces, textures[7], 0.75 * augment.MIX), atol=1e-5, rtol=0)
+    mask = view(cloaked(faces), faces, numbers) - seen
+    torch.testing.assert_close(mask, cloaked(faces) - faces, atol=1e-6, rtol=0)
+    most = view(faces, faces, draws(2, _12=1 - 2**-24))
+    torch.testing.assert_close(most, torch.lerp(faces, textures[-1], augment.MIX), atol=1e-4, rtol=0)
+
+
+def test_textures_have_the_spectrum_of_photos():
+    """The power of photos falls with about the second power of the frequency (Field, JOSA A 1987), here 2.6."""
+    power = torch.fft.rfft2(Views(("mix",), CPU).textures).abs().square().mean((0, 1))
+    along = power[0, 2:40].log()
+    frequency = torch.arange(2, 40).log()
+    slope = torch.cov(torch.stack((frequency, along)))[0, 1] / frequency.var()
+    assert -2.8 < slope < -2.2
 
 
 def test_geometry_shifts_by_whole_pixels():
@@ -113,7 +138,7 @@ def test_jpeg_takes_sides_that_are_no_whole_blocks():
     assert Views(("jpeg",), CPU)(faces, faces, draws(1)).shape == faces.shape
 
 
-@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "jpeg"])
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name not in ("mix", "jpeg")])
 def test_gradients_are_those_of_the_view(name):
     faces = smooth_faces(1)[..., ::8, ::8].double()
     numbers = draws(1).double()
