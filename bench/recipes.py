@@ -107,7 +107,15 @@ RECIPES: dict[str, Recipe] = {
     **SEARCH,
     **{f"preset {name}": {"preset": name, **options} for name, options in PRESETS.items() if options},
     **{
-        f"preset {name}, momentum 1": {"preset": name, **PRESETS[name], "decay": 1.0} for name in ("balanced", "strong")
+        f"preset {name}, no average, no mix{words}": {
+            "preset": name,
+            **PRESETS[name],
+            **VIEWS,
+            "average": 0.0,
+            "decay": decay,
+        }
+        for name in ("balanced", "strong")
+        for words, decay in (("", 0.9), (", momentum 1", 1.0))
     },
     **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
 }

@@ -20,11 +20,12 @@ _BOOSTED: dict[str, Any] = {
     "inner_steps": 2,
     "inner_alpha": 2 / 255,
 }
+_LONG: dict[str, Any] = {**_BOOSTED, "augment": (*_BOOSTED["augment"], "mix"), "decay": 0.9, "average": 0.5}
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fast": {**_BOOSTED, "steps": 80},
-    "balanced": {**_BOOSTED, "decay": 0.9, "steps": 320},
-    "strong": {**_BOOSTED, "decay": 0.9, "steps": 640, "ensemble": "turns"},
+    "balanced": {**_LONG, "steps": 320},
+    "strong": {**_LONG, "steps": 640, "ensemble": "turns"},
 }
 """Options that a preset sets, the others have their own defaults: docs/method.md has what each gives and costs."""
 LEFT_OUT = frozenset(

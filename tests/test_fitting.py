@@ -466,7 +466,7 @@ def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
     cloak = fit(faces, tiny_net, preset="balanced", steps=2)
     assert (cloak.info["preset"], cloak.info["augment"], cloak.info["steps"]) == (
         "balanced",
-        ["color", "geometry", "flip"],
+        ["mix", "color", "geometry", "flip"],
         2,
     )
     assert not torch.equal(cloak.delta, fit(faces, tiny_net, preset="plain", steps=2).delta)
