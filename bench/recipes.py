@@ -60,11 +60,12 @@ def options_of(recipe: Recipe, photos: int) -> Options:
 
 
 # One change at a time against the best so far: geometry, then all views with momentum, then a shorter look-ahead and
-# fewer inner steps.
+# fewer inner steps, then twice the work with an average of masks.
 VIEWS: Options = {"augment": ("geometry", "flip", "color"), "decay": 1.0}
 HALF: Options = {**VIEWS, "inner_alpha": 2 / 255}
 SHORT: Options = {**HALF, "inner_steps": 5, "steps": 64}
 SHORTER: Options = {**HALF, "inner_steps": 2, "steps": 160}
+LONG: Options = {**SHORTER, "steps": 320, "decay": 0.9, "average": 0.5}
 SEARCH: dict[str, Options] = {
     "opom, 32 steps": {"method": "opom", "steps": 32},
     "opom, 32 steps, geometry, momentum": {"method": "opom", "steps": 32, "augment": ("geometry",), "decay": 1.0},
@@ -90,6 +91,8 @@ SEARCH: dict[str, Options] = {
     "views, M=1": search(**{**HALF, "inner_steps": 1, "steps": 320}),
     "views, look-ahead 2/255, M=2, 320 steps": search(**{**SHORTER, "steps": 320}),
     "views, look-ahead 2/255, M=2, 320 steps, momentum 0.9": search(**{**SHORTER, "steps": 320, "decay": 0.9}),
+    "views, 320 steps, momentum 0.9, average": search(**LONG),
+    "views and mix, 320 steps, momentum 0.9, average": search(**{**LONG, "augment": (*VIEWS["augment"], "mix")}),
     "ensemble in turns": search(**SHORTER, ensemble="turns"),
     "ensemble by gradient": search(**{**SHORTER, "steps": 80}, ensemble="gradient"),
     "ensemble by loss": search(**{**SHORTER, "steps": 80}, ensemble="loss"),
