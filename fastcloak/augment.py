@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcloak.cloak import SHAPE
-
 __all__ = ["AUGMENTATIONS", "DRAWS", "Views", "blur_matrix"]
 
 AUGMENTATIONS = ("mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
@@ -73,7 +71,7 @@ class Views:
         self.luminance, self.chrominance = (
             torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
         )
-        self.textures = _textures(TEXTURES, SHAPE[-1]).to(device) if "mix" in names else None
+        self.textures = _textures(TEXTURES, 112).to(device) if "mix" in names else None
 
     def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor) -> Tensor:
         """One view of each picture.
