@@ -137,9 +137,11 @@ def _textures(count: int, side: int) -> Tensor:  # [count, 3, side, side] in [0,
     def noise(channels: int) -> Tensor:
         white = torch.randn(count, channels, side, side, generator=generator)
         colored = torch.fft.irfft2(amplitude * torch.fft.rfft2(white), s=(side, side))
-        return colored / colored.std((2, 3), keepdim=True)
+        scaled: Tensor = colored / colored.std((2, 3), keepdim=True)
+        return scaled
 
-    return (0.5 + 0.18 * noise(1) + 0.08 * noise(3)).clamp(0, 1)
+    textures: Tensor = (0.5 + 0.18 * noise(1) + 0.08 * noise(3)).clamp(0, 1)
+    return textures
 
 
 def _round_trip(size: Tensor, phase: Tensor, side: int) -> Tensor:  # [n], [n] in [0, 1) -> [n, side, side]
