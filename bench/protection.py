@@ -20,7 +20,6 @@ import ast
 import csv
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +40,7 @@ from bench.report import Row, read
 from fastcloak import fit_many, load, load_model
 from fastcloak.assets import orl_folder
 from fastcloak.atomic import atomic_write
-from fastcloak.cli import MODEL_HELP, parse_model
+from fastcloak.cli import MODEL_HELP, drop_output, parse_model
 from fastcloak.cloak import SHAPE, Cloak
 from fastcloak.evaluation import embed, person_rates, random_mask
 from fastcloak.faces import load_faces
@@ -410,8 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         report(lines, given.against, markdown=given.markdown)
         sys.stdout.flush()
-    except BrokenPipeError:  # as in `... --summary | head`: what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        drop_output()
     if given.plots is not None:
         given.plots.mkdir(parents=True, exist_ok=True)
         plot(lines, given.plots)

@@ -33,6 +33,8 @@ Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and So
 
 MIX = 0.5
 TEXTURES = 64
+TEXTURE_SIZE = 112
+"""Pixels: the side of aligned faces."""
 FACE_PIXELS = (56.0, 224.0)
 CONTRAST, BRIGHTNESS = 0.2, 0.1
 BLUR = 1.0
@@ -71,7 +73,7 @@ class Views:
         self.luminance, self.chrominance = (
             torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
         )
-        self.textures = _textures(TEXTURES, 112).to(device) if "mix" in names else None
+        self.textures = _textures(TEXTURES, TEXTURE_SIZE).to(device) if "mix" in names else None
 
     def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor) -> Tensor:
         """One view of each picture.
@@ -82,7 +84,8 @@ class Views:
             draws: [n, DRAWS] float32 in [0, 1), uniform; the same numbers give the same view.
 
         Returns:
-            [n, 3, H, W] float32, differentiable with respect to `pictures`; "color" may leave [0, 1].
+            [n, 3, H, W] float32, differentiable with respect to `pictures`; "color" may leave [0, 1]. "mix" takes
+            H = W = `TEXTURE_SIZE`.
         """
         x, names = pictures, self.names
         centred = 2 * draws - 1

@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our words is gone, as in `fastcloak info me.safetensors | head -1`. What is left of them goes
-        # nowhere, so that Python's last flush does not fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return FAILED
     except (ValueError, TypeError, OSError, FloatingPointError, MissingExtraError, RuntimeError) as error:
         print(f"fastcloak: {error}", file=sys.stderr)
@@ -60,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fastcloak: interrupted{parsed.kept}", file=sys.stderr)
         return FAILED
+
+
+def drop_output() -> None:
+    """Sends what is left to print nowhere: whoever read it is gone, as in `fastcloak info me.safetensors | head -1`.
+
+    Without it Python's last flush fails too.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -121,9 +121,9 @@ def fit(
             (mean of the gradients, each divided by its own size) or "turns" (one network each inner step, in turns,
             gradients divided by their size). "loss" and "gradient" cost an image-gradient for each network and photo,
             "turns" one for each photo.
-        average: the cloak is eps times the sign of the mean of the masks after this share of the steps, the last ones,
-            0 to 1; 0 takes the last mask as it is. Steps that keep changing pixels to and fro cancel, and every pixel
-            takes all of eps (Polyak and Juditsky, 1992; our search, docs/method.md). Free.
+        average: share of the steps, the last ones, whose masks are averaged, 0 to 1; the cloak is then eps times the
+            sign of that mean, so that every pixel takes all of eps. 0, the last mask as it is. Free. (The mean: Polyak
+            and Juditsky, 1992; the sign is ours, docs/method.md.)
         warmup: convex_hull: first steps that use class_center, to leave the hull.
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.

@@ -3,6 +3,9 @@
 import csv
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -344,6 +347,16 @@ def test_summary_prints_text_or_markdown_and_measures_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit):
         protection.main(["-o", str(tmp_path / "rows.csv"), "--summary", "--against", "nobody"])
     assert len(read(tmp_path)) == len(lines)
+
+
+def test_summary_ends_quietly_where_its_reader_is_gone(tmp_path):
+    write(tmp_path / "rows.csv", [*controls("ab"), line("one", "a", "b", [0.5] * 4)])
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "bench.protection", "-o", str(tmp_path / "rows.csv"), "--summary"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_figures_are_written_where_their_rows_are(tmp_path, capsys):
