@@ -97,7 +97,7 @@ def fit(
         model: the surrogate: anything `load_model` takes or returns; a list is an ensemble.
         method: "ga" (GA-OPOM: gradients of small batches accumulated into one signed step) or "opom" (all photos in
             every step, as published).
-        preset: "fast", "balanced" or "strong": our best recipe for 160, 640 and 1,280 image-gradients; "plain": ga
+        preset: "fast", "balanced" or "strong": our recipe for 160, 640 and 1,280 image-gradients; "plain": ga
             without boosters. None: "fast". opom has "plain" only. Other options override a preset.
         objective: "fi_uap", "fi_uap_plus", "class_center", "affine_hull" or "convex_hull".
         eps: largest change of a pixel, on the [0, 1] scale.
