@@ -256,7 +256,7 @@ def test_boosters_run_compiled(tiny_net, faces):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augment": ("flip", "mirror")}, "augment must be names out of photo, color, blur, jpeg, geometry, flip"),
+        ({"augment": ("flip", "mirror")}, "augment must be names out of mix, photo, color, blur, jpeg, geometry, flip"),
         ({"augment": 3}, "augment must be names"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"smoothing": -1}, "smoothing must be a width in pixels"),
