@@ -98,6 +98,16 @@ SEARCH: dict[str, Options] = {
     "ensemble by loss": search(**{**SHORTER, "steps": 80}, ensemble="loss"),
 }
 
+# What the longer presets owe to each of their parts.
+NO_AVERAGE: Options = {"average": 0.0}
+NO_MIX: Options = {"augment": VIEWS["augment"]}
+WITHOUT: dict[str, Options] = {
+    "no average": NO_AVERAGE,
+    "no mix": NO_MIX,
+    "no average, no mix": {**NO_AVERAGE, **NO_MIX},
+    "no average, no mix, momentum 1": {**NO_AVERAGE, **VIEWS},
+}
+
 RECIPES: dict[str, Recipe] = {
     **{f"opom {objective}": opom(objective=objective) for objective in OBJECTIVES},
     **{f"ga {objective}": partial(ga_pass, batch_size=1, objective=objective) for objective in OBJECTIVES},
@@ -110,15 +120,9 @@ RECIPES: dict[str, Recipe] = {
     **SEARCH,
     **{f"preset {name}": {"preset": name, **options} for name, options in PRESETS.items() if options},
     **{
-        f"preset {name}, no average, no mix{words}": {
-            "preset": name,
-            **PRESETS[name],
-            **VIEWS,
-            "average": 0.0,
-            "decay": decay,
-        }
+        f"preset {name}, {words}": {"preset": name, **PRESETS[name], **without}
         for name in ("balanced", "strong")
-        for words, decay in (("", 0.9), (", momentum 1", 1.0))
+        for words, without in WITHOUT.items()
     },
     **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
 }
@@ -134,5 +138,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fig2b": tuple(f"ga b={b} M={M}" for b in (1, 2) for M in INNER_STEPS),
     "search": tuple(SEARCH),
     "linkage": ("preset fast", *(f"preset fast, spread {w:g}" for w in SPREADS)),
+    "ablation": (
+        "preset balanced",
+        *(f"preset balanced, {words}" for words in ("no average", "no mix", "no average, no mix")),
+    ),
     "presets": ("opom convex_hull", "preset fast", "preset balanced", "preset strong"),
 }
