@@ -1,6 +1,7 @@
 """Shared small things: a network and faces that need no download and no optional package."""
 
 import os
+from importlib import import_module
 
 import pytest
 import torch
@@ -37,6 +38,14 @@ class TinyNet(nn.Module):
 
     def forward(self, x):
         return self.body(x * 2 - 1)
+
+
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch):
+    """What is asserted to the last digits is float32: "auto" must not turn to bfloat16 on processors that have it."""
+    if not torch.cuda.is_available():
+        # The package exports a function of the module's name.
+        monkeypatch.setattr(import_module("fastcloak.models.prepare"), "has_fast_bfloat16", lambda device: False)
 
 
 @pytest.fixture
