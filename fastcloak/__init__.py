@@ -3,15 +3,18 @@
 __version__ = "0.1.0"
 
 from fastcloak.assets import MissingExtraError
+from fastcloak.check import Check, check_photos
 from fastcloak.cloak import Cloak, CloakFileError, load
-from fastcloak.evaluation import Evaluation, check_photos, evaluate
+from fastcloak.evaluation import Evaluation, evaluate
 from fastcloak.faces import FaceNotFoundError
 from fastcloak.fitting import FitManyError, fit, fit_many
 from fastcloak.models import Surrogate, load_model
+from fastcloak.page import write_page
 from fastcloak.photos import PhotoError
 from fastcloak.protect import protect, protect_photo
 
 __all__ = [
+    "Check",
     "Cloak",
     "CloakFileError",
     "Evaluation",
@@ -28,4 +31,5 @@ __all__ = [
     "load_model",
     "protect",
     "protect_photo",
+    "write_page",
 ]

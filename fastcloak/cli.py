@@ -18,13 +18,14 @@ from typing import Any
 import fastcloak
 from fastcloak.assets import ORL_PEOPLE, MissingExtraError
 from fastcloak.augment import AUGMENTATIONS
+from fastcloak.check import check_photos
 from fastcloak.cloak import CloakFileError
 from fastcloak.config import ENSEMBLES, GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, PRESETS, FitConfig
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
-from fastcloak.evaluation import check_photos
 from fastcloak.hull import OBJECTIVES
 from fastcloak.models import Surrogate, load_model
+from fastcloak.page import check_page_may_go_to, write_page
 from fastcloak.photos import photo_files
 from fastcloak.protect import ProtectedPhoto, protect_photo
 
@@ -184,11 +185,25 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
     )
 
-    check = command("check", _check, "Compare a person's protected photos with the originals on face networks.")
-    check.add_argument("originals", type=_path, help="folder of originals")
-    check.add_argument("protected", type=_path, help="folder of the same photos, protected, of the same names")
-    check.add_argument("--model", action="append", help=f"a network to ask: {MODEL_HELP} (default: sface and dlib)")
-    check.add_argument("--distractors", type=_path, help="folder of photos of other people, for Top-1 and Top-5")
+    check = command(
+        "check", _check, "Compare a person's protected photos with the originals on face networks, also after changes."
+    )
+    check.add_argument("originals", type=_path, help="folder of originals, also in subfolders, or one photo")
+    check.add_argument(
+        "protected", type=_path, help="folder of the same photos, protected, of the same names but for the suffix"
+    )
+    check.add_argument(
+        "--model", "--models", action="append", help=f"a network to ask: {MODEL_HELP} (default: sface and dlib)"
+    )
+    check.add_argument("--distractors", type=_path, help="folder of photos of other people, for Top-1, Top-5, linkage")
+    check.add_argument("--cloak", type=_path, help="the cloak file, to mark the networks that it was learnt on")
+    check.add_argument(
+        "--html",
+        type=_path,
+        metavar="FILE",
+        help="write a report with pictures, one .html file that needs no network; an older report is replaced, any "
+        "other file is not",
+    )
 
     info = command("info", _info, "Show what is in a cloak file.")
     info.add_argument("cloak", type=_path, help="a file that fit wrote")
@@ -315,16 +330,28 @@ def _file_id(path: Path) -> tuple[int, int]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    if arguments.originals.is_dir() and arguments.protected.is_dir():
-        _check_same_names(arguments.originals, arguments.protected)
+    if arguments.html is not None:
+        check_page_may_go_to(arguments.html)
+        arguments.kept = "; no report was written"
     check = check_photos(
-        arguments.originals, arguments.protected, _models(arguments.model or ["sface", "dlib"]), arguments.distractors
+        arguments.originals,
+        arguments.protected,
+        _models(arguments.model or ["sface", "dlib"]),
+        arguments.distractors,
+        cloak=None if arguments.cloak is None else fastcloak.load(arguments.cloak),
+        keep_pictures=arguments.html is not None,
+        progress=False if arguments.json else None,
     )
+    if arguments.html is not None:
+        write_page(check, arguments.html)
+        arguments.kept = f"; the report is in {arguments.html}"
     if arguments.json:
         _print_json(check.to_json())
     else:
         print(check.table())
-    return OK
+        if arguments.html is not None:
+            print(f"Report with pictures: {arguments.html}")
+    return OK if check.complete else SOME_FAILED
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -356,17 +383,6 @@ def _words(value: Any) -> str:
     """A value as JSON, text without quotes: no control character of a foreign file reaches the terminal."""
     text = json.dumps(value).replace("\x7f", "\\u007f")
     return text[1:-1] if isinstance(value, str) else text
-
-
-def _check_same_names(originals: Path, protected: Path) -> None:
-    # Photos are compared by their place in the folders, sorted by name.
-    names, others = ([file.stem for file in photo_files(folder)] for folder in (originals, protected))
-    if names != others:
-        different = sorted(set(names) ^ set(others)) or sorted(names)
-        raise ValueError(
-            f"{protected} must hold the same photos as {originals}, by name, got differences: "
-            f"{', '.join(different[:5])}{' ...' if len(different) > 5 else ''}; take the others out"
-        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

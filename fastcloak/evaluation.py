@@ -29,18 +29,19 @@ from torch import Tensor
 from fastcloak.cloak import Cloak
 from fastcloak.faces import load_faces
 from fastcloak.models import Surrogate, load_model, unit_features
-from fastcloak.results import CLEAN, RANDOM, Check, Evaluation, ModelCheck, PersonRates, Row
+from fastcloak.results import CLEAN, RANDOM, Evaluation, PersonRates, Row
 
 __all__ = [
-    "Check",
     "Evaluation",
-    "check_photos",
     "embed",
     "evaluate",
     "evaluate_photos",
+    "is_empty",
+    "load_models",
     "person_rates",
     "protection_ranks",
     "random_mask",
+    "saved_faces",
 ]
 
 # A random generator takes seeds from here to beyond the end by more than a checksum of 32 bits adds to them.
@@ -101,7 +102,7 @@ def evaluate(
             f"cloaks and probes must name the same people, got no cloak for {uncloaked} and no probes for "
             f"{unphotographed}; leave these out of both"
         )
-    clean = {name: _pixels(images) for name, images in probes.items()}
+    clean = {name: saved_faces(images) for name, images in probes.items()}
     return evaluate_photos(
         clean,
         {
@@ -154,7 +155,7 @@ def evaluate_photos(
         raise ValueError(f"label {CLEAN!r} is the name of a control row; give another")
     if not originals:
         raise ValueError("originals must hold at least one person, got none")
-    clean = {name: _pixels(images) for name, images in originals.items()}
+    clean = {name: saved_faces(images) for name, images in originals.items()}
     for name, pixels in clean.items():
         if len(pixels) < 2:
             raise ValueError(f"{name!r} must have 2 or more probe photos to form a pair, got {len(pixels)}")
@@ -163,17 +164,17 @@ def evaluate_photos(
         if set(people) != set(clean):
             differences = _sorted(set(people) ^ set(clean))
             raise ValueError(f"{label!r} must hold the people of the originals, got differences {differences}")
-        posted[label] = {name: _pixels(people[name]) for name in clean}
+        posted[label] = {name: saved_faces(people[name]) for name in clean}
         for name in clean:
             _check_paired(clean[name], posted[label][name], f"{label!r} pictures of {name!r}")
-    strangers = clean if _is_empty(distractors) else _distractor_pixels(distractors)
+    strangers = clean if is_empty(distractors) else _distractor_pixels(distractors)
     crowd = {name: sum(len(p) for other, p in strangers.items() if other != name) for name in clean}
     for name, count in crowd.items():
         if count == 0:
             raise ValueError(f"distractors must hold photos of people other than {name!r}, got none; pass some")
 
     rows = []
-    for surrogate in _load_models(models, device):
+    for surrogate in load_models(models, device):
         names = {surrogate.name, *(member.name for member in surrogate.members)}
         clean_features = _embed_people(surrogate, clean, CLEAN, batch_size)
         stranger_features = (
@@ -197,61 +198,6 @@ def evaluate_photos(
             )
     pairs = sum(len(pixels) * (len(pixels) - 1) for pixels in clean.values())
     return Evaluation(tuple(clean), pairs, min(crowd.values()), tuple(rows))
-
-
-def check_photos(
-    originals: Any,
-    protected: Any,
-    models: Any,
-    distractors: Any = None,
-    *,
-    batch_size: int = 32,
-    device: torch.device | str | None = None,
-) -> Check:
-    """Compare one person's protected photos with the originals they were made from.
-
-    Args:
-        originals: N photos of one person; whatever `load_faces` takes.
-        protected: the same N photos in the same order, protected.
-        models: as in `evaluate`.
-        distractors: photos of other people, or name -> photos; None or empty: similarities only.
-        batch_size: pictures per forward pass.
-        device: where models are loaded; whatever `load_model` takes.
-
-    Returns:
-        One `ModelCheck` per model. The rates are those of `evaluate`, for this person alone.
-
-    Raises:
-        ValueError: no photos, different numbers of originals and protected photos, two models of one name, or a batch
-            size that is not a whole number.
-        FloatingPointError: an embedding that is not finite or has no direction.
-    """
-    batch_size = _whole("batch_size", batch_size, 1)
-    clean, posted = _pixels(originals), _pixels(protected)
-    _check_paired(clean, posted, "protected photos")
-    n = len(clean)
-    if n == 0:
-        raise ValueError("originals must hold at least one photo, got none")
-    strangers = {} if _is_empty(distractors) else _distractor_pixels(distractors)
-    checks = []
-    for surrogate in _load_models(models, device):
-        clean_features = embed(surrogate, clean, batch_size=batch_size, owner="original")
-        features = embed(surrogate, posted, batch_size=batch_size, owner="protected")
-        to_clean, among = features @ clean_features.T, clean_features @ clean_features.T  # [N, N] each
-        rates = None
-        if n > 1 and strangers:
-            crowd = _embed_people(surrogate, strangers, "distractor", batch_size)
-            rates = person_rates(features, clean_features, torch.cat(list(crowd.values())))
-        checks.append(
-            ModelCheck(
-                surrogate.name,
-                tuple(to_clean.diagonal().tolist()),
-                tuple(to_clean[_pairs(n)].view(n, n - 1).mean(1).tolist()) if n > 1 else (),
-                tuple(among[_pairs(n)].view(n, n - 1).mean(1).tolist()) if n > 1 else (),
-                rates,
-            )
-        )
-    return Check(n, sum(map(len, strangers.values())), tuple(checks))
 
 
 def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
@@ -339,6 +285,52 @@ def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> Person
     )
 
 
+def saved_faces(images: Any) -> Tensor:
+    """Load aligned faces in 8 bits, as saved photos hold them.
+
+    Args:
+        images: whatever `load_faces` takes, or none.
+
+    Returns:
+        [N, 3, 112, 112], uint8.
+    """
+    if is_empty(images):
+        return torch.empty(0, 3, 112, 112, dtype=torch.uint8)
+    return load_faces(images).mul(255).round_().to(torch.uint8)
+
+
+def is_empty(images: Any) -> bool:
+    """Whether these are no photos at all: None, or an empty list, tensor or mapping.
+
+    Raises:
+        ValueError: the empty path, which would be the current folder.
+    """
+    if isinstance(images, str) and not images:
+        raise ValueError(
+            "photos and distractors must not be the empty path, got ''; name a folder, or pass None for none"
+        )
+    if isinstance(images, Mapping):
+        return all(is_empty(group) for group in images.values())
+    return images is None or (isinstance(images, Sized) and len(images) == 0)
+
+
+def load_models(models: Any, device: torch.device | str | None) -> list[Surrogate]:
+    """Load one network or a list of them, each with a name of its own.
+
+    Args:
+        models: as in `evaluate`.
+        device: as in `evaluate`.
+
+    Raises:
+        ValueError: none, or two of one name.
+    """
+    surrogates = [load_model(what, device) for what in (models if isinstance(models, list | tuple) else [models])]
+    names = [surrogate.name for surrogate in surrogates]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"models must be one or more, each with a name of its own, got {names}; rename or drop some")
+    return surrogates
+
+
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     expected = f"{name} must be a whole number, {least} or more" + ("" if most is None else f", at most {most}")
     try:
@@ -371,36 +363,10 @@ def _pairs(n: int) -> Tensor:
     return ~torch.eye(n, dtype=torch.bool)  # [N, N], the ordered pairs i != j
 
 
-def _load_models(models: Any, device: torch.device | str | None) -> list[Surrogate]:
-    surrogates = [load_model(what, device) for what in (models if isinstance(models, list | tuple) else [models])]
-    names = [surrogate.name for surrogate in surrogates]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"models must be one or more, each with a name of its own, got {names}; rename or drop some")
-    return surrogates
-
-
-def _pixels(images: Any) -> Tensor:
-    # [N, 3, 112, 112], as saved photos hold them
-    if _is_empty(images):
-        return torch.empty(0, 3, 112, 112, dtype=torch.uint8)
-    return load_faces(images).mul(255).round_().to(torch.uint8)
-
-
-def _is_empty(images: Any) -> bool:
-    # As a path it would be the current folder.
-    if isinstance(images, str) and not images:
-        raise ValueError(
-            "photos and distractors must not be the empty path, got ''; name a folder, or pass None for none"
-        )
-    if isinstance(images, Mapping):
-        return all(_is_empty(group) for group in images.values())
-    return images is None or (isinstance(images, Sized) and len(images) == 0)
-
-
 def _distractor_pixels(distractors: Any) -> dict[str | None, Tensor]:
     if isinstance(distractors, Mapping):
-        return {name: _pixels(images) for name, images in distractors.items() if not _is_empty(images)}
-    return {None: _pixels(distractors)}
+        return {name: saved_faces(images) for name, images in distractors.items() if not is_empty(images)}
+    return {None: saved_faces(distractors)}
 
 
 def _others(features: Mapping[Any, Tensor], name: str) -> Tensor:

@@ -29,7 +29,9 @@ __all__ = [
     "choose_faces",
     "detect",
     "find_faces",
+    "iou",
     "load_faces",
+    "pictures",
     "similarity_transform",
     "warp",
 ]
@@ -114,7 +116,7 @@ def detect(pixels: Pixels, *, thorough: bool = False) -> list[Face]:
         found = _look(pixels, *_WIDER)
     faces: list[Face] = []
     for face in sorted((_look_again(pixels, face) for face in found), key=lambda face: -face.score):
-        if all(_iou(face.box, other.box) < _SAME_FACE_IOU for other in faces):
+        if all(iou(face.box, other.box) < _SAME_FACE_IOU for other in faces):
             faces.append(face)
     return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
@@ -262,7 +264,7 @@ def load_faces(images: Any, *, who: str = "largest") -> torch.Tensor:
         MissingExtraError: faces must be detected and the `faces` extra is not installed.
     """
     choose_faces([], who)
-    faces = [face for name, picture in _pictures(images) for face in _aligned(picture, name, who)]
+    faces = [face for name, picture in pictures(images) for face in _aligned(picture, name, who)]
     return torch.stack(faces).contiguous()
 
 
@@ -280,7 +282,12 @@ def _to_float(picture: torch.Tensor) -> torch.Tensor:
     return picture if picture.is_floating_point() else picture.float() / 255
 
 
-def _pictures(images: Any) -> Iterator[tuple[str, torch.Tensor]]:  # name and [3, H, W], uint8 or float32 in [0, 1]
+def pictures(images: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read whatever photos come in one by one: as `load_faces` does, without looking for faces.
+
+    Returns:
+        For each its name in errors, and [3, H, W], uint8 or float32 in [0, 1], RGB.
+    """
     if isinstance(images, (torch.Tensor, np.ndarray)):
         stack = _tensor(images, "images")
         if stack.dim() != 4:
@@ -457,11 +464,11 @@ def _look_again(pixels: Pixels, face: Face) -> Face:
     close_up = np.rint(warp(pixels, to_close_up, _CLOSE_UP_SIDE, _CLOSE_UP_SIDE)).astype(np.uint8)
     back = np.column_stack([np.eye(2) / scale, middle - (_CLOSE_UP_SIDE - 1) / 2 / scale])
     proposals = [_mapped(again, back) for again in _run_detector(close_up, _WIDER[2], proposals=True)]
-    proposals = [again for again in proposals if _iou(again.box, face.box) >= _SAME_FACE_IOU]
+    proposals = [again for again in proposals if iou(again.box, face.box) >= _SAME_FACE_IOU]
     if not proposals:
         return face
     best = max(proposals, key=lambda again: again.score)
-    landmarks = [again.landmarks for again in proposals if _iou(again.box, best.box) >= 0.5]
+    landmarks = [again.landmarks for again in proposals if iou(again.box, best.box) >= 0.5]
     return replace(best, landmarks=np.mean(landmarks, axis=0, dtype=np.float32))
 
 
@@ -472,7 +479,8 @@ def _mapped(face: Face, transform: Transform) -> Face:  # a transform without ro
     return Face((float(left), float(top), float(width), float(height)), landmarks, face.score)
 
 
-def _iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Shared area of two boxes (left, top, width, height) over the area that they cover together, 0 to 1."""
     across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     shared = max(across, 0) * max(down, 0)

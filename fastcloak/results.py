@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["CLEAN", "RANDOM", "Check", "Evaluation", "ModelCheck", "PersonRates", "Row"]
+__all__ = ["CLEAN", "RANDOM", "Evaluation", "PersonRates", "Row", "aligned", "percent"]
 
 # The names of the two control rows: no mask, and a random sign mask.
 CLEAN = "clean"
@@ -91,9 +91,9 @@ class Evaluation:
                 row.model + ("*" if row.white_box else ""),
                 row.mask,
                 str(row.largest_change),
-                _percent(row.protection_top1),
-                _percent(row.protection_top5),
-                _percent(row.linkage_top1),
+                percent(row.protection_top1),
+                percent(row.protection_top5),
+                percent(row.linkage_top1),
                 f"{row.mean_similarity:.3f}",
             )
             for model in dict.fromkeys(row.model for row in self.rows)
@@ -102,7 +102,7 @@ class Evaluation:
         ]
         return "\n".join(
             [
-                *_aligned(header, lines, left=2),
+                *aligned(header, lines, left=2),
                 "",
                 f"{len(self.people)} people, {self.pairs} pairs, each against {self.distractors} or more distractors; "
                 "every person weighs the same.",
@@ -126,81 +126,13 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True)
-class ModelCheck:
-    """One network's view of one person's originals and their protected versions; cosines, one per photo.
-
-    `to_own[i]` compares protected i with original i, `to_others[i]` with the other originals (their mean), and
-    `originals[i]` is that last number before protection: original i with the other originals. With a single photo
-    `to_others` and `originals` are empty. `rates` needs two photos or more and distractors, and is None otherwise.
-    """
-
-    model: str
-    to_own: tuple[float, ...]
-    to_others: tuple[float, ...]
-    originals: tuple[float, ...]
-    rates: PersonRates | None
-
-
-@dataclass(frozen=True)
-class Check:
-    """What several networks make of one person's protected photos: see `check_photos`."""
-
-    photos: int
-    distractors: int
-    models: tuple[ModelCheck, ...]
-
-    def table(self) -> str:
-        """Lay the networks out in aligned columns: mean cosines, and rates in percent where they are known."""
-        header = ("model", "own original", "other originals", "before", "Top-1", "Top-5", "linkage")
-        lines = [
-            (
-                check.model,
-                *(_cosine(values) for values in (check.to_own, check.to_others, check.originals)),
-                *(("-",) * 3 if check.rates is None else map(_percent, check.rates[:3])),
-            )
-            for check in self.models
-        ]
-        return "\n".join(
-            [
-                *_aligned(header, lines, left=1),
-                "",
-                f"{self.photos} photos, {self.distractors} distractors.",
-                "own original, other originals: mean cosine of a protected photo to them; lower protects more.",
-                "before: mean cosine of the originals to each other.",
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
-                "linkage: % of pairs where the protected photos match each other first; lower is better.",
-            ]
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`."""
-        return {
-            "photos": self.photos,
-            "distractors": self.distractors,
-            "models": [
-                {
-                    "model": check.model,
-                    "to_own": list(check.to_own),
-                    "to_others": list(check.to_others),
-                    "originals": list(check.originals),
-                    "rates": None if check.rates is None else check.rates._asdict(),
-                }
-                for check in self.models
-            ],
-        }
-
-
-def _percent(rate: float) -> str:
+def percent(rate: float) -> str:
+    """Write a share as a percentage with one decimal."""
     return f"{100 * rate:.1f}"
 
 
-def _cosine(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.3f}" if values else "-"
-
-
-def _aligned(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int) -> list[str]:
-    # The first `left` columns are words and lean left; the rest are numbers and lean right.
+def aligned(header: tuple[str, ...], lines: Sequence[tuple[str, ...]], left: int) -> list[str]:
+    """Lines of a table: the first `left` columns are words and lean left, the others are numbers and lean right."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     return [
         "  ".join(

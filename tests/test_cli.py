@@ -212,6 +212,7 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
         (["demo", "-o", str(out)], f"; any finished files are in {out}"),
         (["doctor"], ""),
         (["check", str(b), str(b)], ""),
+        (["check", str(b), str(b), "--html", str(tmp_path / "r.html")], "; no report was written"),
     ):
         assert main(arguments) == 1
         assert capsys.readouterr().err == f"fastcloak: interrupted{words}\n"
@@ -264,11 +265,53 @@ def test_check_compares_originals_and_protected(orl, cloak_file, tmp_path, capsy
     capsys.readouterr()
     arguments = ["check", str(before), str(after), "--model", "dlib", "--distractors", str(others)]
     assert main(arguments) == 0
-    assert "dlib" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "recognised by" in told.splitlines()[0].lower()
+    assert "half size, JPEG 75" in told
     assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["photos"] == told["distractors"] == 3
-    assert len(told["models"][0]["to_own"]) == 3
+    assert len(told["photos"]) == told["distractors"] == 3
+    first = told["models"][0]["survivals"][0]
+    assert first["survival"] == "as saved"
+    assert len(first["after"]["own"]) == 3
+    assert set(first["after"]["rates"]) == {"protection_top1", "protection_top5", "linkage_top1", "mean_similarity"}
+
+
+def test_check_writes_a_report_and_marks_what_the_cloak_was_learnt_on(orl, cloak_file, tmp_path, capsys):
+    before, after, report = tmp_path / "before", tmp_path / "after", tmp_path / "report.html"
+    before.mkdir()
+    Image.open(orl / "1.pgm").save(before / "<b>.png")
+    assert main(["apply", str(cloak_file), str(before), "-o", str(after)]) == 0
+    arguments = ["check", str(before), str(after), "--cloak", str(cloak_file), "--html", str(report)]
+    assert main([*arguments, "--models", "sface"]) == 0
+    assert f"Report with pictures: {report}" in capsys.readouterr().out
+    text = report.read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == 3
+    assert "&lt;b&gt;.png" in text
+    assert "sface*" in text
+    assert main([*arguments, "--model", "sface", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["white_box"] is True
+
+
+def test_check_never_writes_over_a_file_that_is_no_report(photo_folders, capsys, monkeypatch):
+    def too_late(*arguments, **options):
+        raise AssertionError("work was done before the output was looked at")
+
+    monkeypatch.setattr("fastcloak.cli.check_photos", too_late)
+    a, b = photo_folders
+    (b / "mine.html").write_text("mine")
+    before = (a / "x.png").read_bytes()
+    for output, words in (
+        (a / "x.png", "ends in .html or .htm"),
+        (b / "mine.html", "is no report of fastcloak check"),
+        (b, "got the folder"),
+        (b / "none" / "report.html", "make "),
+    ):
+        assert main(["check", str(a), str(b), "--html", str(output)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert (a / "x.png").read_bytes() == before
+    assert (b / "mine.html").read_text() == "mine"
 
 
 def test_check_of_folders_with_other_photos_is_refused(photo_folders, orl, capsys):
@@ -277,6 +320,16 @@ def test_check_of_folders_with_other_photos_is_refused(photo_folders, orl, capsy
     assert main(["check", str(a), str(b), "--model", "dlib"]) == 1
     assert "must hold the same photos as" in (told := capsys.readouterr().err)
     assert "got differences: y, z;" in told
+
+
+def test_check_says_what_it_could_not_check(photo_folders, capsys):
+    a, b = photo_folders
+    # Protected photos that failed are missing: the others are checked.
+    assert main(["check", str(b), str(a), "--model", "sface"]) == 3
+    assert "Not checked, since there is no protected photo of that name: y.png." in capsys.readouterr().out
+    (a / "y.png").write_bytes(b"not a photo")
+    assert main(["check", str(b), str(a), "--model", "sface", "--json"]) == 3
+    assert list(json.loads(capsys.readouterr().out)["failed"]) == ["y.png"]
 
 
 def test_doctor_says_what_would_run(capsys):

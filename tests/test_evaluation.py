@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation import (
-    check_photos,
     embed,
     evaluate,
     evaluate_photos,
@@ -306,7 +305,6 @@ def test_batch_size_must_be_a_whole_number(batch_size: object) -> None:
     for judge in (
         lambda: evaluate(CLOAKS, PROBES, net, batch_size=batch_size),
         lambda: evaluate_photos(PROBES, {}, net, batch_size=batch_size),
-        lambda: check_photos(PROBES["bob"], PROBES["bob"], net, batch_size=batch_size),
         lambda: embed(net, PROBES["bob"], batch_size=batch_size),
     ):
         with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got"):
@@ -369,8 +367,6 @@ def test_empty_path_of_distractors_raises(distractors: object) -> None:
     net = network("rg", RedGreen())
     with pytest.raises(ValueError, match="must not be the empty path, got ''; name a folder, or pass None for none"):
         evaluate(CLOAKS, PROBES, net, distractors)
-    with pytest.raises(ValueError, match="must not be the empty path"):
-        check_photos(PROBES["bob"], PROBES["bob"], net, distractors)
 
 
 def test_not_finite_embedding_names_model_and_person() -> None:
@@ -420,37 +416,3 @@ def test_embed_gives_unit_rows_whatever_the_batch_size() -> None:
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(embed(net, faces, batch_size=2), whole)
     assert torch.equal(embed(net, faces / 255), whole)
-
-
-def test_check_equals_a_hand_count_and_evaluate() -> None:
-    net = network("rg", RedGreen())
-    posted = CLOAKS["bob"].apply(PROBES["bob"])
-    check = check_photos(PROBES["bob"], posted, net, STRANGERS)
-    (model,) = check.models
-    assert (check.photos, check.distractors) == (3, 2)
-    # Original 0 is (0, 200), protected 0 is (8, 200): cosine 200 / |(8, 200)|.
-    assert model.to_own[0] == pytest.approx(200 / (8**2 + 200**2) ** 0.5)
-    to_bob = [(8 * red + 200 * 200) / ((8**2 + 200**2) * (red**2 + 200**2)) ** 0.5 for red in (4, 2)]
-    assert model.to_others[0] == pytest.approx(sum(to_bob) / 2)
-    assert model.originals[0] == pytest.approx(sum(200 / (red**2 + 200**2) ** 0.5 for red in (4, 2)) / 2)
-    whole = evaluate(CLOAKS, PROBES, net, STRANGERS)
-    assert model.rates == row_of(whole, "rg", "cloak").per_person["bob"]
-
-
-def test_check_of_one_photo_or_no_strangers_gives_what_it_can() -> None:
-    net = network("rg", RedGreen())
-    one = check_photos(photos((3, 4)), photos((4, 3)), net, STRANGERS)
-    assert one.models[0].to_own == pytest.approx((24 / 25,))
-    assert (one.models[0].to_others, one.models[0].originals, one.models[0].rates) == ((), (), None)
-    assert one.table().splitlines()[1].split() == ["rg", "0.960", "-", "-", "-", "-", "-"]
-    assert check_photos(PROBES["bob"], PROBES["bob"], net).models[0].rates is None
-    assert json.loads(json.dumps(one.to_json())) == one.to_json()
-
-
-def test_check_of_different_counts_raises() -> None:
-    with pytest.raises(
-        ValueError, match=r"protected photos must match the originals one to one, got 2 for 3 originals"
-    ):
-        check_photos(PROBES["bob"], PROBES["bob"][:2], network("rg", RedGreen()))
-    with pytest.raises(ValueError, match=r"originals must hold at least one photo, got none"):
-        check_photos([], [], network("rg", RedGreen()))

@@ -36,6 +36,19 @@ MAY_IMPORT = {
     "verification": set(),
     "results": set(),
     "evaluation": {"cloak", "faces", "models", "results"},
+    "survival": set(),
+    "check": {
+        "assets",
+        "cloak",
+        "evaluation",
+        "faces",
+        "models",
+        "photos",
+        "results",
+        "survival",
+        "verification",
+    },
+    "page": {"atomic", "check", "results"},
     "report": {"assets", "atomic", "results"},
     "diagnosis": {"assets", "device", "engine", "ops", "__version__"},
     "demo": {"assets", "cloak", "evaluation", "faces", "fitting", "models", "report", "results"},
@@ -82,6 +95,7 @@ def test_nothing_unsafe_in_the_sources():
 
 def test_public_names_are_pinned():
     assert fastcloak.__all__ == [
+        "Check",
         "Cloak",
         "CloakFileError",
         "Evaluation",
@@ -98,6 +112,7 @@ def test_public_names_are_pinned():
         "load_model",
         "protect",
         "protect_photo",
+        "write_page",
     ]
     assert all(hasattr(fastcloak, name) for name in fastcloak.__all__)
 

@@ -1,0 +1,860 @@
+"""What face networks make of one person's protected photos, also after saving and resizing, beside the originals.
+
+Photo i is posted, as the original ("before") or protected ("after"), and something may happen to it on the way: see
+`fastcloak.survival`. A network then looks for the face anew and compares it by cosine with the clean originals. It
+*recognises* photo i if at least one of the person's *other* originals is as similar as its threshold; with a single
+photo, if the original itself is. One is enough, since whoever searches needs only one.
+
+The rates with distractors are those of `fastcloak.evaluation`, for this person alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fastcloak.assets import MissingExtraError, require
+from fastcloak.cloak import Cloak
+from fastcloak.evaluation import embed, is_empty, load_models, person_rates, saved_faces
+from fastcloak.faces import SIZE, Face, align, detect, find_faces, iou, pictures
+from fastcloak.models import Surrogate
+from fastcloak.photos import SUFFIXES, photo_files, read_photo
+from fastcloak.results import PersonRates, aligned, percent
+from fastcloak.survival import AS_SAVED, SURVIVALS, resized
+from fastcloak.verification import FALSE_ACCEPT_RATE, verification_threshold
+
+__all__ = [
+    "Check",
+    "FacePictures",
+    "ModelCheck",
+    "PhotoCheck",
+    "Side",
+    "SurvivalCheck",
+    "Threshold",
+    "check_photos",
+    "plain_name",
+    "recognised_words",
+    "short",
+    "starred",
+]
+
+Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+Read = Callable[[], tuple[Pixels, Pixels]]
+# Of one photo, the face before and after protection, after every change; [3, 112, 112] uint8, None: not found.
+Versions = list[list[Tensor | None]]
+
+# So many pairs let at least three strangers through at the false accept rate: fewer say nothing of a threshold.
+LEAST_PAIRS = math.ceil(3 / FALSE_ACCEPT_RATE)
+# A face that overlaps less is another one.
+LEAST_OVERLAP = 0.3
+# The pictures of a report: longest side in pixels, and how much of the photo around the face's box they show.
+PICTURE_SIDE, PICTURE_MARGIN = 480, 0.4
+# No change is drawn as this grey level, and changes ten times as large as they are.
+MID_GREY, GAIN = 128, 10
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The cosine from which on a network takes two photos for the same person, and where that number comes from."""
+
+    value: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network's view of the photos before or after protection, one entry per photo; None where no face was found.
+
+    Attributes:
+        own: cosine with the photo's own original.
+        others: mean cosine with the person's other originals; all None with a single photo.
+        nearest: the largest of those cosines.
+        recognised: whether the network recognises the person in the photo; None also where no threshold is known.
+        accepted: share of the pairs of a photo and another original that reach the threshold.
+        linked: share of the pairs of two posted photos, both as they are on this side, that reach the threshold.
+        rates: of these photos among the distractors; None with fewer than two photos or without distractors.
+    """
+
+    own: tuple[float | None, ...]
+    others: tuple[float | None, ...]
+    nearest: tuple[float | None, ...]
+    recognised: tuple[bool | None, ...]
+    accepted: float | None
+    linked: float | None
+    rates: PersonRates | None
+
+    @property
+    def no_face(self) -> int:
+        """In how many photos no face was found."""
+        return self.own.count(None)
+
+
+@dataclass(frozen=True)
+class SurvivalCheck:
+    """One network after one change of the photos (`survival`): the originals and the protected ones."""
+
+    survival: str
+    before: Side
+    after: Side
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """One network; `white_box` says that the cloak was learnt on a network of this name, None that it is not known."""
+
+    model: str
+    white_box: bool | None
+    threshold: Threshold | None
+    survivals: tuple[SurvivalCheck, ...]
+
+    @property
+    def as_saved(self) -> SurvivalCheck:
+        """The photos as they are."""
+        return self.survivals[0]
+
+
+@dataclass(frozen=True, eq=False)
+class FacePictures:
+    """The surroundings of a face as PNG files; `scale` is 1 where they are pixel by pixel those of the photo."""
+
+    original: bytes = field(repr=False)
+    protected: bytes = field(repr=False)
+    difference: bytes = field(repr=False)
+    width: int
+    height: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class PhotoCheck:
+    """How far a protected photo is from its original; None where that was not measured.
+
+    Attributes:
+        name: of the original, relative to its folder.
+        width: of the original, in pixels.
+        height: of the original.
+        faces: how many faces were found in the original; the one that changed most is checked.
+        largest_change: of a pixel, in grey levels.
+        psnr: peak signal to noise ratio of the whole photo, in dB; infinite where nothing changed.
+        ssim: structural similarity of the whole photo, 1 where nothing changed.
+        face_psnr: the same within the face's box.
+        face_ssim: the same within the face's box.
+        pictures: for a report.
+    """
+
+    name: str
+    width: int
+    height: int
+    faces: int
+    largest_change: int | None
+    psnr: float | None
+    ssim: float | None
+    face_psnr: float | None
+    face_ssim: float | None
+    pictures: FacePictures | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What several networks make of one person's protected photos: see `check_photos`.
+
+    Attributes:
+        photos: those that were checked.
+        distractors: how many photos of other people there were.
+        learnt_on: the networks that the cloak was learnt on; None: no cloak was given.
+        models: one entry per network.
+        omitted: originals of which there is no protected photo.
+        failed: photos that could not be checked -> why.
+    """
+
+    photos: tuple[PhotoCheck, ...]
+    distractors: int
+    learnt_on: tuple[str, ...] | None
+    models: tuple[ModelCheck, ...]
+    omitted: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every photo that was given was checked."""
+        return not self.omitted and not self.failed
+
+    def headline(self) -> str:
+        """Say in one sentence how many networks recognise the person."""
+        if all(own is None for own in self.models[0].as_saved.after.own):
+            return f"The detector used here finds no face in {_count(len(self.photos), 'protected photo')}."
+
+        judges = [model for model in self.models if model.threshold is not None]
+        if not judges:
+            return "Whether these networks recognise the person is not known: none has a threshold, see below."
+        fooled = [model for model in judges if _missed(model.as_saved.after)]
+        where = "the photo" if len(self.photos) == 1 else f"the {len(self.photos)} photos"
+        if not fooled:
+            who = "the one network asked" if len(judges) == 1 else f"all {len(judges)} networks asked"
+            return f"Recognised by {who}{f' in at least one of {where}' * (len(self.photos) > 1)}."
+        names = f": {', '.join(map(starred, fooled))}" if len(fooled) < len(judges) else ""
+        anywhere = f" in any of {where}" if len(self.photos) > 1 else ""
+        return f"Not recognised by {len(fooled)} of {_count(len(judges), 'network')}{anywhere}{names}."
+
+    def summary(self) -> list[str]:
+        """Say in sentences what was found: the headline, what it means, and what is left after saving and resizing."""
+        lines = [self.headline()]
+        judges = [model for model in self.models if model.threshold is not None]
+        if judges:
+            cases = {name: _cases(_afters(judges, i)) for i, name in enumerate(self.survivals)}
+            before = _cases([model.as_saved.before for model in judges])
+            lines.append(
+                f"Photo by photo and network by network: not recognised in {_of(cases[AS_SAVED])}; before protection "
+                f"in {_of(before)}."
+            )
+            worst = min(self.survivals, key=lambda name: cases[name][0] / max(cases[name][1], 1))
+            if cases[worst][1] and worst != AS_SAVED:
+                lines.append(
+                    f"Of the changes that were tried, {worst} undoes most: then not recognised in {_of(cases[worst])}."
+                )
+            lines.append(self.definition())
+        unfound = max((model.as_saved.after.no_face for model in self.models), default=0)
+        if unfound:
+            lines.append(
+                f"In {_count(unfound, 'protected photo')} no face was found; such photos are in no number but this one."
+            )
+        return lines
+
+    def definition(self) -> str:
+        """Say what "recognised" means here."""
+        if len(self.photos) == 1:
+            return (
+                "A network counts as recognising the person if its cosine between the protected photo and its own "
+                "original reaches its threshold; with more photos the other originals would count instead."
+            )
+        return (
+            "A network counts as recognising the person in a photo if its cosine with at least one of the "
+            f"{len(self.photos) - 1} other originals reaches its threshold, and in the first sentence if it does so "
+            "in at least one photo."
+        )
+
+    def verdict(self, photo: int) -> str:
+        """Say in words what the networks make of a protected photo as it was saved: "not recognised by 3 of 4 ..."."""
+        found = [model.as_saved.after.recognised[photo] for model in self.models]
+        if self.models[0].as_saved.after.own[photo] is None:
+            return "no face found"
+        judged = [one for one in found if one is not None]
+        if not judged:
+            return "no threshold known"
+        return f"not recognised by {judged.count(False)} of {_count(len(judged), 'network')}"
+
+    @property
+    def survivals(self) -> tuple[str, ...]:
+        """The names of the changes that were tried, the first being none."""
+        return tuple(one.survival for one in self.models[0].survivals)
+
+    def limits(self) -> list[str]:
+        """Say in sentences what the numbers do not tell."""
+        asked = ", ".join(model.model for model in self.models)
+        lines = [f"Only these networks were asked: {asked}. Nothing is promised for any other network or service."]
+        if self.learnt_on is None:
+            lines.append("The cloak was not given, so it is not known which of them it was learnt on.")
+        else:
+            known = [model.model for model in self.models if model.white_box]
+            learnt = ", ".join(map(plain_name, self.learnt_on)) or "no network that it names"
+            lines.append(
+                f"The cloak was learnt on {learnt}. "
+                + (
+                    f"Networks marked * ({', '.join(known)}) show how well that went, not protection from strangers. "
+                    if known
+                    else "None of the networks here has that name. "
+                )
+                + "It goes by name: the same network under another name is not marked."
+            )
+        for model in self.models:
+            lines.append(
+                f"{model.model}: no threshold is known, and {LEAST_PAIRS} pairs of an original and a distractor are "
+                "needed to estimate one: verification is left out."
+                if model.threshold is None
+                else f"{model.model}: threshold {model.threshold.value:.3f}, {model.threshold.origin}."
+            )
+        lines.append(
+            f"Top-1, Top-5 and linkage are among {_count(self.distractors, 'distractor')}: real collections are far "
+            "larger, so that there the clean photo is found less often, protected or not."
+            if self.distractors
+            else "Without photos of other people (distractors) there is no Top-1, Top-5 and linkage among them."
+        )
+        lines.append(
+            "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
+            "other even where it does not match them with the originals."
+        )
+        lines.append(
+            "A cloak hides from machines, not from people; whoever knows of cloaks can train against them or remove "
+            "them, and one photo posted without a cloak can be enough."
+        )
+        return lines
+
+    def table(self) -> str:
+        """Lay everything out as text: the summary, a row per network, what is left after each change, the limits."""
+        return "\n".join(
+            [
+                *self.summary(),
+                "",
+                *self._model_table(),
+                "",
+                "Photos in which the person is recognised, after / before protection:",
+                *self._survival_table(),
+                "",
+                *self._photo_table(),
+                "",
+                f"{_count(len(self.photos), 'photo')}, {_count(self.distractors, 'distractor')}.",
+                "own: mean cosine of a protected photo with its original; others: with the other originals.",
+                "accepted: % of pairs of a protected photo and another original that reach the threshold.",
+                "linked: the same for pairs of two protected photos.  before: the same pairs of originals.",
+                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
+                "linkage: % of pairs where the protected photos match each other first; lower is better.",
+                *self.limits(),
+                *self.omissions(),
+            ]
+        )
+
+    def omissions(self) -> list[str]:
+        """Say what was not checked, and why."""
+        lines = []
+        if self.omitted:
+            names = ", ".join(map(plain_name, self.omitted))
+            lines.append(f"Not checked, since there is no protected photo of that name: {names}.")
+        lines += [f"Not checked: {plain_name(name)}: {plain_name(why)}" for name, why in self.failed.items()]
+        return lines
+
+    def _model_table(self) -> list[str]:
+        header = ("network", "threshold", "own", "others", "before", "accepted", "before", "linked", "before")
+        rates = ("Top-1", "Top-5", "linkage")
+        lines = []
+        for model in self.models:
+            before, after = model.as_saved.before, model.as_saved.after
+            lines.append(
+                (
+                    starred(model),
+                    "-" if model.threshold is None else f"{model.threshold.value:.3f}",
+                    short(after.own),
+                    short(after.others),
+                    short(before.others),
+                    *(_share(share) for share in (after.accepted, before.accepted, after.linked, before.linked)),
+                    *(("-",) * 3 if after.rates is None else map(percent, after.rates[:3])),
+                )
+            )
+        return aligned((*header, *rates), lines, left=1)
+
+    def _survival_table(self) -> list[str]:
+        header = ("photos", *map(starred, self.models))
+        lines = [
+            (
+                name,
+                *(
+                    f"{recognised_words(model.survivals[i].after)} / {recognised_words(model.survivals[i].before)}"
+                    for model in self.models
+                ),
+            )
+            for i, name in enumerate(self.survivals)
+        ]
+        return aligned(header, lines, left=1)
+
+    def _photo_table(self) -> list[str]:
+        header = ("photo", "as saved", "change", "PSNR", "SSIM", "face PSNR", "face SSIM")
+        lines = [
+            (
+                plain_name(photo.name),
+                self.verdict(i),
+                "-" if photo.largest_change is None else str(photo.largest_change),
+                _decibel(photo.psnr),
+                short([photo.ssim]),
+                _decibel(photo.face_psnr),
+                short([photo.face_ssim]),
+            )
+            for i, photo in enumerate(self.photos)
+        ]
+        return aligned(header, lines, left=2)
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`; infinite PSNR becomes null."""
+        return {
+            "summary": self.summary(),
+            "limits": self.limits(),
+            "photos": [
+                {
+                    name: None if value == math.inf else value
+                    for name, value in vars(photo).items()
+                    if name != "pictures"
+                }
+                | {"verdict": self.verdict(i)}
+                for i, photo in enumerate(self.photos)
+            ],
+            "distractors": self.distractors,
+            "learnt_on": None if self.learnt_on is None else list(self.learnt_on),
+            "models": [
+                {
+                    "model": model.model,
+                    "white_box": model.white_box,
+                    "threshold": None if model.threshold is None else asdict(model.threshold),
+                    "survivals": [
+                        {"survival": one.survival, "before": _side_json(one.before), "after": _side_json(one.after)}
+                        for one in model.survivals
+                    ],
+                }
+                for model in self.models
+            ],
+            "omitted": list(self.omitted),
+            "failed": dict(self.failed),
+        }
+
+
+def check_photos(
+    originals: Any,
+    protected: Any,
+    models: Any,
+    distractors: Any = None,
+    *,
+    cloak: Cloak | None = None,
+    keep_pictures: bool = False,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
+    progress: bool | None = False,
+) -> Check:
+    """Compare one person's protected photos with the originals, as they are and after saving and resizing.
+
+    Photos are read and judged one by one: what is kept of each is small. Two folders are paired by the relative path of
+    their photos, in subfolders too, without the suffix. In the original the face is taken that the protection changed
+    most, in all other versions of the photo the one found in its place. Photos of 112x112 pixels count as aligned.
+
+    Args:
+        originals: N photos of one person; a folder or one photo, or whatever else `load_faces` takes.
+        protected: the same, protected: a folder or one photo too, or N photos in the same order.
+        models: as in `evaluate`.
+        distractors: photos of other people, or name -> photos; None or empty: no rates.
+        cloak: the one that protects, to mark the networks that it was learnt on.
+        keep_pictures: keep small pictures of every face, for `write_page`.
+        batch_size: pictures per forward pass.
+        device: where models are loaded; whatever `load_model` takes.
+        progress: None: a bar if the terminal shows one; True or False: always, never.
+
+    Returns:
+        One `ModelCheck` per network. Photos that cannot be checked (unreadable, no face in the original) and
+        distractors that cannot be read are in `failed`.
+
+    Raises:
+        ValueError: no photos; different numbers of originals and protected photos; a protected photo in the folder
+            without an original; not one photo that can be checked; two models of one name; or a batch size that is not
+            a whole number.
+        FloatingPointError: an embedding that is not finite or has no direction.
+        MissingExtraError: faces must be detected and the `faces` extra is not installed.
+    """
+    pairs, omitted = _paired(originals, protected)
+    networks = load_models(models, device)
+    crowd, failed = _crowd(distractors)
+    photos: list[PhotoCheck] = []
+    features: list[list[list[list[Tensor | None]]]] = [[] for _ in networks]  # model, photo, side, survival: [D]
+    reason: Exception | None = None
+    for name, read in tqdm(pairs, desc="checking", unit="photo", disable=None if progress is None else not progress):
+        try:
+            photo, versions = _versions(name, *read(), keep_pictures)
+        except (ValueError, OSError) as error:
+            failed[name] = str(error)
+            reason = error
+            continue
+        photos.append(photo)
+        for network, kept in zip(networks, features, strict=True):
+            kept.append(_features(network, versions, batch_size, plain_name(name)))
+    if not photos:
+        raise ValueError(f"none of {_count(len(pairs), 'photo')} could be checked, the last because: {reason}")
+    learnt_on = None if cloak is None else _names(cloak.info.get("models"))
+    return Check(
+        tuple(photos),
+        len(crowd),
+        learnt_on,
+        tuple(
+            _model_check(network, kept, crowd, learnt_on, batch_size)
+            for network, kept in zip(networks, features, strict=True)
+        ),
+        tuple(omitted),
+        failed,
+    )
+
+
+def plain_name(name: str) -> str:
+    """A name as people can read it: nothing that a terminal obeys, no bytes that are no text."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in name
+    )
+
+
+def recognised_words(side: Side) -> str:
+    """Say in how many of the photos the person is recognised, of those with a face: "3 of 10", or "-"."""
+    judged = [one for one in side.recognised if one is not None]
+    return f"{judged.count(True)} of {len(judged)}" if judged else "-"
+
+
+def starred(model: ModelCheck) -> str:
+    """Name a network, with a star if the cloak was learnt on it."""
+    return model.model + ("*" if model.white_box else "")
+
+
+def short(values: Sequence[float | None]) -> str:
+    """Write the mean of the values that are known with three decimals, or "-" if none is."""
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.3f}" if known else "-"
+
+
+def _paired(originals: Any, protected: Any) -> tuple[list[tuple[str, Read]], list[str]]:
+    """For each photo its name and what reads its two versions; and the originals without a protected one."""
+    given = originals, protected
+    paths = [Path(one) if isinstance(one, (str, PathLike)) and not is_empty(one) else None for one in given]
+    before, after = paths
+    if before is not None and after is not None:
+        if before.is_dir() and after.is_dir():
+            return _paired_files(before, after)
+        for path in (before, after):
+            if not path.exists():
+                raise FileNotFoundError(f"{path} must be a photo or a folder of photos, got no such path; check it")
+        if before.is_dir() or after.is_dir():
+            raise ValueError(
+                f"originals and protected must both be folders, or both one photo, got {before} and {after}; name two "
+                "of a kind"
+            )
+        return [(before.name, _reader([before], [after], 0))], []
+    lists = [one if path is None else photo_files(path) for one, path in zip(given, paths, strict=True)]
+    for one in lists:
+        # Whatever has no length is refused with words.
+        if one is not None and not isinstance(one, (Tensor, np.ndarray, list, tuple)):
+            next(pictures(one))
+    counts = [0 if is_empty(one) else len(one) for one in lists]
+    if counts[0] == 0:
+        raise ValueError("originals must hold at least one photo, got none")
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"protected photos must match the originals one to one, got {counts[1]} for {counts[0]} originals"
+        )
+    return [(_listed_name(lists[0], i), _reader(lists[0], lists[1], i)) for i in range(counts[0])], []
+
+
+def _listed_name(images: Any, index: int) -> str:
+    image = images[index]
+    return str(image) if isinstance(image, (str, PathLike)) else f"photo {index + 1}"
+
+
+def _reader(originals: Any, protected: Any, index: int) -> Read:
+    return lambda: (_read(originals, index), _read(protected, index))
+
+
+def _read(images: Any, index: int) -> Pixels:  # [H, W, 3]
+    if isinstance(images[index], (str, PathLike)):
+        return read_photo(images[index]).pixels
+    ((_, picture),) = pictures(images[index : index + 1])
+    if picture.is_floating_point():
+        picture = (picture * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+
+def _paired_files(originals: Path, protected: Path) -> tuple[list[tuple[str, Read]], list[str]]:
+    before, after = _tree(originals), _tree(protected)
+    strangers = sorted(set(after) - set(before))
+    if strangers or not set(before) & set(after):
+        different = strangers + sorted(set(before) - set(after))
+        shown = ", ".join(plain_name(str(name)) for name in different[:5])
+        raise ValueError(
+            f"{protected} must hold the same photos as {originals}, by name, got differences: "
+            f"{shown}{' ...' if len(different) > 5 else ''}; take the others out"
+        )
+    pairs, omitted = [], []
+    for name, files in before.items():
+        for file in files:
+            partners = after.get(name, [])
+            # a.heic becomes a.jpg; but where there are a.jpg and a.png, each has its own.
+            own = [partner for partner in partners if partner.name == file.name] or partners
+            shown = file.relative_to(originals).as_posix()
+            if len(own) == 1 and (len(files) == 1 or own[0].name == file.name):
+                pairs.append((shown, _reader([file], [own[0]], 0)))
+            else:
+                omitted.append(shown)
+    if not pairs:
+        raise ValueError(
+            f"{protected} must hold each photo of {originals} once, got several of every name; rename some"
+        )
+    return pairs, omitted
+
+
+def _tree(folder: Path) -> dict[Path, list[Path]]:
+    """Photos of a folder and its subfolders, but for hidden ones: relative path without suffix -> files."""
+    found: dict[Path, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.parts) and file.is_file():
+            found.setdefault(name.with_suffix(""), []).append(file)
+    if not found:
+        raise ValueError(f"{folder} must be a folder with photos ({', '.join(SUFFIXES)}), got none in it; name another")
+    return found
+
+
+def _crowd(distractors: Any) -> tuple[Tensor, dict[str, str]]:
+    """[M, 3, 112, 112] uint8, and the files that could not be used."""
+    failed: dict[str, str] = {}
+    if is_empty(distractors):
+        return saved_faces(None), failed
+    if isinstance(distractors, Mapping):
+        return torch.cat([saved_faces(images) for images in distractors.values()]), failed
+    if not isinstance(distractors, (str, PathLike)):
+        return saved_faces(distractors), failed
+    faces = []
+    for file in photo_files(distractors):
+        try:
+            faces.append(saved_faces([file]))
+        except (ValueError, OSError) as error:
+            failed[str(file)] = str(error)
+    if not faces:
+        raise ValueError(
+            f"distractors must hold at least one photo with a face, got none in {distractors}; name others"
+        )
+    return torch.cat(faces), failed
+
+
+def _versions(name: str, original: Pixels, protected: Pixels, keep_pictures: bool) -> tuple[PhotoCheck, Versions]:
+    """The face of the photo before and after protection, after every change."""
+    height, width = original.shape[:2]
+    same_size = original.shape == protected.shape
+    if (height, width) == (SIZE, SIZE):
+        faces, box = 1, None
+    else:
+        found = find_faces(original, who="all", name=name)
+        face = _touched(found, original, protected) if same_size else found[0]
+        faces, box = len(found), np.array(face.box) / [width, height, width, height]
+    versions = [[_crop(survive(side), box) for survive in SURVIVALS.values()] for side in (original, protected)]
+    inside = _region(box, original)
+    change: int | None = None
+    whole: tuple[float | None, float | None] = (None, None)
+    part = whole
+    if same_size:
+        change = int(np.abs(original.astype(np.int16) - protected).max())
+        whole, part = _quality(original, protected), _quality(original[inside], protected[inside])
+    shown = _face_pictures(original, protected, box) if keep_pictures else None
+    return PhotoCheck(name, width, height, faces, change, *whole, *part, shown), versions
+
+
+def _touched(faces: Sequence[Face], original: Pixels, protected: Pixels) -> Face:
+    """The face whose box changed most; the first, which is the largest, where nothing did."""
+
+    def change(face: Face) -> float:
+        height, width = original.shape[:2]
+        inside = _region(np.array(face.box) / [width, height, width, height], original)
+        return float(np.abs(original[inside].astype(np.int16) - protected[inside]).mean())
+
+    return max(faces, key=change)
+
+
+def _region(box: npt.NDArray[np.float64] | None, pixels: Pixels, margin: float = 0.0) -> tuple[slice, slice]:
+    """Rows and columns of a box (left, top, width, height), in shares of the photo, at least one pixel of each."""
+    height, width = pixels.shape[:2]
+    if box is None:
+        return slice(0, height), slice(0, width)
+    left, top = (box[:2] - margin * box[2:]) * [width, height]
+    right, bottom = (box[:2] + (1 + margin) * box[2:]) * [width, height]
+    left, right = sorted((int(np.clip(round(left), 0, width - 1)), int(np.clip(round(right), 1, width))))
+    top, bottom = sorted((int(np.clip(round(top), 0, height - 1)), int(np.clip(round(bottom), 1, height))))
+    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+
+
+def _crop(pixels: Pixels, box: npt.NDArray[np.float64] | None) -> Tensor | None:
+    """The face as a recogniser would see it, [3, 112, 112] uint8: found anew, in its place; None: not found."""
+    height, width = pixels.shape[:2]
+    if box is None:
+        crop = pixels if (height, width) == (SIZE, SIZE) else resized(pixels, SIZE, SIZE)
+    else:
+        left, top, across, down = (box * [width, height, width, height]).tolist()
+        place = left, top, across, down
+        # Small faces are looked for, which takes longer, only where the one that is meant was not found.
+        found = (_in_place(detect(pixels, thorough=thorough), place) for thorough in (False, True))
+        face = next((face for face in found if face is not None), None)
+        if face is None:
+            return None
+        crop = align(pixels, face)[0]
+    return torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)
+
+
+def _in_place(faces: Sequence[Face], place: Box) -> Face | None:
+    best = max(faces, key=lambda face: iou(face.box, place), default=None)
+    return best if best is not None and iou(best.box, place) >= LEAST_OVERLAP else None
+
+
+def _features(network: Surrogate, versions: Versions, batch_size: int, name: str) -> list[list[Tensor | None]]:
+    """Unit features of every version in which there is a face."""
+    crops = [crop for side in versions for crop in side if crop is not None]
+    rows: Iterator[Tensor] = iter(embed(network, torch.stack(crops), batch_size=batch_size, owner=name).cpu())
+    return [[None if crop is None else next(rows) for crop in side] for side in versions]
+
+
+def _quality(original: Pixels, protected: Pixels) -> tuple[float | None, float | None]:
+    """PSNR in dB and SSIM; None without scikit-image, or where a side is too short for SSIM's window of 7 pixels."""
+    try:
+        metrics = require("skimage.metrics", extra="report")
+    except MissingExtraError:
+        return None, None
+    if (original == protected).all():
+        return math.inf, 1.0
+    # float32 halves the memory of float64, in which scikit-image would compute on uint8.
+    a, b = original.astype(np.float32), protected.astype(np.float32)
+    psnr = float(metrics.peak_signal_noise_ratio(a, b, data_range=255))
+    if min(original.shape[:2]) < 7:
+        return psnr, None
+    return psnr, float(metrics.structural_similarity(a, b, data_range=255, channel_axis=2))
+
+
+def _face_pictures(original: Pixels, protected: Pixels, box: npt.NDArray[np.float64] | None) -> FacePictures:
+    before = original[_region(box, original, PICTURE_MARGIN)]
+    after = protected[_region(box, protected, PICTURE_MARGIN)]
+    height, width = before.shape[:2]
+    if after.shape != before.shape:
+        after = resized(after, width, height)
+    difference = MID_GREY + GAIN * (after.astype(np.int16) - before)
+    drawn = [before, after, difference.clip(0, 255).astype(np.uint8)]
+    scale = min(1.0, PICTURE_SIDE / max(height, width))
+    if scale < 1:
+        width, height = max(1, round(scale * width)), max(1, round(scale * height))
+        drawn = [resized(picture, width, height) for picture in drawn]
+    return FacePictures(_png(drawn[0]), _png(drawn[1]), _png(drawn[2]), width, height, scale)
+
+
+def _png(pixels: Pixels) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _model_check(
+    network: Surrogate,
+    features: list[list[list[Tensor | None]]],
+    crowd: Tensor,
+    learnt_on: Sequence[str] | None,
+    batch_size: int,
+) -> ModelCheck:
+    # The face of every original as it is was found: else the photo would have failed.
+    clean = torch.stack([found for photo in features if (found := photo[0][0]) is not None])  # [N, D]
+    strangers = embed(network, crowd, batch_size=batch_size, owner="distractors").cpu() if len(crowd) else None
+    threshold = _threshold(network.name, clean, strangers)
+    value = None if threshold is None else threshold.value
+    names = {network.name, *(member.name for member in network.members)}
+    return ModelCheck(
+        network.name,
+        None if learnt_on is None else not names.isdisjoint(learnt_on),
+        threshold,
+        tuple(
+            SurvivalCheck(
+                survival,
+                *(_side([photo[side][i] for photo in features], clean, value, strangers) for side in (0, 1)),
+            )
+            for i, survival in enumerate(SURVIVALS)
+        ),
+    )
+
+
+def _threshold(name: str, clean: Tensor, strangers: Tensor | None) -> Threshold | None:
+    known = verification_threshold(name)
+    if known is not None:
+        return Threshold(known, f"which {FALSE_ACCEPT_RATE:g} of the pairs of different people of LFW reach")
+    pairs = 0 if strangers is None else len(clean) * len(strangers)
+    if strangers is None or pairs < LEAST_PAIRS:
+        return None
+    accepted = int(pairs * FALSE_ACCEPT_RATE)
+    value = (clean @ strangers.T).flatten().topk(accepted).values[-1].item()
+    return Threshold(
+        value,
+        f"estimated here: {accepted} of {pairs} pairs of an original and a distractor ({FALSE_ACCEPT_RATE:g}) reach it",
+    )
+
+
+def _side(posted: list[Tensor | None], clean: Tensor, threshold: float | None, strangers: Tensor | None) -> Side:
+    n = len(clean)
+    own: list[float | None] = [None] * n
+    others, nearest = list(own), list(own)
+    recognised: list[bool | None] = [None] * n
+    accepted: list[bool] = []
+    for i, feature in enumerate(posted):
+        if feature is None:
+            continue
+        cosines = (clean @ feature).tolist()
+        own[i] = cosines.pop(i)
+        if cosines:
+            others[i], nearest[i] = sum(cosines) / len(cosines), max(cosines)
+        if threshold is not None:
+            recognised[i] = max(cosines or [own[i]]) >= threshold
+            accepted += [cosine >= threshold for cosine in cosines]
+    there = [i for i, feature in enumerate(posted) if feature is not None]
+    rates, linked = None, None
+    if len(there) > 1:
+        found = torch.stack([feature for feature in posted if feature is not None])
+        if strangers is not None:
+            rates = person_rates(found, clean[there], strangers)
+        if threshold is not None:
+            pairs = ~torch.eye(len(there), dtype=torch.bool)
+            linked = (found @ found.T >= threshold)[pairs].double().mean().item()
+    return Side(
+        tuple(own),
+        tuple(others),
+        tuple(nearest),
+        tuple(recognised),
+        sum(accepted) / len(accepted) if accepted else None,
+        linked,
+        rates,
+    )
+
+
+def _names(models: Any) -> tuple[str, ...]:
+    # The cloak's file may come from anyone.
+    return tuple(model for model in models if isinstance(model, str)) if isinstance(models, list) else ()
+
+
+def _missed(side: Side) -> bool:
+    return True not in side.recognised and False in side.recognised
+
+
+def _afters(models: Sequence[ModelCheck], survival: int) -> list[Side]:
+    return [model.survivals[survival].after for model in models]
+
+
+def _cases(sides: Sequence[Side]) -> tuple[int, int]:
+    """In how many cases, a photo on a network each, the person is not recognised, and of how many."""
+    judged = [one for side in sides for one in side.recognised if one is not None]
+    return judged.count(False), len(judged)
+
+
+def _of(cases: tuple[int, int]) -> str:
+    return f"{cases[0]} of {_count(cases[1], 'case')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else percent(share)
+
+
+def _decibel(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "same" if value == math.inf else f"{value:.1f}"
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in vars(side).items()},
+        "rates": None if side.rates is None else side.rates._asdict(),
+        "no_face": side.no_face,
+    }

@@ -1,0 +1,324 @@
+"""The report of a check, opened in a real browser, at the widths of a phone and of a desk."""
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from playwright.sync_api import sync_playwright
+
+from fastcloak import Cloak, check_photos, load_model, write_page
+from fastcloak.page import FIRST_LINE, page
+from tests.conftest import TinyNet, smooth_faces
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Nothing that a browser does on its own account, such as updates, and no sandbox, which needs rights containers lack.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = (
+    "<script>document.title='owned'</script>.png",
+    "\"><img src=x onerror=alert(1)>'&amp;.png",
+    os.fsdecode(b"\xff\xfe\x1b[31m.png"),
+    "a\u202egnp.jpg",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH: apt-get install chromium (Debian's package; .ci/run installs it)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def checked():
+    """Twelve photos on three networks, two of them with a threshold and one with the cloak learnt on it."""
+    faces = (smooth_faces(12) * 255).byte()
+    strength = torch.linspace(0, 8, 12).round().view(12, 1, 1, 1)
+    noise = torch.randint(0, 2, (1, 3, 112, 112), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    posted = (faces + strength * noise).clamp(0, 255).byte()
+    networks = [load_model(TinyNet(), name=name) for name in ("sface", "dlib", "network <b>")]
+    cloak = Cloak(torch.zeros(3, 112, 112), 0.1, {"models": ["sface", "<i>"]})
+    return check_photos(faces, posted, networks, (smooth_faces(5, 1) * 255).byte(), cloak=cloak, keep_pictures=True)
+
+
+@pytest.fixture(scope="module")
+def report(checked, tmp_path_factory):
+    """The same with hostile names, as a file."""
+    photos = [replace(photo, name=name) for photo, name in zip(checked.photos, HOSTILE, strict=False)]
+    path = tmp_path_factory.mktemp("page") / "report <b> #1.html"
+    failed = {"<script>alert(2)</script>": "cannot be read </script><script>alert(3)</script>"}
+    write_page(replace(checked, photos=(*photos, *checked.photos[len(photos) :]), failed=failed), path)
+    return path
+
+
+@pytest.fixture(params=[390, 1280])
+def width(request):
+    """Of a phone and of a desk."""
+    return request.param
+
+
+@pytest.fixture
+def opened(browser, report, width):
+    """The page, what its console said, and what it asked for."""
+    tab = browser.new_page(viewport={"width": width, "height": 844}, has_touch=width < 600)
+    told, asked = [], []
+    tab.on("console", lambda message: told.append(message.text))
+    tab.on("pageerror", lambda error: told.append(str(error)))
+    tab.on("dialog", lambda dialog: (told.append(dialog.message), dialog.dismiss()))
+    tab.on("request", lambda sent: asked.append(sent.url))
+    tab.goto(report.as_uri())
+    yield tab, told, asked
+    tab.close()
+
+
+def cut(tab):
+    """Share of the picture that shows the original, from the clip that the browser computed."""
+    clip = tab.locator(".compare .top").first.evaluate("image => getComputedStyle(image).clipPath")
+    return 100 - float(re.fullmatch(r"inset\(0px ([\d.]+)%? 0px 0px\)", clip)[1])
+
+
+def test_the_page_asks_for_nothing_and_says_no_error(opened, report):
+    tab, told, asked = opened
+    folded = tab.locator("details:not([open]) > summary")
+    while folded.count():
+        folded.first.click()
+    tab.wait_for_timeout(100)
+    assert told == []
+    assert [url for url in asked if urlsplit(url).scheme != "data"] == [report.as_uri()]
+    assert "fastcloak check" in tab.title()
+    loaded = tab.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert len(loaded) == 3 * 12
+    assert set(loaded) == {112}
+
+
+def test_nothing_is_wider_than_the_screen(opened, width):
+    tab, _, _ = opened
+    for _ in range(2):
+        scroll, inner = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert scroll <= inner == width
+        # Tables scroll inside their box, and everything else fits.
+        wide = tab.evaluate(
+            "[...document.querySelectorAll('main *')].filter(element => !element.closest('.scroll') && "
+            "element.getBoundingClientRect().right > innerWidth + 1).map(element => element.outerHTML.slice(0, 80))"
+        )
+        assert wide == []
+        tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+
+
+def test_the_slider_moves_by_key_and_by_mouse(opened):
+    tab, _, _ = opened
+    slider = tab.locator(".compare input").first
+    assert cut(tab) == 50
+    slider.focus()
+    for _ in range(10):
+        tab.keyboard.press("ArrowRight")
+    assert cut(tab) == 60
+    tab.keyboard.press("Home")
+    assert cut(tab) == 0
+    assert slider.get_attribute("aria-valuetext") == "0 % original"
+    outline = tab.locator(".compare").first.evaluate("element => getComputedStyle(element).outlineStyle")
+    assert outline == "solid"
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    tab.mouse.move(box["x"] + 0.1 * box["width"], middle)
+    tab.mouse.down()
+    assert cut(tab) == pytest.approx(10, abs=1.5)
+    tab.mouse.move(box["x"] + 0.8 * box["width"], middle, steps=5)
+    assert cut(tab) == pytest.approx(80, abs=1.5)
+    tab.mouse.up()
+    tab.mouse.move(box["x"], middle)
+    assert cut(tab) == pytest.approx(80, abs=1.5)
+
+
+def test_the_slider_shows_the_original_on_the_left_and_the_protected_photo_on_the_right(browser, tmp_path):
+    colours = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
+    colours[0, 0], colours[1, 2] = 255, 255
+    net = load_model(TinyNet(), name="net")
+    write_page(check_photos(colours[:1], colours[1:], net, keep_pictures=True), tmp_path / "r.html")
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.goto((tmp_path / "r.html").as_uri())
+    compare = tab.locator(".compare")
+    box = compare.bounding_box()
+    shot = tmp_path / "shot.png"
+    compare.screenshot(path=shot)
+    from PIL import Image
+
+    with Image.open(shot) as image:
+        pixels = image.convert("RGB")
+        row = 0.75 * box["height"]
+        assert pixels.getpixel((int(0.2 * box["width"]), int(row))) == (255, 0, 0)
+        assert pixels.getpixel((int(0.8 * box["width"]), int(row))) == (0, 0, 255)
+    tab.close()
+
+
+def test_a_finger_moves_the_slider(opened, width):
+    tab, _, _ = opened
+    if width > 600:
+        tab.locator(".compare input").first.click(position={"x": 30, "y": 30})
+        assert cut(tab) < 20
+        return
+    slider = tab.locator(".compare input").first
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    tab.touchscreen.tap(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    assert cut(tab) == pytest.approx(25, abs=1.5)
+
+
+def test_photos_are_folded_but_for_the_first_and_open_on_a_click(opened):
+    tab, _, _ = opened
+    photos = tab.locator("details:has(.compare)")
+    assert photos.count() == 12
+    assert photos.evaluate_all("all => all.map(one => one.open)") == [True, *[False] * 11]
+    second = photos.nth(1)
+    assert not second.locator("table").is_visible()
+    second.locator("summary").click()
+    assert second.locator("table").is_visible()
+    # The summary comes first: it is on the screen before anyone scrolls.
+    assert tab.locator(".headline").bounding_box()["y"] < 200
+
+
+def test_hostile_names_are_shown_as_text_and_do_nothing(opened):
+    tab, told, _ = opened
+    shown = tab.locator("summary .name").all_inner_texts()
+    assert shown[0] == HOSTILE[0]
+    assert shown[1] == HOSTILE[1]
+    assert shown[2] == "\\udcff\\udcfe\\x1b[31m.png"
+    assert shown[3] == "a\\u202egnp.jpg"
+    assert told == []
+    assert tab.title() != "owned"
+    assert tab.locator("script").count() == 1
+    assert tab.locator("img[src=x], i, b").count() == 0
+
+
+def test_a_script_that_slips_in_does_not_run(opened):
+    tab, told, _ = opened
+    tab.evaluate(
+        "() => { const bad = document.createElement('script'); bad.textContent = 'document.title = \"owned\"';"
+        "document.body.append(bad); }"
+    )
+    assert tab.title() != "owned"
+    assert "Content Security Policy" in " ".join(told)
+    # Nor does anything leave the page.
+    sent = tab.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', error => String(error))")
+    assert "TypeError" in sent
+
+
+def test_the_page_can_be_read_aloud(opened):
+    tab, _, _ = opened
+    assert tab.locator("html").get_attribute("lang") == "en"
+    assert tab.locator("h1").count() == 1
+    assert all(tab.locator("img").evaluate_all("all => all.map(image => image.alt.length > 10)"))
+    assert all(tab.locator("th").evaluate_all("all => all.map(cell => cell.scope !== '')"))
+    assert all(tab.locator("input").evaluate_all("all => all.map(input => input.ariaLabel.length > 10)"))
+    labels = tab.locator(".scroll").evaluate_all("all => all.map(box => [box.tabIndex, box.ariaLabel.length > 10])")
+    assert all(label == [0, True] for label in labels)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_have_contrast(browser, report, scheme):
+    tab = browser.new_page(color_scheme=scheme)
+    tab.goto(report.as_uri())
+    names = ("ink", "dim", "good", "bad", "link", "paper", "card")
+    colours = tab.evaluate(
+        "names => { const style = getComputedStyle(document.documentElement);"
+        "return names.map(name => style.getPropertyValue('--' + name).trim()); }",
+        list(names),
+    )
+    light = dict(zip(names, map(luminance, colours), strict=True))
+    for ground in ("paper", "card"):
+        for ink in ("ink", "dim", "good", "bad", "link"):
+            bright, dark = sorted((light[ink], light[ground]), reverse=True)
+            # WCAG 2.1, 1.4.3 (AA).
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)"
+    )
+    tab.close()
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_page_holds_the_words_and_numbers_of_the_check(checked):
+    text = re.sub(r"<[^>]+>", "", page(checked))
+    for line in (*checked.summary(), *checked.limits()):
+        assert line.replace("<", "&lt;").replace(">", "&gt;") in text
+    for i in range(12):
+        assert checked.verdict(i) in text
+    assert f"{checked.models[0].as_saved.after.own[3]:.3f}" in text
+
+
+def test_the_file_names_no_place_on_the_network(checked):
+    text = page(checked)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<iframe|srcset", re.sub(r"base64,[^\"]+", "", text))
+    assert "default-src 'none'" in text
+
+
+def test_pictures_show_the_pixels_as_they_are_and_the_difference_ten_times(checked):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    before, after, difference = (
+        np.array(Image.open(io.BytesIO(getattr(checked.photos[11].pictures, name)))).astype(int)
+        for name in ("original", "protected", "difference")
+    )
+    faces = (smooth_faces(12) * 255).byte()
+    assert (before == faces[11].permute(1, 2, 0).numpy()).all()
+    assert (difference == (128 + 10 * (after - before)).clip(0, 255)).all()
+    assert 0 < np.abs(after - before).max() <= 8
+
+
+def test_large_faces_are_scaled_down_and_the_page_says_so():
+    import numpy as np
+
+    from fastcloak.check import _face_pictures
+
+    photo = np.random.default_rng(0).integers(0, 256, (900, 700, 3), np.uint8)
+    shown = _face_pictures(photo, photo, np.array([0.1, 0.1, 0.8, 0.8]))
+    assert max(shown.width, shown.height) == 480
+    assert 0.5 < shown.scale < 0.6
+
+
+def test_only_an_older_report_is_replaced(checked, tmp_path):
+    path = tmp_path / "report.html"
+    write_page(checked, path)
+    write_page(checked, str(path))
+    assert path.read_text(encoding="utf-8").startswith(FIRST_LINE)
+    (tmp_path / "mine.html").write_text("<!DOCTYPE html><p>mine")
+    with pytest.raises(FileExistsError, match="is no report of fastcloak check; name another file"):
+        write_page(checked, tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "<!DOCTYPE html><p>mine"
+    with pytest.raises(ValueError, match=r"name that ends in \.html or \.htm, got .*report\.jpg; rename it"):
+        write_page(checked, tmp_path / "report.jpg")
+    with pytest.raises(IsADirectoryError, match="got the folder"):
+        write_page(checked, tmp_path)
+    with pytest.raises(FileNotFoundError, match="make .*none first"):
+        write_page(checked, tmp_path / "none" / "report.html")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.html", "report.html"]
+
+
+def test_a_check_without_pictures_makes_a_page_too(tmp_path):
+    faces = (smooth_faces(1) * 255).byte()
+    write_page(check_photos(faces, faces, load_model(TinyNet(), name="sface")), tmp_path / "report.htm")
+    text = (tmp_path / "report.htm").read_text(encoding="utf-8")
+    assert "<img" not in text
+    assert "no change whole photo" in text
