@@ -6,6 +6,7 @@ import hashlib
 import json
 import numbers
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import torch as tensors
 
 from fastcloak.atomic import atomic_write
 
@@ -131,7 +131,7 @@ class Cloak:
         """
         metadata = {"format": FORMAT, "schema": str(SCHEMA), "eps": repr(self.eps), "info": json.dumps(dict(self.info))}
         metadata["sha256"] = _digest(self.delta, metadata)
-        atomic_write(Path(path), save({"delta": self.delta.contiguous()}, metadata))
+        atomic_write(Path(path), tensors.save({"delta": self.delta.contiguous()}, metadata))
 
 
 def load(path: str | os.PathLike[str]) -> Cloak:
@@ -142,24 +142,30 @@ def load(path: str | os.PathLike[str]) -> Cloak:
         OSError: the file cannot be opened.
     """
     path = Path(path)
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise CloakFileError(f"{path} is not a cloak: {size} bytes, a cloak has about 150,000")
-    with open(path, "rb"):  # a missing or unreadable file is an OSError with its name, on every version of safetensors
-        pass
+    kind = path.stat().st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # open would wait for a pipe without end
+        raise CloakFileError(f"{path} is not a file but a pipe or device; copy the cloak to a file")
+    # The bytes are read once and kept: a mapped file could change under the mask, or end the process when it shrinks.
+    with open(path, "rb") as file:
+        payload = file.read(LARGEST_FILE + 1)
+    if len(payload) > LARGEST_FILE:
+        raise CloakFileError(f"{path} is not a cloak: over {LARGEST_FILE} bytes, a cloak has about 150,000")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            delta = file.get_tensor("delta") if names == ["delta"] else None
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError) as error:
+        content = tensors.load(payload)
+        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")].decode())
+    # The file is not to be trusted: whatever a parser trips over is a fault of the file.
+    except Exception as error:
         raise CloakFileError(f"{path} is not a readable safetensors file: {error}") from error
+    metadata, names = header.get("__metadata__") or {}, list(content)
+    delta = content["delta"] if names == ["delta"] else None
     if metadata.get("format") != FORMAT or delta is None:
         raise CloakFileError(f"{path} is not a fastcloak cloak: format {metadata.get('format')!r}, tensors {names}")
     if metadata.get("schema") != str(SCHEMA):
         raise CloakFileError(
             f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}; update fastcloak"
         )
+    if delta.dtype != torch.float32 or tuple(delta.shape) != SHAPE:
+        raise CloakFileError(f"{path} holds no mask of float32 {list(SHAPE)}, got {delta.dtype} {list(delta.shape)}")
     if metadata.get("sha256") != _digest(delta, metadata):
         raise CloakFileError(
             f"{path} was altered or damaged: its hash does not match its content; fit or copy it again"

@@ -1,6 +1,8 @@
 import json
 import math
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +88,35 @@ def test_other_content_is_refused(tmp_path, content):
     path = tmp_path / "other.safetensors"
     path.write_bytes(content)
     with pytest.raises(CloakFileError, match="other.safetensors"):
+        fastcloak.load(path)
+
+
+def test_a_loaded_cloak_does_not_hang_on_its_file(cloak, saved, tmp_path):
+    # It was mapped once: another program that wrote over the file changed the mask, or ended the process.
+    loaded = fastcloak.load(saved)
+    make_cloak(seed=1).save(tmp_path / "other.safetensors")
+    with open(saved, "r+b") as file:
+        file.write((tmp_path / "other.safetensors").read_bytes())
+    assert torch.equal(loaded.delta, cloak.delta)
+    with open(saved, "r+b") as file:
+        file.truncate(10)
+    assert torch.equal(loaded.delta, cloak.delta)
+
+
+def test_a_pipe_or_device_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(CloakFileError, match="not a file but a pipe or device"):
+            fastcloak.load(path)
+    with pytest.raises(IsADirectoryError):
+        fastcloak.load(tmp_path)
+
+
+@pytest.mark.parametrize("delta", [torch.zeros(3, 112, 112, dtype=torch.float64), torch.zeros(3, 112, 56)])
+def test_a_mask_of_another_kind_is_refused_by_name(delta, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(save({"delta": delta}, {"format": "fastcloak.cloak", "schema": "1"}))
+    with pytest.raises(CloakFileError, match=r"odd.safetensors holds no mask of float32 \[3, 112, 112\], got"):
         fastcloak.load(path)
 
 
