@@ -231,7 +231,7 @@ def _portrait() -> np.ndarray[Any, Any]:
     return coloured
 
 
-# Many files in processes that may die ------------------------------------------------------------------------------------
+# Many files in processes that may die ---------------------------------------------------------------------------------
 
 
 @dataclass

@@ -1,14 +1,36 @@
-"""Shared small things: a network and faces that need no download and no optional package."""
+"""Shared small things: a network and faces that need no download and no optional package; no way to the internet."""
 
+import atexit
 import os
+import sys
+import tempfile
 from importlib import import_module
+from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: the kernels run on CPU tensors
+
+# Attempts are noted in a file, since the code under test may swallow the exception, and may be another process.
+_NO_NETWORK = Path(__file__).parent / "no_network"
+if "FASTCLOAK_TEST_NETWORK" not in os.environ:
+    os.environ["FASTCLOAK_TEST_NETWORK"] = tempfile.mkstemp(prefix="fastcloak-network-")[1]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_NO_NETWORK), os.environ.get("PYTHONPATH")]))
+    sys.path.insert(0, str(_NO_NETWORK))
+    # Another module of this name may have been imported at Python's start.
+    sys.modules.pop("sitecustomize", None)
+    import_module("sitecustomize")
+    sys.path.remove(str(_NO_NETWORK))
+    atexit.register(os.remove, os.environ["FASTCLOAK_TEST_NETWORK"])
+NETWORK_LOG = Path(os.environ["FASTCLOAK_TEST_NETWORK"])
+
+# The same examples in every run, and no folder of earlier ones.
+hypothesis.settings.register_profile("fastcloak", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("fastcloak")
 
 
 class TinyNet(nn.Module):
@@ -46,6 +68,15 @@ def float32_by_default(monkeypatch):
     if not torch.cuda.is_available():
         # The package exports a function of the module's name.
         monkeypatch.setattr(import_module("fastcloak.models.prepare"), "has_fast_bfloat16", lambda device: False)
+
+
+@pytest.fixture(autouse=True)
+def no_network():
+    """Fails the test in which this process, or a Python program that it started, looked for another machine."""
+    NETWORK_LOG.write_text("")
+    yield
+    attempts = NETWORK_LOG.read_text()
+    assert not attempts, attempts
 
 
 @pytest.fixture

@@ -376,9 +376,31 @@ BAD = {
         model([node("Concat", f"{a},{a}", b, axis=2) for a, b in itertools.pairwise(["x", *map(str, range(40)), "y"])]),
         r"must make at most 16777216 numbers a picture",
     ),
+    "bomb_of_32_gb_at_once": (
+        model(
+            [
+                node("Reshape", "x,tall", "t"),
+                node("Reshape", "x,wide", "u"),
+                node("Conv", "t,w", "c"),
+                node("MatMul", "c,u"),
+            ],
+            tall=i64(-1, 1, 243, 1),
+            wide=i64(-1, 1, 1, 243),
+            w=np.zeros((65536, 1, 1, 1), np.float32),
+        ),
+        r"MatMul \(node 3 ''\): must make at most 16777216 numbers a picture, got shape \[65536, 243, 243\]",
+    ),
+    "index_beyond": (
+        model([node("Gather", "x,i", axis=1)], i=i64(0, 3)),
+        r"indices must be in \[-3, 2\], got 0 to 3",
+    ),
+    "norm_of_another_size": (
+        model([node("BatchNormalization", "x,s,b,m,v")], **{**NORM, "m": f32(4)}),
+        r"mean and variance must be \[3\], got \[4\], \[3\]",
+    ),
     "bomb_of_constants": (
         model([node("Add", "a,b", "c"), node("Add", "x,c")], a=f32(40000, 1), b=f32(1, 40000)),
-        r"must make a constant of at most 268435456 numbers, got shape \[40000, 40000\]",
+        r"must make a constant of at most 67108864 numbers, got shape \[40000, 40000\]",
     ),
     "pad_of_a_constant": (
         model([node("Pad", "a,p", "c"), node("Add", "x,c")], a=f32(3), p=i64(0, 9**9)),

@@ -35,7 +35,7 @@ _MOVES_SIZES = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squ
 # What is evaluated when all of its inputs are constants, besides the above: nothing that makes them much larger.
 _BROADCASTS = {"Add", "Div", "Mul", "Sub"}
 _EVALUATED = {*_MOVES_SIZES, *_BROADCASTS, "Abs", "Constant", "Flatten", "Shape", "Transpose"}
-_MAX_CONSTANT = 1 << 28
+_MAX_CONSTANT = 1 << 26  # 256 MB; the largest matrix of a face network, 512 x 25088, has 13 million numbers
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ def _input(
     if height and input_size not in (None, height):
         raise ValueError(f"{path}: input_size must be {height}, which the file itself says, got {input_size}")
     size = height or input_size or FACE_SIZE
-    value = Value(build.graph.placeholder("pictures"), torch.full((2, 3, size, size), 0.5))
+    value = Value(
+        build.graph.placeholder("pictures"), torch.empty(2, 3, size, size, dtype=torch.float32, device="meta")
+    )
     return size, (inputs[0].name, build.call(torch.permute, value, (0, 2, 3, 1)) if channels_last else value)
 
 

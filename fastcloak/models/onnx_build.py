@@ -1,4 +1,8 @@
-"""A torch.fx graph that is built one ONNX operation at a time, and run on an example as it is built."""
+"""A torch.fx graph that is built one ONNX operation at a time, and followed on the shapes of an example as it is built.
+
+Shapes only (torch's meta device): a small file may ask for values that fill the memory, and is refused before they are
+made.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +25,7 @@ Known = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A value that depends on the picture: where it is computed, and what it is for two grey pictures."""
+    """A value that depends on the picture: where it is computed, and its shape for two pictures, on the meta device."""
 
     node: fx.Node
     example: Tensor
@@ -29,7 +33,7 @@ class Value:
 
 @dataclass
 class Builder:
-    """Collects modules and calls into a torch.fx graph, and runs each at once on the example."""
+    """Collects modules and calls into a torch.fx graph, and follows the shapes at once."""
 
     root: nn.Module = field(default_factory=nn.Module)
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -40,7 +44,9 @@ class Builder:
         module.eval().requires_grad_(False)
         name = self._name(type(module).__name__)
         self.root.add_module(name, module)
-        return Value(self.graph.call_module(name, (value.node,)), module(value.example))
+        tensors = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        example = torch.func.functional_call(module, tensors, (value.example,))
+        return Value(self.graph.call_module(name, (value.node,)), example)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Value:
         """Call a function on values, known arrays (which become buffers) and plain arguments."""
@@ -49,8 +55,9 @@ class Builder:
             node, example = arg, arg
             if isinstance(arg, np.ndarray):
                 name = self._name("constant")
-                example = as_tensor(arg)
-                self.root.register_buffer(name, example)
+                constant = as_tensor(arg)
+                self.root.register_buffer(name, constant)
+                example = constant.to("meta")
                 node = self.graph.get_attr(name)
             elif isinstance(arg, Value):
                 node, example = arg.node, arg.example

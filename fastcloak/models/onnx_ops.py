@@ -100,7 +100,7 @@ def _average_pool(build: Builder, op: Operation) -> Value:
     if padding is not None:
         return build.module(nn.AvgPool2d(kernel, strides, padding, ceil, whole), x)
     pool = nn.AvgPool2d(kernel, strides, 0, ceil)
-    covered = pool(F.pad(torch.ones_like(x.example[:1, :1]), _torch_pads(pads)))
+    covered = pool(F.pad(torch.ones(1, 1, *x.example.shape[2:]), _torch_pads(pads)))
     pooled = build.module(pool, build.module(nn.ZeroPad2d(_torch_pads(pads)), x))
     # Averages over padded windows become averages over the pixels that are really there.
     return pooled if whole else build.call(operator.truediv, pooled, covered.numpy())
@@ -147,6 +147,8 @@ def _batch_normalization(build: Builder, op: Operation) -> Value:
     kind = nn.BatchNorm2d if x.example.ndim == 4 else nn.BatchNorm1d
     norm = kind(weight.numel(), eps=op.attributes.get("epsilon", 1e-5))
     _fill(norm, weight=weight, bias=bias)
+    if mean.shape != weight.shape or var.shape != weight.shape:
+        raise ValueError(f"mean and variance must be {list(weight.shape)}, got {list(mean.shape)}, {list(var.shape)}")
     norm.running_mean, norm.running_var = mean, var
     return build.module(norm, x)
 
@@ -316,7 +318,10 @@ def _gather(build: Builder, op: Operation) -> Value:
     axis = batch_free_axis(op.attributes.get("axis", 0), x.example.ndim)
     if index.ndim > 1:
         raise ValueError(f"indices must be one number or a list, got shape {list(index.shape)}")
-    index = np.where(index < 0, index + x.example.shape[axis], index).astype(np.int64)
+    size = x.example.shape[axis]
+    index = np.where(index < 0, index + size, index).astype(np.int64)
+    if index.size and not 0 <= index.min() <= index.max() < size:
+        raise ValueError(f"indices must be in [{-size}, {size - 1}], got {index.min()} to {index.max()}")
     if index.ndim == 0:
         return build.call(torch.select, x, axis, int(index))
     return build.call(torch.index_select, x, axis, index)
