@@ -125,6 +125,10 @@ RECIPES: dict[str, Recipe] = {
         for words, without in WITHOUT.items()
     },
     **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
+    **{
+        f"preset {name}, photo": {"preset": name, **PRESETS[name], "augment": (*PRESETS[name]["augment"], "photo")}
+        for name in ("fast", "balanced")
+    },
 }
 
 # Batch size -> row. b = 1 accumulated is the row of table1; b = N is one and the same with and without accumulation.
