@@ -47,8 +47,8 @@ Pixels = npt.NDArray[np.uint8]
 SIZES = (40, 60, 80, 112, 160, 224, 320)
 ALIGNED = "aligned"
 CLEAN, RANDOM = "clean", "random"
-COLUMNS = ("data", "people", "photos", "distractors", "surrogate", "target", "mask", "face", "file", "found")
-COLUMNS += ("top1", "linkage", "cosine", "per_person")
+ABOUT = ("data", "people", "photos", "distractors", "surrogate")
+COLUMNS = (*ABOUT, "target", "mask", "face", "file", "found", "top1", "linkage", "cosine", "per_person")
 BOOTSTRAPS = 2000
 
 

@@ -5,9 +5,11 @@ __version__ = "0.1.0"
 from fastcloak.assets import MissingExtraError
 from fastcloak.check import Check, check_photos
 from fastcloak.cloak import Cloak, CloakFileError, load
+from fastcloak.enrolment import Enrolment, PersonNotFoundError, enrol
 from fastcloak.evaluation import Evaluation, evaluate
 from fastcloak.faces import FaceNotFoundError
 from fastcloak.fitting import FitManyError, fit, fit_many
+from fastcloak.folder import plan_photos, protect_photos
 from fastcloak.models import Surrogate, load_model
 from fastcloak.page import write_page
 from fastcloak.photos import PhotoError
@@ -17,19 +19,24 @@ __all__ = [
     "Check",
     "Cloak",
     "CloakFileError",
+    "Enrolment",
     "Evaluation",
     "FaceNotFoundError",
     "FitManyError",
     "MissingExtraError",
+    "PersonNotFoundError",
     "PhotoError",
     "Surrogate",
     "check_photos",
+    "enrol",
     "evaluate",
     "fit",
     "fit_many",
     "load",
     "load_model",
+    "plan_photos",
     "protect",
     "protect_photo",
+    "protect_photos",
     "write_page",
 ]

@@ -10,24 +10,31 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 import fastcloak
 from fastcloak.assets import ORL_PEOPLE, MissingExtraError
+from fastcloak.atomic import atomic_write
 from fastcloak.augment import AUGMENTATIONS
 from fastcloak.check import check_photos
 from fastcloak.cloak import CloakFileError
 from fastcloak.config import ENSEMBLES, GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, PRESETS, FitConfig
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
+from fastcloak.enrolment import enrol
+from fastcloak.folder import DONE_BEFORE, PROTECTED, Outcome, plan_photos, protect_photos
+from fastcloak.folder import FAILED as FAILED_PHOTO
 from fastcloak.hull import OBJECTIVES
 from fastcloak.models import Surrogate, load_model
 from fastcloak.page import check_page_may_go_to, write_page
 from fastcloak.photos import photo_files
-from fastcloak.protect import ProtectedPhoto, protect_photo
+from fastcloak.protect import WHO
 
 OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
 
@@ -45,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes them from the process.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(_with_json_target(sys.argv[1:] if arguments is None else arguments))
     try:
         code: int = parsed.run(parsed)
         sys.stdout.flush()
@@ -59,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fastcloak: interrupted{parsed.kept}", file=sys.stderr)
         return FAILED
+
+
+def _with_json_target(arguments: Sequence[str]) -> list[str]:
+    """`--json` alone means `--json=-`; what follows it is its own only if it is `-` or ends in .json."""
+    given: list[str] = []
+    for argument in arguments:
+        if given and given[-1] == "--json=-" and (argument == "-" or argument.endswith(".json")):
+            given[-1] = f"--json={argument}"
+        else:
+            given.append("--json=-" if argument == "--json" else argument)
+    return given
 
 
 def drop_output() -> None:
@@ -77,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     default = FitConfig()
 
-    def command(name: str, run: Any, description: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=description, description=description)
+    def command(name: str, run: Any, description: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=description, description=description, aliases=aliases)
         # A command that writes keeps in `kept` what an interruption leaves behind.
         added.set_defaults(run=run, kept="")
         return added
@@ -169,21 +187,43 @@ def _parser() -> argparse.ArgumentParser:
         help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)",
     )
 
-    apply = command("apply", _apply, "Add a cloak to photos of any size; the originals are never changed.")
-    apply.add_argument("cloak", type=_path, help="a file that fit wrote")
-    apply.add_argument("photos", nargs="+", metavar="PHOTO", type=_path, help="photos, or folders of them")
-    apply.add_argument(
-        "-o", "--output", type=_path, required=True, help="folder for the protected photos; made if it is not there"
+    protect = command(
+        "protect", _protect, "Add a cloak to photos of any size; the originals are never changed.", aliases=["apply"]
     )
-    apply.add_argument(
+    protect.add_argument("cloak", type=_path, help="a file that fit wrote")
+    protect.add_argument(
+        "photos", nargs="+", metavar="PHOTO", type=_path, help="photos, or folders of them and of further folders"
+    )
+    protect.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        help="folder for the protected photos, made if it is not there; or for a single photo a file name",
+    )
+    protect.add_argument(
         "--who",
-        choices=("largest", "all"),
+        choices=WHO,
         default="largest",
-        help="which faces of a photo get the cloak (default: %(default)s)",
+        help="which faces of a photo get the cloak; me: only the person of --enrolment (default: %(default)s)",
     )
-    apply.add_argument(
+    protect.add_argument("--enrolment", type=_path, metavar="FOLDER", help="with --who me: photos of the person alone")
+    protect.add_argument(
+        "--model", help="with --who me: the network that recognises the person, sface or dlib (default: sface)"
+    )
+    protect.add_argument(
+        "--quality",
+        type=int,
+        help="of JPEG, HEIC and lossy WebP, 1 to 100 (default: 95, or a JPEG's own where that is better)",
+    )
+    protect.add_argument("--strip-gps", action="store_true", help="leave out where photos were taken")
+    protect.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="photos at a time (default: %(default)s)"
+    )
+    protect.add_argument(
         "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
     )
+    protect.add_argument("--dry-run", action="store_true", help="look for the faces and say what would be done")
 
     check = command(
         "check", _check, "Compare a person's protected photos with the originals on face networks, also after changes."
@@ -210,8 +250,10 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "Show which device, backend and engine would run, and why not others.")
 
-    for added in (demo, fit, apply, check, info, doctor):
-        added.add_argument("--json", action="store_true", help="print JSON for programs")
+    for added in (demo, fit, protect, check, info, doctor):
+        added.add_argument(
+            "--json", metavar="FILE", help="print JSON for programs, or write it to FILE (.json); - prints too"
+        )
     return parser
 
 
@@ -225,7 +267,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         say=(lambda line: None) if quiet else lambda line: print(line, flush=True),
     )
     if quiet:
-        _print_json({**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]})
+        _print_json({**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]}, quiet)
     else:
         print(f"\n{demo.evaluation.table()}\n\nWritten: {', '.join(str(file) for file in demo.files)}")
     return OK
@@ -261,7 +303,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     cloak.save(arguments.output)
     arguments.kept = f"; the cloak is in {arguments.output}"
     if arguments.json:
-        _print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info})
+        _print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info}, arguments.json)
     else:
         info = cloak.info
         print(
@@ -283,50 +325,74 @@ def _check_cloak_may_go_to(output: Path) -> None:
             raise FileExistsError(f"-o may replace a cloak only: {error}; name another file") from None
 
 
-def _apply(arguments: argparse.Namespace) -> int:
+def _protect(arguments: argparse.Namespace) -> int:
+    if (arguments.who == "me") != (arguments.enrolment is not None) or (arguments.model and arguments.who != "me"):
+        raise ValueError("--who me needs --enrolment FOLDER with photos of the person, and only --who me takes it")
     cloak = fastcloak.load(arguments.cloak)
-    sources = photo_files(arguments.photos)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    originals = {_file_id(source) for source in sources}
-    written: set[tuple[int, int]] = set()
-    done: list[ProtectedPhoto] = []
-    failed: dict[str, str] = {}
-    for source in sources:
-        destination = arguments.output / source.name
-        arguments.kept = f"; {len(done)} of {len(sources)} photos are protected in {arguments.output}"
-        try:
-            if destination.exists():
-                there = _file_id(destination)
-                if there in originals:
-                    raise FileExistsError(f"{destination} is one of the originals; name another folder")
-                if there in written:
-                    raise FileExistsError(
-                        f"another photo is called {source.name} too; apply the folders one by one, each with its own -o"
-                    )
-                if not arguments.overwrite:
-                    raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
-            done.append(protect_photo(source, destination, cloak, who=arguments.who))
-            written.add(_file_id(destination))
-        except MissingExtraError:
-            raise
-        except (ValueError, OSError) as error:
-            failed[str(source)] = str(error)
+    plan = plan_photos(arguments.photos, arguments.output)
+    enrolment = None
+    if arguments.who == "me":
+        enrolment = enrol(photo_files(arguments.enrolment), parse_model(arguments.model or "sface"))
+    outcomes: list[Outcome] = []
+    with tqdm(total=len(plan.photos), desc="protecting", unit="photo", disable=True if arguments.json else None) as bar:
+
+        def told(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            done = sum(outcome.status in (PROTECTED, DONE_BEFORE) for outcome in outcomes)
+            arguments.kept = f"; {done} of {len(plan.photos)} photos are protected in {arguments.output}"
+            bar.update()
             if not arguments.json:
-                print(f"{source}: {error}", file=sys.stderr)
-    arguments.kept = f"; {len(done)} of {len(sources)} photos are protected in {arguments.output}"
+                for words in (outcome.error, *outcome.warnings):
+                    if words:
+                        bar.write(f"{outcome.source}: {words}", file=sys.stderr)
+
+        protect_photos(
+            plan,
+            cloak,
+            who=arguments.who,
+            enrolment=enrolment,
+            quality=arguments.quality,
+            strip_gps=arguments.strip_gps,
+            overwrite=arguments.overwrite,
+            dry_run=arguments.dry_run,
+            jobs=arguments.jobs,
+            progress=told,
+        )
+    outcomes.sort(key=lambda outcome: outcome.source)
     if arguments.json:
-        _print_json({"protected": [asdict(photo) for photo in done], "failed": failed})
+        counts = Counter(outcome.status for outcome in outcomes)
+        photos = [asdict(outcome) for outcome in outcomes]
+        _print_json({"cloak": cloak.id, "counts": counts, "photos": photos}, arguments.json)
     else:
-        print(f"{len(done)} photos protected in {arguments.output}, {len(failed)} failed")
+        print(_summary(outcomes, arguments.output))
+    failed = sum(outcome.status == FAILED_PHOTO for outcome in outcomes)
     if not failed:
         return OK
-    return SOME_FAILED if done else FAILED
+    return SOME_FAILED if failed < len(outcomes) else FAILED
 
 
-def _file_id(path: Path) -> tuple[int, int]:
-    """What stays the same whatever name a file goes by: links, `..`, upper and lower case."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
+REASONS = {
+    "FaceNotFoundError": "no face found",
+    "PersonNotFoundError": "not the enrolled person",
+    "PhotoError": "cannot be read or written as a photo",
+    "FileExistsError": "the place is taken",
+}
+
+
+def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
+    """A table of how many photos came to what, with the reasons of failures below."""
+    by_status = Counter(outcome.status for outcome in outcomes)
+    reasons = Counter(REASONS.get(outcome.reason, outcome.reason) for outcome in outcomes if outcome.reason)
+    lines = [(str(number), status) for status, number in by_status.items() if status != FAILED_PHOTO]
+    if reasons:
+        lines.append((str(by_status[FAILED_PHOTO]), FAILED_PHOTO))
+        lines += [(str(number), f"  {why}") for why, number in reasons.most_common()]
+    lines.append((str(sum(outcome.faces for outcome in outcomes)), "faces cloaked"))
+    small = sum(bool(outcome.warnings) for outcome in outcomes)
+    if small:
+        lines.append((str(small), "photos with a small face"))
+    width = max(len(number) for number, _ in lines)
+    return "\n".join([f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in lines)])
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -346,7 +412,7 @@ def _check(arguments: argparse.Namespace) -> int:
         write_page(check, arguments.html)
         arguments.kept = f"; the report is in {arguments.html}"
     if arguments.json:
-        _print_json(check.to_json())
+        _print_json(check.to_json(), arguments.json)
     else:
         print(check.table())
         if arguments.html is not None:
@@ -357,9 +423,9 @@ def _check(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     cloak = fastcloak.load(arguments.cloak)
     if arguments.json:
-        _print_json({"eps": cloak.eps, **cloak.info})
+        _print_json({"eps": cloak.eps, "id": cloak.id, **cloak.info}, arguments.json)
         return OK
-    print(f"eps: {255 * cloak.eps:g} grey levels")
+    print(f"eps: {255 * cloak.eps:g} grey levels\nid: {cloak.id}")
     for name, value in cloak.info.items():
         if name != "eps":
             print(f"{_words(name)}: {_shown(name, value)}")
@@ -388,7 +454,7 @@ def _words(value: Any) -> str:
 def _doctor(arguments: argparse.Namespace) -> int:
     findings = diagnose()
     if arguments.json:
-        _print_json({finding.subject: asdict(finding) for finding in findings})
+        _print_json({finding.subject: asdict(finding) for finding in findings}, arguments.json)
     else:
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
@@ -450,8 +516,12 @@ def _grey_levels(text: str) -> float:
     return levels
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+def _print_json(value: Any, to: str) -> None:
+    text = json.dumps(value, indent=2, default=str)
+    if to == "-":
+        print(text)
+    else:
+        atomic_write(Path(to), text.encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,12 @@ class Cloak:
                 f"info must hold only what JSON can: {error}; turn arrays into lists, NumPy's numbers into float"
             ) from error
 
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits that tell this mask and its eps from any other; `info` does not matter."""
+        payload = self.delta.contiguous().numpy().tobytes() + repr(self.eps).encode()
+        return hashlib.sha256(payload).hexdigest()[:16]
+
     def apply(self, images: Images) -> Images:
         """Adds the mask to aligned crops: clip(x + delta, 0, 1).
 

@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -399,12 +398,21 @@ def _channels_last_uint8(pixels: Pixels) -> torch.Tensor:  # [H, W, 3] -> [3, H,
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-# One detector for the process; it is not safe to use from two threads at once.
-_DETECTING = threading.Lock()
+# A detector is not safe to use from two threads at once: each thread has its own.
+_DETECTORS = threading.local()
+_MAKING = threading.Lock()
 
 
-@lru_cache(maxsize=1)
-def _detector(model: str) -> Any:
+def _detector() -> Any:
+    model = str(assets.yunet_file())
+    if getattr(_DETECTORS, "model", None) != model:
+        with _MAKING:  # the log level is the process's
+            _DETECTORS.detector = _new_detector(model)
+        _DETECTORS.model = model
+    return _DETECTORS.detector
+
+
+def _new_detector(model: str) -> Any:
     cv2 = assets.require("cv2", extra="faces")
     # OpenCV 5 writes a warning about its own engine to standard error for each network. Builds before
     # 4.13, which other packages may have brought along, have no way to silence it, and no need to.
@@ -422,13 +430,11 @@ def _detector(model: str) -> Any:
 
 
 def _run_detector(pixels: Pixels, least_score: float, *, proposals: bool = False) -> list[Face]:
-    model = str(assets.yunet_file())
-    with _DETECTING:
-        detector = _detector(model)
-        detector.setInputSize((pixels.shape[1], pixels.shape[0]))
-        detector.setScoreThreshold(least_score)
-        detector.setNMSThreshold(1.0 if proposals else _NMS)
-        _, rows = detector.detect(np.ascontiguousarray(pixels[..., ::-1]))
+    detector = _detector()
+    detector.setInputSize((pixels.shape[1], pixels.shape[0]))
+    detector.setScoreThreshold(least_score)
+    detector.setNMSThreshold(1.0 if proposals else _NMS)
+    _, rows = detector.detect(np.ascontiguousarray(pixels[..., ::-1]))
     if rows is None:
         return []
     # Columns: x, y, w, h, then x and y of five landmarks, then the score.

@@ -7,6 +7,7 @@ Only the mask is warped, by the exact inverse of the alignment; the photo's own 
 `window` is 1 inside the square that face networks see and falls to 0 over its outermost pixels, so that no edge shows.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -15,14 +16,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fastcloak.atomic import atomic_write
 from fastcloak.cloak import Cloak
-from fastcloak.faces import SIZE, TEMPLATE_112, Face, check_pixels, choose_faces, find_faces, similarity_transform, warp
-from fastcloak.photos import read_photo, write_photo
+from fastcloak.enrolment import Enrolment
+from fastcloak.faces import SIZE, TEMPLATE_112, Face, check_pixels, find_faces, similarity_transform, warp
+from fastcloak.photos import decode_photo, encode_photo, without_gps
 
-__all__ = ["ProtectedPhoto", "face_mask", "protect", "protect_photo"]
+__all__ = ["WHO", "ProtectedPhoto", "check_who", "face_mask", "protect", "protect_payload", "protect_photo"]
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+logger = logging.getLogger("fastcloak")
+
+WHO = ("largest", "all", "me")
+
+SMALL_FACE = 60
+"""Pixels: faces below get a warning."""
+_KEPT = ((40, 0.3), (60, 0.5), (112, 1.0))
+
 
 # Width in pixels of the crop over which the mask fades out towards the border of the aligned square.
 FEATHER = 4.0
@@ -38,15 +50,24 @@ class ProtectedPhoto:
         faces: how many faces were cloaked.
         face_sizes: per face the side of its aligned square in pixels of the photo; 112 is the size that networks see,
             and a mask on a much smaller face loses detail.
+        warnings: what a person should know, such as a face that is too small to keep much of the cloak.
     """
 
     source: Path
     path: Path
     faces: int
     face_sizes: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
 
 
-def protect(pixels: Pixels, cloak: Cloak, *, who: str = "largest", faces: Sequence[Face] | None = None) -> Pixels:
+def protect(
+    pixels: Pixels,
+    cloak: Cloak,
+    *,
+    who: str = "largest",
+    faces: Sequence[Face] | None = None,
+    enrolment: Enrolment | None = None,
+) -> Pixels:
     """Add a cloak to the faces of a photo.
 
     A photo of 112x112 pixels counts as aligned: the mask is added as it is, as `cloak.apply` does. A grey photo (three
@@ -57,19 +78,24 @@ def protect(pixels: Pixels, cloak: Cloak, *, who: str = "largest", faces: Sequen
     Args:
         pixels: [H, W, 3], uint8, RGB, upright.
         cloak: the person's.
-        who: "largest" cloaks the largest face, "all" cloaks all of them.
+        who: "largest" cloaks the largest face, "all" cloaks all of them, "me" that of the enrolled person.
         faces: instead of `who`: the faces to cloak, from `detect(pixels)`.
+        enrolment: with "me": who that is, from `fastcloak.enrol`.
 
     Returns:
         A new array like `pixels`. No value differs by more than ceil(255 * eps); pixels outside the squares of the
         faces are the same.
 
     Raises:
-        ValueError: pixels of another shape or dtype, another word for `who`, no face in `faces`.
-        FaceNotFoundError: no face was found.
+        ValueError: pixels of another shape or dtype, another word for `who`, no face in `faces`, "me" without an
+            enrolment.
+        FaceNotFoundError: no face was found, or none of the enrolled person (`PersonNotFoundError`).
         MissingExtraError: the `faces` extra is not installed.
     """
-    return _protect(pixels, cloak, who, faces, "photo")[0]
+    protected, sides = _protect(pixels, cloak, who, faces, enrolment, "photo")
+    for warning in _warnings(sides):
+        logger.warning("%s", warning)
+    return protected
 
 
 def protect_photo(
@@ -78,20 +104,25 @@ def protect_photo(
     cloak: Cloak,
     *,
     who: str = "largest",
+    enrolment: Enrolment | None = None,
     overwrite: bool = False,
-    quality: int = 95,
+    quality: int | None = None,
+    strip_gps: bool = False,
 ) -> ProtectedPhoto:
     """Read a photo, add a cloak to its faces and write it, as the kind of photo that it was.
 
-    Orientation, size, grey or colour, alpha, colour profile, EXIF and DPI are kept: see `read_photo` and `write_photo`.
+    Orientation, size, grey or colour, alpha, colour profile, EXIF, DPI and a JPEG's quality from 95 up are kept: see
+    `read_photo` and `encode_photo`. What could show the unprotected face (thumbnail, XMP, IPTC) is left out.
 
     Args:
         source: the photo.
         destination: the file to write; its suffix names the format. A file of that name is replaced.
         cloak: the person's.
         who: see `protect`.
+        enrolment: see `protect`.
         overwrite: allow `destination` to be the source itself.
-        quality: of JPEG and lossy WebP.
+        quality: of JPEG, HEIC and lossy WebP; None: the photo's own, but at least 95.
+        strip_gps: leave out where the photo was taken.
 
     Raises:
         FileExistsError: the destination is the source, by whatever name, and `overwrite` is not set.
@@ -105,10 +136,37 @@ def protect_photo(
             f"destination must be another file than the source, got {destination} for both; name another, or pass "
             "overwrite=True to lose the original"
         )
-    photo = read_photo(source)
-    pixels, face_sizes = _protect(photo.pixels, cloak, who, None, str(source))
-    write_photo(replace(photo, pixels=pixels), destination, quality=quality)
-    return ProtectedPhoto(source, destination, len(face_sizes), face_sizes)
+    payload, done = protect_payload(
+        source.read_bytes(), source, destination, cloak, who, enrolment=enrolment, quality=quality, strip_gps=strip_gps
+    )
+    atomic_write(destination, payload)
+    return done
+
+
+def protect_payload(
+    payload: bytes,
+    source: Path,
+    destination: Path,
+    cloak: Cloak,
+    who: str,
+    *,
+    enrolment: Enrolment | None,
+    quality: int | None,
+    strip_gps: bool,
+) -> tuple[bytes, ProtectedPhoto]:
+    """What `protect_photo` does between reading and writing: the bytes of a photo -> those of the protected photo.
+
+    Args:
+        payload: content of `source`.
+        source: named in errors.
+        destination: its suffix names the format; nothing is written.
+        cloak, who, enrolment, quality, strip_gps: see `protect_photo`.
+    """
+    photo = decode_photo(payload, name=str(source))
+    pixels, face_sizes = _protect(photo.pixels, cloak, who, None, enrolment, str(source))
+    photo = replace(without_gps(photo) if strip_gps else photo, pixels=pixels)
+    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, _warnings(face_sizes))
+    return encode_photo(photo, destination, quality=quality), done
 
 
 def face_mask(
@@ -148,26 +206,63 @@ def face_mask(
     return region, mask.reshape(*window.shape, -1).clip(-eps, eps) * window[..., None], side
 
 
+def check_who(who: str, enrolment: Enrolment | None) -> None:
+    """Refuse a word that `WHO` does not have, and "me" without an enrolment.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    if who not in WHO:
+        raise ValueError(f"who must be 'largest', 'all' or 'me', got {who!r}; choose one of them")
+    if (who == "me") != (enrolment is not None):
+        raise ValueError(
+            f"enrolment must be given with who='me' and only then, got who={who!r} "
+            f"{'without' if enrolment is None else 'with'} one; fastcloak.enrol(photos) makes one"
+        )
+
+
 def _protect(
-    pixels: Pixels, cloak: Cloak, who: str, faces: Sequence[Face] | None, name: str
+    pixels: Pixels,
+    cloak: Cloak,
+    who: str,
+    faces: Sequence[Face] | None,
+    enrolment: Enrolment | None,
+    name: str,
 ) -> tuple[Pixels, tuple[float, ...]]:
     check_pixels(pixels)
-    choose_faces([], who)
+    if faces is None:
+        check_who(who, enrolment)
     if faces is not None and not faces:
         raise ValueError("faces must hold at least one face, got none; leave it out to have them detected")
     height, width = pixels.shape[:2]
     grey = bool((pixels == pixels[..., :1]).all())
     delta = _channels_last(cloak, grey)
     if faces is None and (height, width) == (SIZE, SIZE):
+        if enrolment is not None:
+            enrolment.check_aligned(pixels, name=name)
         return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),)
     if faces is None:
-        faces = find_faces(pixels, who=who, name=name)
+        faces = [enrolment.find(pixels, name=name)] if enrolment else find_faces(pixels, who=who, name=name)
     protected, sides = pixels.copy(), []
     for face in faces:
         region, mask, side = face_mask(delta, face, cloak.eps, width, height)
         protected[region] = _added(protected[region], pixels[region], mask, cloak.eps)
         sides.append(side)
     return protected, tuple(sides)
+
+
+def _warnings(sides: Sequence[float]) -> tuple[str, ...]:
+    return tuple(
+        f"a face of {side:.0f} pixels is small: it keeps about {_kept(side):.0%} of the protection of a large one; "
+        "post the photo as large as you have it"
+        for side in sides
+        if side < SMALL_FACE
+    )
+
+
+def _kept(side: float) -> float:
+    sizes, shares = zip(*_KEPT, strict=True)
+    return float(np.interp(side, sizes, shares))
 
 
 def _channels_last(cloak: Cloak, grey: bool) -> Floats:  # [112, 112, 3], or [112, 112, 1] for grey

@@ -83,7 +83,7 @@ def test_apply_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, 
     for i in (1, 2):
         Image.open(orl / f"{i}.pgm").save(photos / f"{i}.png")
     assert main(["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out")]) == 0
-    assert "2 photos protected" in capsys.readouterr().out
+    assert "  2  protected\n  2  faces cloaked\n" in capsys.readouterr().out
     for i in (1, 2):
         before, after = (np.array(Image.open(folder / f"{i}.png")).astype(int) for folder in (photos, tmp_path / "out"))
         assert before.shape == after.shape
@@ -94,13 +94,14 @@ def test_apply_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, 
     again = ["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out"), "--overwrite"]
     assert main(again) == 3
     captured = capsys.readouterr()
-    assert "2 photos protected" in captured.out
+    assert "  2  done before\n  2  failed\n  1    " in captured.out
+    assert "  1    no face found\n" in captured.out
     assert "3.png" in captured.err
     assert "4.jpg" in captured.err
     assert main([*again, "--json"]) == 3
     told = json.loads(capsys.readouterr().out)
-    assert len(told["protected"]) == 2
-    assert len(told["failed"]) == 2
+    assert told["counts"] == {"done before": 2, "failed": 2}
+    assert [photo["reason"] for photo in told["photos"]] == ["", "", "FaceNotFoundError", "PhotoError"]
     assert main(["apply", str(cloak_file), str(photos / "4.jpg"), "-o", str(tmp_path / "out")]) == 1
 
 
@@ -190,25 +191,21 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    protect_photo, calls = fastcloak.protect_photo, []
+    protect_payload, calls = fastcloak.folder.protect_payload, []
 
     def interrupt_second(*arguments, **options):
         calls.append(arguments)
-        return protect_photo(*arguments, **options) if len(calls) == 1 else interrupt()
+        return protect_payload(*arguments, **options) if len(calls) == 1 else interrupt()
 
     monkeypatch.setattr(fastcloak, "fit", interrupt)
-    for name, replacement in (
-        ("protect_photo", interrupt_second),
-        ("run_demo", interrupt),
-        ("diagnose", interrupt),
-        ("check_photos", interrupt),
-    ):
-        monkeypatch.setattr(f"fastcloak.cli.{name}", replacement)
+    monkeypatch.setattr(fastcloak.folder, "protect_payload", interrupt_second)
+    for name in ("run_demo", "diagnose", "check_photos"):
+        monkeypatch.setattr(f"fastcloak.cli.{name}", interrupt)
     _, b = photo_folders
     out = tmp_path / "out"
     for arguments, words in (
         (["fit", str(b), "-o", str(tmp_path / "new.safetensors")], "; no cloak was written"),
-        (["apply", str(cloak_file), str(b), "-o", str(out)], f"; 1 of 2 photos are protected in {out}"),
+        (["apply", str(cloak_file), str(b), "-o", str(out), "--jobs", "1"], f"; 1 of 2 photos are protected in {out}"),
         (["demo", "-o", str(out)], f"; any finished files are in {out}"),
         (["doctor"], ""),
         (["check", str(b), str(b)], ""),
@@ -216,7 +213,7 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
     ):
         assert main(arguments) == 1
         assert capsys.readouterr().err == f"fastcloak: interrupted{words}\n"
-    assert [file.name for file in out.iterdir()] == ["x.png"]
+    assert sorted(file.name for file in out.iterdir()) == [".fastcloak.jsonl", "x.png"]
 
 
 def test_a_closed_pipe_is_no_error(cloak_file):
@@ -239,7 +236,7 @@ def test_info_shows_odd_values(info, tmp_path, capsys):
     Cloak(torch.zeros(3, 112, 112), EPS, info).save(tmp_path / "odd.safetensors")
     assert main(["info", str(tmp_path / "odd.safetensors")]) == 0
     shown = capsys.readouterr().out
-    assert len(shown.splitlines()) == 1 + len(info)
+    assert len(shown.splitlines()) == 2 + len(info)
     assert main(["info", str(tmp_path / "odd.safetensors"), "--json"]) == 0
 
 
@@ -250,7 +247,7 @@ def test_info_lets_no_control_character_through(tmp_path, capsys):
     assert main(["info", str(tmp_path / "evil.safetensors")]) == 0
     shown = capsys.readouterr().out
     assert shown.replace("\n", "").isprintable()
-    assert len(shown.splitlines()) == 5
+    assert len(shown.splitlines()) == 6
     assert "\\u001b]0;owned" in shown
 
 

@@ -202,7 +202,7 @@ def test_protect_refuses_with_words():
     with pytest.raises(ValueError, match="faces must hold at least one face, got none; leave it out"):
         protect(photo, cloak, faces=[])
     for size in (112, 200):
-        with pytest.raises(ValueError, match="who must be 'largest' or 'all', got 'both'"):
+        with pytest.raises(ValueError, match="who must be 'largest', 'all' or 'me', got 'both'"):
             protect(colour_photo(size, size), cloak, who="both")
     for wrong in (photo / 255, photo[..., 0], photo[:112, :112] / 255, np.zeros((0, 4, 3), np.uint8)):
         for faces in (None, [face_at(50, 50, 60)]):
