@@ -265,7 +265,8 @@ class _Record:
         """Remember what is about to be written."""
         if self._manifest is None or self._dry_run:
             return
-        line = json.dumps({"photo": self._name(destination), "sha256": sha256, **entry}) + "\n"
+        # A new line first: the last one may have been cut off by a crash.
+        line = "\n" + json.dumps({"photo": self._name(destination), "sha256": sha256, **entry})
         with self._lock, open(self._manifest, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()

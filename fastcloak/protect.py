@@ -203,7 +203,10 @@ def face_mask(
     # Distance to the square's border, inside positive: the square reaches from -0.5 to 111.5.
     distance = SIZE / 2 - np.maximum(np.abs(u - (SIZE - 1) / 2), np.abs(v - (SIZE - 1) / 2))
     window = (distance / FEATHER).clip(0, 1)
-    return region, mask.reshape(*window.shape, -1).clip(-eps, eps) * window[..., None], side
+    mask = mask.reshape(*window.shape, -1)
+    mask.clip(-eps, eps, out=mask)
+    mask *= window[..., None]
+    return region, mask, side
 
 
 def check_who(who: str, enrolment: Enrolment | None) -> None:
@@ -235,7 +238,7 @@ def _protect(
     if faces is not None and not faces:
         raise ValueError("faces must hold at least one face, got none; leave it out to have them detected")
     height, width = pixels.shape[:2]
-    grey = bool((pixels == pixels[..., :1]).all())
+    grey = _is_grey(pixels[::16, ::16]) and _is_grey(pixels)
     delta = _channels_last(cloak, grey)
     if faces is None and (height, width) == (SIZE, SIZE):
         if enrolment is not None:
@@ -249,6 +252,10 @@ def _protect(
         protected[region] = _added(protected[region], pixels[region], mask, cloak.eps)
         sides.append(side)
     return protected, tuple(sides)
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
 
 
 def _warnings(sides: Sequence[float]) -> tuple[str, ...]:
@@ -282,6 +289,8 @@ def _channels_last(cloak: Cloak, grey: bool) -> Floats:  # [112, 112, 3], or [11
 def _added(pixels: Pixels, original: Pixels, mask: Floats, eps: float) -> Pixels:
     # `pixels` holds the masks of other faces where squares overlap; their sum stays within eps of the original too.
     start = original.astype(np.float32)
-    change = (pixels - start + 255 * mask).clip(-255 * eps, 255 * eps)
-    protected: Pixels = np.rint(start + change).clip(0, 255).astype(np.uint8)
-    return protected
+    protected = np.multiply(mask, 255, dtype=np.float32)
+    protected = protected + (pixels - start) if mask.shape[2] == 1 else np.add(protected, pixels - start, out=protected)
+    protected.clip(-255 * eps, 255 * eps, out=protected)
+    protected += start
+    return np.rint(protected, out=protected).clip(0, 255, out=protected).astype(np.uint8)
