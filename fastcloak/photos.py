@@ -246,8 +246,10 @@ def photo_from_pil(image: Image.Image, *, name: str, lossless: bool = True) -> P
         pixels, alpha = pixels[..., :-1], np.ascontiguousarray(pixels[..., -1])
     elif mode == "L":
         pixels = pixels[..., None]
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
     return Photo(
-        pixels=np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))),
+        pixels=np.ascontiguousarray(pixels),
         grey=mode in ("L", "LA"),
         alpha=alpha,
         lossless=lossless,

@@ -293,4 +293,6 @@ def _added(pixels: Pixels, original: Pixels, mask: Floats, eps: float) -> Pixels
     protected = protected + (pixels - start) if mask.shape[2] == 1 else np.add(protected, pixels - start, out=protected)
     protected.clip(-255 * eps, 255 * eps, out=protected)
     protected += start
-    return np.rint(protected, out=protected).clip(0, 255, out=protected).astype(np.uint8)
+    np.rint(protected, out=protected).clip(0, 255, out=protected)
+    rounded: Pixels = protected.astype(np.uint8)
+    return rounded
