@@ -3,7 +3,8 @@
 __version__ = "0.1.0"
 
 from fastcloak.assets import MissingExtraError
-from fastcloak.check import Check, check_photos
+from fastcloak.check import check_photos
+from fastcloak.check_results import Check
 from fastcloak.cloak import Cloak, CloakFileError, load
 from fastcloak.enrolment import Enrolment, PersonNotFoundError, enrol
 from fastcloak.evaluation import Evaluation, evaluate

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -26,29 +25,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastcloak.assets import MissingExtraError, require
+from fastcloak.check_results import (
+    LEAST_PAIRS,
+    Check,
+    FacePictures,
+    ModelCheck,
+    PhotoCheck,
+    Side,
+    SurvivalCheck,
+    Threshold,
+    counted,
+    plain_name,
+)
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation import embed, is_empty, load_models, person_rates, saved_faces
 from fastcloak.faces import SIZE, Face, align, detect, find_faces, iou, pictures
 from fastcloak.models import Surrogate
 from fastcloak.photos import SUFFIXES, photo_files, read_photo
-from fastcloak.results import PersonRates, aligned, percent
-from fastcloak.survival import AS_SAVED, SURVIVALS, resized
+from fastcloak.survival import SURVIVALS, resized
 from fastcloak.verification import FALSE_ACCEPT_RATE, verification_threshold
 
-__all__ = [
-    "Check",
-    "FacePictures",
-    "ModelCheck",
-    "PhotoCheck",
-    "Side",
-    "SurvivalCheck",
-    "Threshold",
-    "check_photos",
-    "plain_name",
-    "recognised_words",
-    "short",
-    "starred",
-]
+__all__ = ["check_photos"]
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -56,365 +53,12 @@ Read = Callable[[], tuple[Pixels, Pixels]]
 # Of one photo, the face before and after protection, after every change; [3, 112, 112] uint8, None: not found.
 Versions = list[list[Tensor | None]]
 
-# So many pairs let at least three strangers through at the false accept rate: fewer say nothing of a threshold.
-LEAST_PAIRS = math.ceil(3 / FALSE_ACCEPT_RATE)
 # A face that overlaps less is another one.
 LEAST_OVERLAP = 0.3
 # The pictures of a report: longest side in pixels, and how much of the photo around the face's box they show.
 PICTURE_SIDE, PICTURE_MARGIN = 480, 0.4
-# No change is drawn as this grey level, and changes ten times as large as they are.
+# No change is drawn as this grey level, and changes so many times as large as they are.
 MID_GREY, GAIN = 128, 10
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The cosine from which on a network takes two photos for the same person, and where that number comes from."""
-
-    value: float
-    origin: str
-
-
-@dataclass(frozen=True)
-class Side:
-    """One network's view of the photos before or after protection, one entry per photo; None where no face was found.
-
-    Attributes:
-        own: cosine with the photo's own original.
-        others: mean cosine with the person's other originals; all None with a single photo.
-        nearest: the largest of those cosines.
-        recognised: whether the network recognises the person in the photo; None also where no threshold is known.
-        accepted: share of the pairs of a photo and another original that reach the threshold.
-        linked: share of the pairs of two posted photos, both as they are on this side, that reach the threshold.
-        rates: of these photos among the distractors; None with fewer than two photos or without distractors.
-    """
-
-    own: tuple[float | None, ...]
-    others: tuple[float | None, ...]
-    nearest: tuple[float | None, ...]
-    recognised: tuple[bool | None, ...]
-    accepted: float | None
-    linked: float | None
-    rates: PersonRates | None
-
-    @property
-    def no_face(self) -> int:
-        """In how many photos no face was found."""
-        return self.own.count(None)
-
-
-@dataclass(frozen=True)
-class SurvivalCheck:
-    """One network after one change of the photos (`survival`): the originals and the protected ones."""
-
-    survival: str
-    before: Side
-    after: Side
-
-
-@dataclass(frozen=True)
-class ModelCheck:
-    """One network; `white_box` says that the cloak was learnt on a network of this name, None that it is not known."""
-
-    model: str
-    white_box: bool | None
-    threshold: Threshold | None
-    survivals: tuple[SurvivalCheck, ...]
-
-    @property
-    def as_saved(self) -> SurvivalCheck:
-        """The photos as they are."""
-        return self.survivals[0]
-
-
-@dataclass(frozen=True, eq=False)
-class FacePictures:
-    """The surroundings of a face as PNG files; `scale` is 1 where they are pixel by pixel those of the photo."""
-
-    original: bytes = field(repr=False)
-    protected: bytes = field(repr=False)
-    difference: bytes = field(repr=False)
-    width: int
-    height: int
-    scale: float
-
-
-@dataclass(frozen=True)
-class PhotoCheck:
-    """How far a protected photo is from its original; None where that was not measured.
-
-    Attributes:
-        name: of the original, relative to its folder.
-        width: of the original, in pixels.
-        height: of the original.
-        faces: how many faces were found in the original; the one that changed most is checked.
-        largest_change: of a pixel, in grey levels.
-        psnr: peak signal to noise ratio of the whole photo, in dB; infinite where nothing changed.
-        ssim: structural similarity of the whole photo, 1 where nothing changed.
-        face_psnr: the same within the face's box.
-        face_ssim: the same within the face's box.
-        pictures: for a report.
-    """
-
-    name: str
-    width: int
-    height: int
-    faces: int
-    largest_change: int | None
-    psnr: float | None
-    ssim: float | None
-    face_psnr: float | None
-    face_ssim: float | None
-    pictures: FacePictures | None = None
-
-
-@dataclass(frozen=True)
-class Check:
-    """What several networks make of one person's protected photos: see `check_photos`.
-
-    Attributes:
-        photos: those that were checked.
-        distractors: how many photos of other people there were.
-        learnt_on: the networks that the cloak was learnt on; None: no cloak was given.
-        models: one entry per network.
-        omitted: originals of which there is no protected photo.
-        failed: photos that could not be checked -> why.
-    """
-
-    photos: tuple[PhotoCheck, ...]
-    distractors: int
-    learnt_on: tuple[str, ...] | None
-    models: tuple[ModelCheck, ...]
-    omitted: tuple[str, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every photo that was given was checked."""
-        return not self.omitted and not self.failed
-
-    def headline(self) -> str:
-        """Say in one sentence how many networks recognise the person."""
-        if all(own is None for own in self.models[0].as_saved.after.own):
-            return f"The detector used here finds no face in {_count(len(self.photos), 'protected photo')}."
-
-        judges = [model for model in self.models if model.threshold is not None]
-        if not judges:
-            return "Whether these networks recognise the person is not known: none has a threshold, see below."
-        fooled = [model for model in judges if _missed(model.as_saved.after)]
-        where = "the photo" if len(self.photos) == 1 else f"the {len(self.photos)} photos"
-        if not fooled:
-            who = "the one network asked" if len(judges) == 1 else f"all {len(judges)} networks asked"
-            return f"Recognised by {who}{f' in at least one of {where}' * (len(self.photos) > 1)}."
-        names = f": {', '.join(map(starred, fooled))}" if len(fooled) < len(judges) else ""
-        anywhere = f" in any of {where}" if len(self.photos) > 1 else ""
-        return f"Not recognised by {len(fooled)} of {_count(len(judges), 'network')}{anywhere}{names}."
-
-    def summary(self) -> list[str]:
-        """Say in sentences what was found: the headline, what it means, and what is left after saving and resizing."""
-        lines = [self.headline()]
-        judges = [model for model in self.models if model.threshold is not None]
-        if judges:
-            cases = {name: _cases(_afters(judges, i)) for i, name in enumerate(self.survivals)}
-            before = _cases([model.as_saved.before for model in judges])
-            lines.append(
-                f"Photo by photo and network by network: not recognised in {_of(cases[AS_SAVED])}; before protection "
-                f"in {_of(before)}."
-            )
-            worst = min(self.survivals, key=lambda name: cases[name][0] / max(cases[name][1], 1))
-            if cases[worst][1] and worst != AS_SAVED:
-                lines.append(
-                    f"Of the changes that were tried, {worst} undoes most: then not recognised in {_of(cases[worst])}."
-                )
-            lines.append(self.definition())
-        unfound = max((model.as_saved.after.no_face for model in self.models), default=0)
-        if unfound:
-            lines.append(
-                f"In {_count(unfound, 'protected photo')} no face was found; such photos are in no number but this one."
-            )
-        return lines
-
-    def definition(self) -> str:
-        """Say what "recognised" means here."""
-        if len(self.photos) == 1:
-            return (
-                "A network counts as recognising the person if its cosine between the protected photo and its own "
-                "original reaches its threshold; with more photos the other originals would count instead."
-            )
-        return (
-            "A network counts as recognising the person in a photo if its cosine with at least one of the "
-            f"{len(self.photos) - 1} other originals reaches its threshold, and in the first sentence if it does so "
-            "in at least one photo."
-        )
-
-    def verdict(self, photo: int) -> str:
-        """Say in words what the networks make of a protected photo as it was saved: "not recognised by 3 of 4 ..."."""
-        found = [model.as_saved.after.recognised[photo] for model in self.models]
-        if self.models[0].as_saved.after.own[photo] is None:
-            return "no face found"
-        judged = [one for one in found if one is not None]
-        if not judged:
-            return "no threshold known"
-        return f"not recognised by {judged.count(False)} of {_count(len(judged), 'network')}"
-
-    @property
-    def survivals(self) -> tuple[str, ...]:
-        """The names of the changes that were tried, the first being none."""
-        return tuple(one.survival for one in self.models[0].survivals)
-
-    def limits(self) -> list[str]:
-        """Say in sentences what the numbers do not tell."""
-        asked = ", ".join(model.model for model in self.models)
-        lines = [f"Only these networks were asked: {asked}. Nothing is promised for any other network or service."]
-        if self.learnt_on is None:
-            lines.append("The cloak was not given, so it is not known which of them it was learnt on.")
-        else:
-            known = [model.model for model in self.models if model.white_box]
-            learnt = ", ".join(map(plain_name, self.learnt_on)) or "no network that it names"
-            lines.append(
-                f"The cloak was learnt on {learnt}. "
-                + (
-                    f"Networks marked * ({', '.join(known)}) show how well that went, not protection from strangers. "
-                    if known
-                    else "None of the networks here has that name. "
-                )
-                + "It goes by name: the same network under another name is not marked."
-            )
-        for model in self.models:
-            lines.append(
-                f"{model.model}: no threshold is known, and {LEAST_PAIRS} pairs of an original and a distractor are "
-                "needed to estimate one: verification is left out."
-                if model.threshold is None
-                else f"{model.model}: threshold {model.threshold.value:.3f}, {model.threshold.origin}."
-            )
-        lines.append(
-            f"Top-1, Top-5 and linkage are among {_count(self.distractors, 'distractor')}: real collections are far "
-            "larger, so that there the clean photo is found less often, protected or not."
-            if self.distractors
-            else "Without photos of other people (distractors) there is no Top-1, Top-5 and linkage among them."
-        )
-        lines.append(
-            "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
-            "other even where it does not match them with the originals."
-        )
-        lines.append(
-            "A cloak hides from machines, not from people; whoever knows of cloaks can train against them or remove "
-            "them, and one photo posted without a cloak can be enough."
-        )
-        return lines
-
-    def table(self) -> str:
-        """Lay everything out as text: the summary, a row per network, what is left after each change, the limits."""
-        return "\n".join(
-            [
-                *self.summary(),
-                "",
-                *self._model_table(),
-                "",
-                "Photos in which the person is recognised, after / before protection:",
-                *self._survival_table(),
-                "",
-                *self._photo_table(),
-                "",
-                f"{_count(len(self.photos), 'photo')}, {_count(self.distractors, 'distractor')}.",
-                "own: mean cosine of a protected photo with its original; others: with the other originals.",
-                "accepted: % of pairs of a protected photo and another original that reach the threshold.",
-                "linked: the same for pairs of two protected photos.  before: the same pairs of originals.",
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
-                "linkage: % of pairs where the protected photos match each other first; lower is better.",
-                *self.limits(),
-                *self.omissions(),
-            ]
-        )
-
-    def omissions(self) -> list[str]:
-        """Say what was not checked, and why."""
-        lines = []
-        if self.omitted:
-            names = ", ".join(map(plain_name, self.omitted))
-            lines.append(f"Not checked, since there is no protected photo of that name: {names}.")
-        lines += [f"Not checked: {plain_name(name)}: {plain_name(why)}" for name, why in self.failed.items()]
-        return lines
-
-    def _model_table(self) -> list[str]:
-        header = ("network", "threshold", "own", "others", "before", "accepted", "before", "linked", "before")
-        rates = ("Top-1", "Top-5", "linkage")
-        lines = []
-        for model in self.models:
-            before, after = model.as_saved.before, model.as_saved.after
-            lines.append(
-                (
-                    starred(model),
-                    "-" if model.threshold is None else f"{model.threshold.value:.3f}",
-                    short(after.own),
-                    short(after.others),
-                    short(before.others),
-                    *(_share(share) for share in (after.accepted, before.accepted, after.linked, before.linked)),
-                    *(("-",) * 3 if after.rates is None else map(percent, after.rates[:3])),
-                )
-            )
-        return aligned((*header, *rates), lines, left=1)
-
-    def _survival_table(self) -> list[str]:
-        header = ("photos", *map(starred, self.models))
-        lines = [
-            (
-                name,
-                *(
-                    f"{recognised_words(model.survivals[i].after)} / {recognised_words(model.survivals[i].before)}"
-                    for model in self.models
-                ),
-            )
-            for i, name in enumerate(self.survivals)
-        ]
-        return aligned(header, lines, left=1)
-
-    def _photo_table(self) -> list[str]:
-        header = ("photo", "as saved", "change", "PSNR", "SSIM", "face PSNR", "face SSIM")
-        lines = [
-            (
-                plain_name(photo.name),
-                self.verdict(i),
-                "-" if photo.largest_change is None else str(photo.largest_change),
-                _decibel(photo.psnr),
-                short([photo.ssim]),
-                _decibel(photo.face_psnr),
-                short([photo.face_ssim]),
-            )
-            for i, photo in enumerate(self.photos)
-        ]
-        return aligned(header, lines, left=2)
-
-    def to_json(self) -> dict[str, Any]:
-        """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`; infinite PSNR becomes null."""
-        return {
-            "summary": self.summary(),
-            "limits": self.limits(),
-            "photos": [
-                {
-                    name: None if value == math.inf else value
-                    for name, value in vars(photo).items()
-                    if name != "pictures"
-                }
-                | {"verdict": self.verdict(i)}
-                for i, photo in enumerate(self.photos)
-            ],
-            "distractors": self.distractors,
-            "learnt_on": None if self.learnt_on is None else list(self.learnt_on),
-            "models": [
-                {
-                    "model": model.model,
-                    "white_box": model.white_box,
-                    "threshold": None if model.threshold is None else asdict(model.threshold),
-                    "survivals": [
-                        {"survival": one.survival, "before": _side_json(one.before), "after": _side_json(one.after)}
-                        for one in model.survivals
-                    ],
-                }
-                for model in self.models
-            ],
-            "omitted": list(self.omitted),
-            "failed": dict(self.failed),
-        }
 
 
 def check_photos(
@@ -474,7 +118,7 @@ def check_photos(
         for network, kept in zip(networks, features, strict=True):
             kept.append(_features(network, versions, batch_size, plain_name(name)))
     if not photos:
-        raise ValueError(f"none of {_count(len(pairs), 'photo')} could be checked, the last because: {reason}")
+        raise ValueError(f"none of {counted(len(pairs), 'photo')} could be checked, the last because: {reason}")
     learnt_on = None if cloak is None else _names(cloak.info.get("models"))
     return Check(
         tuple(photos),
@@ -487,31 +131,6 @@ def check_photos(
         tuple(omitted),
         failed,
     )
-
-
-def plain_name(name: str) -> str:
-    """A name as people can read it: nothing that a terminal obeys, no bytes that are no text."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in name
-    )
-
-
-def recognised_words(side: Side) -> str:
-    """Say in how many of the photos the person is recognised, of those with a face: "3 of 10", or "-"."""
-    judged = [one for one in side.recognised if one is not None]
-    return f"{judged.count(True)} of {len(judged)}" if judged else "-"
-
-
-def starred(model: ModelCheck) -> str:
-    """Name a network, with a star if the cloak was learnt on it."""
-    return model.model + ("*" if model.white_box else "")
-
-
-def short(values: Sequence[float | None]) -> str:
-    """Write the mean of the values that are known with three decimals, or "-" if none is."""
-    known = [value for value in values if value is not None]
-    return f"{sum(known) / len(known):.3f}" if known else "-"
 
 
 def _paired(originals: Any, protected: Any) -> tuple[list[tuple[str, Read]], list[str]]:
@@ -767,7 +386,7 @@ def _model_check(
 def _threshold(name: str, clean: Tensor, strangers: Tensor | None) -> Threshold | None:
     known = verification_threshold(name)
     if known is not None:
-        return Threshold(known, f"which {FALSE_ACCEPT_RATE:g} of the pairs of different people of LFW reach")
+        return Threshold(known, f"which 1 in {round(1 / FALSE_ACCEPT_RATE):,} pairs of different people of LFW reach")
     pairs = 0 if strangers is None else len(clean) * len(strangers)
     if strangers is None or pairs < LEAST_PAIRS:
         return None
@@ -818,43 +437,3 @@ def _side(posted: list[Tensor | None], clean: Tensor, threshold: float | None, s
 def _names(models: Any) -> tuple[str, ...]:
     # The cloak's file may come from anyone.
     return tuple(model for model in models if isinstance(model, str)) if isinstance(models, list) else ()
-
-
-def _missed(side: Side) -> bool:
-    return True not in side.recognised and False in side.recognised
-
-
-def _afters(models: Sequence[ModelCheck], survival: int) -> list[Side]:
-    return [model.survivals[survival].after for model in models]
-
-
-def _cases(sides: Sequence[Side]) -> tuple[int, int]:
-    """In how many cases, a photo on a network each, the person is not recognised, and of how many."""
-    judged = [one for side in sides for one in side.recognised if one is not None]
-    return judged.count(False), len(judged)
-
-
-def _of(cases: tuple[int, int]) -> str:
-    return f"{cases[0]} of {_count(cases[1], 'case')}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _share(share: float | None) -> str:
-    return "-" if share is None else percent(share)
-
-
-def _decibel(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return "same" if value == math.inf else f"{value:.1f}"
-
-
-def _side_json(side: Side) -> dict[str, Any]:
-    return {
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in vars(side).items()},
-        "rates": None if side.rates is None else side.rates._asdict(),
-        "no_face": side.no_face,
-    }

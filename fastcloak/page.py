@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import math
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
 from fastcloak.atomic import atomic_write
-from fastcloak.check import (
-    GAIN,
+from fastcloak.check import GAIN
+from fastcloak.check_results import (
     Check,
     FacePictures,
     ModelCheck,
     PhotoCheck,
     Side,
+    decibel,
     plain_name,
     recognised_words,
     short,
@@ -86,6 +86,7 @@ figure img { display: block; width: 100%; height: auto; }
 .compare input::-moz-range-thumb { width: 2px; height: 100%; border: 0; }
 .compare:focus-within { outline: 3px solid var(--link); outline-offset: 2px; }
 .changed img { border-radius: 6px; }
+@media (max-width: 600px) { th, td { padding: 6px 8px; } details > .inside { padding: 4px 8px 8px; } }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 12px 0; padding: 0; font-size: 0.875rem; }
 .facts div { display: flex; gap: 6px; }
 .facts dt { color: var(--dim); }
@@ -172,7 +173,8 @@ def page(check: Check) -> str:
         "<h2>Networks, photos as saved</h2>",
         _model_table(check),
         "<h2>What is left after saving and resizing</h2>",
-        "<p>In how many photos the person is recognised: protected, and in brackets the originals after the same.</p>",
+        "<p>In how many photos the person is recognised: protected, and in brackets the originals after the same. "
+        "A dash: no threshold is known.</p>",
         _survival_table(check),
         _details("All numbers", _rate_table(check)),
         f"<h2>{'The photo' if len(check.photos) == 1 else f'The {len(check.photos)} photos'}</h2>",
@@ -197,7 +199,8 @@ def _omissions(check: Check) -> list[str]:
 
 
 def _model_table(check: Check) -> str:
-    head = ["network", "recognised in", "before", "cosine, other originals", "before", "own original", "threshold"]
+    head = ["network", "recognised in", "before", "cosine", "before", "threshold"]
+    alone = len(check.photos) == 1
     rated = [name for name in ("Top-1", "Top-5", "linkage") if check.models[0].as_saved.after.rates is not None]
     rows = []
     for model in check.models:
@@ -207,19 +210,21 @@ def _model_table(check: Check) -> str:
                 starred(model),
                 _cell(recognised_words(after), "bad" if True in after.recognised else "good" * _judged(after)),
                 recognised_words(before),
-                short(after.others),
-                short(before.others),
-                short(after.own),
+                short(after.own if alone else after.others),
+                short(before.own if alone else before.others),
                 "-" if model.threshold is None else f"{model.threshold.value:.3f}",
                 *(() if after.rates is None else (f"{percent(rate)} %" for rate in after.rates[:3])),
             )
         )
-    words = [
-        "Top-1, Top-5, higher is better: pairs of photos of which the network does not find the clean one among "
-        f"the {check.distractors} distractors. linkage, lower is better: pairs of protected photos that it matches."
-    ] * bool(rated) + ["* the cloak was learnt on this network (white box)."] * any(
-        model.white_box for model in check.models
-    )
+    words = [f"cosine: of a protected photo with {'its own original' if alone else 'the other originals, their mean'}."]
+    if rated:
+        words.append(
+            "Top-1, Top-5, higher is better: pairs whose clean photo is not among the network's 1 or 5 best matches "
+            f"among {check.distractors} distractors. linkage, lower is better: pairs where the protected photos match "
+            "each other first."
+        )
+    if any(model.white_box for model in check.models):
+        words.append("* the cloak was learnt on this network (white box).")
     return _table("What each network makes of the photos as saved", [*head, *rated], rows) + _notes(words)
 
 
@@ -228,10 +233,10 @@ def _survival_table(check: Check) -> str:
         (
             name,
             *(
-                _cell(
-                    f"{recognised_words(model.survivals[i].after)} ({recognised_words(model.survivals[i].before)})"
-                    + _no_face(model.survivals[i].after)
-                )
+                "-"
+                if model.threshold is None
+                else f"{recognised_words(model.survivals[i].after)} ({recognised_words(model.survivals[i].before)})"
+                + _no_face(model.survivals[i].after)
                 for model in check.models
             ),
         )
@@ -297,7 +302,7 @@ def _photo(check: Check, index: int, photo: PhotoCheck) -> str:
     facts = [
         ("photo", f"{photo.width} x {photo.height} pixels, {photo.faces} face{'s' * (photo.faces != 1)} found"),
         ("largest change", "-" if photo.largest_change is None else f"{photo.largest_change} of 255 grey levels"),
-        ("PSNR", f"{_decibel(photo.psnr)} whole photo, {_decibel(photo.face_psnr)} face"),
+        ("PSNR", f"{decibel(photo.psnr)} whole photo, {decibel(photo.face_psnr)} face, in dB"),
         ("SSIM", f"{short([photo.ssim])} whole photo, {short([photo.face_ssim])} face"),
     ]
     inside += (
@@ -405,12 +410,6 @@ def _judged(side: Side) -> bool:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{percent(share)} %"
-
-
-def _decibel(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return "no change" if value == math.inf else f"{value:.1f} dB"
 
 
 def _text(text: str) -> str:

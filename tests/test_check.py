@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from fastcloak import Cloak, assets, check, check_photos, evaluate, load_model
+from fastcloak.check_results import plain_name
 from fastcloak.photos import read_photo
 from fastcloak.survival import SURVIVALS, as_saved, double_size, half_size, half_size_jpeg75, jpeg
 from fastcloak.verification import VERIFICATION_THRESHOLDS
@@ -358,10 +359,10 @@ def test_only_one_photo_is_in_memory_at_a_time(tmp_path, monkeypatch):
 
 
 def test_names_are_shown_without_what_a_terminal_obeys():
-    assert check.plain_name("a\x1b]0;owned\x07\n.png") == "a\\x1b]0;owned\\x07\\n.png"
-    assert check.plain_name(os.fsdecode(b"\xff.png")) == "\\udcff.png"
-    assert check.plain_name("Zoë 照片.png") == "Zoë 照片.png"
-    assert check.plain_name("a\u202egnp.exe") == "a\\u202egnp.exe"
+    assert plain_name("a\x1b]0;owned\x07\n.png") == "a\\x1b]0;owned\\x07\\n.png"
+    assert plain_name(os.fsdecode(b"\xff.png")) == "\\udcff.png"
+    assert plain_name("Zoë 照片.png") == "Zoë 照片.png"
+    assert plain_name("a\u202egnp.exe") == "a\\u202egnp.exe"
 
 
 def test_changes_do_what_their_names_say():
