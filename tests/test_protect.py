@@ -1,10 +1,11 @@
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
 from fastcloak import assets
 from fastcloak.cloak import Cloak
@@ -287,3 +288,60 @@ def test_the_faces_given_are_not_changed():
     copy = replace(face, landmarks=face.landmarks.copy())
     protect(colour_photo(), make_cloak(), faces=[face])
     assert np.array_equal(face.landmarks, copy.landmarks)
+
+
+@pytest.fixture
+def phone_photo(tmp_path):
+    """12 megapixels as a phone writes them: turned by orientation 6, with a colour profile and the place."""
+    face = Image.fromarray(orl_photo(scale=14))
+    upright = Image.fromarray(colour_photo(4000, 3000))
+    upright.paste(face, (900, 1200))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Model] = 6, "Phone"
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update({ExifTags.GPS.GPSLatitudeRef: "N", ExifTags.GPS.GPSLatitude: (1, 2, 3)})
+    path = tmp_path / "photo.jpg"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    stored.save(path, quality=96, subsampling="4:2:2", exif=exif, icc_profile=profile, dpi=(72, 72))
+    return path
+
+
+def test_a_phone_photo_of_12_megapixels_keeps_all_but_its_face(phone_photo, tmp_path):
+    before = read_photo(phone_photo)
+    assert before.pixels.shape == (4000, 3000, 3)
+    done = protect_photo(phone_photo, tmp_path / "out.jpg", make_cloak(), strip_gps=True)
+    protect_photo(phone_photo, tmp_path / "out.png", make_cloak())
+    assert done.face_sizes[0] > 1000
+    (face,) = detect(before.pixels)
+    outside = ~inside_square(face, 4000, 3000, margin=-1e-3)
+    for name in ("out.jpg", "out.png"):
+        after = read_photo(tmp_path / name)
+        assert (after.pixels.shape, after.icc_profile) == (before.pixels.shape, before.icc_profile)
+        change = np.abs(after.pixels.astype(np.int16) - before.pixels)
+        if name == "out.png":
+            assert change[outside].max() == 0
+            assert 4 < change.max() <= 8
+        else:
+            assert change[outside].mean() < 0.5  # what coding it anew as JPEG loses
+        exif = Image.Exif()
+        exif.load(after.exif)
+        assert exif[ExifTags.Base.Model] == "Phone"
+        assert exif.get(ExifTags.Base.Orientation, 1) == 1
+        assert (ExifTags.IFD.GPSInfo in exif) == (name == "out.png")
+    with Image.open(phone_photo) as old, Image.open(tmp_path / "out.jpg") as new:
+        assert (new.size, new.mode, new.info["dpi"]) == (old.size[::-1], "RGB", (72, 72))
+        assert (new.layer, new.quantization) == (old.layer, old.quantization)
+
+
+def test_a_small_face_is_warned_about(tmp_path, caplog):
+    small = Image.new("RGB", (320, 240), "grey")
+    small.paste(Image.fromarray(orl_photo(scale=1)).resize((46, 56), Image.Resampling.BICUBIC), (100, 80))
+    small.save(tmp_path / "small.png")
+    done = protect_photo(tmp_path / "small.png", tmp_path / "out.png", make_cloak())
+    assert len(done.warnings) == 1
+    assert re.search(r"a face of \d\d pixels is small: it keeps about \d\d% of the protection", done.warnings[0])
+    Image.fromarray(orl_photo()).save(tmp_path / "large.png")
+    assert protect_photo(tmp_path / "large.png", tmp_path / "out2.png", make_cloak()).warnings == ()
+    assert caplog.text == ""
+    protect(np.array(small), make_cloak())
+    assert "is small" in caplog.text
