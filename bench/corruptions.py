@@ -24,7 +24,20 @@ from safetensors.torch import save
 from fastcloak import Cloak
 from fastcloak.cloak import FORMAT, _digest
 
-__all__ = ["BYTES", "CLOAKS", "NETWORKS", "PHOTOS", "Allowed", "cloak_case", "cloaks", "network_case", "photo_case"]
+__all__ = [
+    "BYTES",
+    "CLOAKS",
+    "NETWORKS",
+    "PHOTOS",
+    "Allowed",
+    "cloak_case",
+    "cloaks",
+    "in_order",
+    "network_case",
+    "network_files",
+    "photo_case",
+    "photo_files",
+]
 
 Random = np.random.Generator
 
@@ -152,6 +165,13 @@ def cloak_case(
     return _forged(kind, cloak, rng)
 
 
+def in_order(raw: bytes) -> bytes:
+    """The same safetensors file with its header sorted: the library orders it anew each time."""
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.dumps(json.loads(raw[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    return packed(header + b" " * (-len(header) % 8), raw[8 + length :])
+
+
 def packed(header: bytes, values: bytes, length: int | None = None) -> bytes:
     """A safetensors file of these parts; `length` is a lie about the header's."""
     return struct.pack("<Q", (len(header) if length is None else length) & (2**64 - 1)) + header + values
@@ -253,7 +273,7 @@ def _forged(kind: str, cloak: Cloak, rng: Random) -> tuple[bytes, list[Allowed]]
             pass
     metadata = {"format": FORMAT, "schema": "1", "eps": eps, "info": info}
     metadata["sha256"] = _digest(delta, metadata)
-    return save({"delta": delta.contiguous()}, metadata), allowed
+    return in_order(save({"delta": delta.contiguous()}, metadata)), allowed
 
 
 # Photos ---------------------------------------------------------------------------------------------------------------
