@@ -584,8 +584,8 @@ for name in ("me.safetensors", "new.safetensors"):
         assert name in str(error) and "cannot write the file" in str(error), error
     else:
         raise AssertionError(f"{name} was written")
-assert main(["apply", str(folder / "me.safetensors"), str(folder / "photo.png"), "-o", str(folder / "out")]) == 1
-assert main(["apply", str(folder / "me.safetensors"), str(folder / "photo.png"), "-o", str(folder)]) == 1
+assert main(["protect", str(folder / "me.safetensors"), str(folder / "photo.png"), "-o", str(folder / "out")]) == 1
+assert main(["protect", str(folder / "me.safetensors"), str(folder / "photo.png"), "-o", str(folder)]) == 1
 """
 
 
@@ -774,14 +774,15 @@ def test_p15_p17_bad_photos_stop_no_folder_and_no_original_changes(good, bad, tr
             (photos / "cut.png").write_bytes((photos / min(good)).read_bytes()[:150])
         before = {file.name: file.read_bytes() for file in photos.iterdir()}
         for _ in range(2):  # the second time --overwrite replaces what the first wrote
-            assert main(["apply", str(cloak), str(photos), "-o", str(out), "--overwrite"]) == 3
-            assert {file.name for file in out.iterdir()} == good
+            assert main(["protect", str(cloak), str(photos), "-o", str(out), "--overwrite"]) == 3
+            assert {file.name for file in out.iterdir()} - {".fastcloak.jsonl"} == good  # its log is no photo
             assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
         # Into the same folder, even with --overwrite, and through a link to it.
         (Path(folder) / "link").symlink_to(photos)
         for target in (photos, Path(folder) / "link"):
-            assert main(["apply", str(cloak), str(photos), "-o", str(target), "--overwrite"]) == 1
-            assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+            assert main(["protect", str(cloak), str(photos), "-o", str(target), "--overwrite"]) == 1
+            after = {file.name: file.read_bytes() for file in photos.iterdir() if file.name != ".fastcloak.jsonl"}
+            assert after == before
 
 
 def test_p17_protect_photo_writes_over_its_source_only_when_asked(tmp_path):
@@ -878,7 +879,7 @@ def test_p16_a_whole_use_looks_for_no_other_machine(tmp_path):
         ["doctor"],
         ["fit", str(crops), "-o", str(cloak), "--steps", "1", "--preset", "plain"],
         ["info", str(cloak)],
-        ["apply", str(cloak), str(crops), "-o", str(out)],
+        ["protect", str(cloak), str(crops), "-o", str(out)],
         ["check", str(crops), str(out), "--model", "sface"],
     ):
         assert main(arguments) == 0
