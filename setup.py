@@ -29,7 +29,7 @@ PEERS = [
     "cvxpy>=1.5",
     "quadprog>=0.1.12",
 ]
-BENCH = ["pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", *PEERS]
+BENCH = [*HEIC, "pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", *PEERS]
 DEV = ["ruff>=0.6", "mypy>=1.11", "types-tqdm", "build"]
 
 setup(

@@ -17,6 +17,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import torch
 from PIL import Image
 from safetensors.torch import save
@@ -313,6 +314,8 @@ def photo_files(pixels: np.ndarray[Any, Any]) -> dict[str, bytes]:
         add(f"{compression}.tif", colour, "TIFF", compression=compression)
     add("colour.bmp", colour, "BMP")
     add("grey.pgm", grey, "PPM")
+    pillow_heif.register_heif_opener(thumbnails=False)
+    add("colour.heic", colour, "HEIF", quality=90, exif=exif)
     return made
 
 
@@ -374,6 +377,13 @@ def _segments(raw: bytes, suffix: str) -> list[bytes]:
             pieces.append(raw[at : at + size + size % 2])
             at += size + size % 2
         return pieces
+    if suffix == ".heic":  # its boxes
+        pieces, at = [raw[:8]], 8
+        while at + 8 <= len(raw):
+            size = max(8, int.from_bytes(raw[at : at + 4], "big")) if at > 8 else int.from_bytes(raw[:4], "big") - 8
+            pieces.append(raw[at : at + size])
+            at += size
+        return [piece for piece in pieces if piece]
     if suffix == ".tif":  # the entries of its table, 12 bytes each
         start = int.from_bytes(raw[4:8], "little")
         count = int.from_bytes(raw[start : start + 2], "little")
@@ -445,6 +455,9 @@ def _odd_size(raw: bytes, suffix: str, rng: Random) -> bytes:
     elif suffix == ".pgm":
         largest = _pick(rng, (0, 1, 255, 256, 65535, 10**9, -1))
         return f"P{_pick(rng, '2356')} {sides[0]} {sides[1]} {largest}\n".encode() + raw[15:]
+    elif suffix == ".heic":  # ispe: version and flags, then width and height
+        at = raw.find(b"ispe") + 8
+        hurt[at : at + 8] = struct.pack(">II", *sides)
     elif suffix == ".tif":
         pieces = _segments(raw, suffix)
         for i, piece in enumerate(pieces[1:-1], 1):

@@ -164,7 +164,7 @@ def test_forged_cloaks_pass_the_hash_so_that_the_bounds_are_what_refuses_them(nu
 def test_photo_files_hold_the_picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     files = corruptions.photo_files(pixels)
-    assert {name.rsplit(".", 1)[1] for name in files} == {"jpg", "png", "webp", "tif", "bmp", "pgm"}
+    assert {name.rsplit(".", 1)[1] for name in files} == {"jpg", "png", "webp", "tif", "bmp", "pgm", "heic"}
     for name, raw in files.items():
         (tmp_path / name).write_bytes(raw)
         with Image.open(tmp_path / name) as image:
