@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import fastcloak
 from fastcloak import Cloak, assets
@@ -419,3 +419,47 @@ def test_model_options_on_the_command_line(tmp_path):
     red = torch.zeros(1, 3, 112, 112)
     red[:, 0] = 1
     torch.testing.assert_close(surrogate(red), torch.tensor([[-1.0, -1.0, 1.0]]))
+
+
+def test_protect_finds_one_person_and_says_what_was_done(orl, cloak_file, tmp_path, capsys):
+    album = tmp_path / "album"
+    (album / "sub").mkdir(parents=True)
+    for name, person in (("me.png", "s1"), ("sub/stranger.png", "s2")):
+        Image.open(orl.parent / person / "9.pgm").resize((276, 336)).save(album / name)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i in range(1, 5):
+        Image.open(orl.parent / "s1" / f"{i}.pgm").save(mine / f"{i}.png")
+    command = ["protect", str(cloak_file), str(album), "-o", str(tmp_path / "out"), "--who", "me"]
+    assert main([*command, "--enrolment", str(mine), "--dry-run"]) == 3
+    captured = capsys.readouterr()
+    assert "  1  planned\n  1  failed\n  1    not the enrolled person\n" in captured.out
+    assert "stranger.png must show the enrolled person" in captured.err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--enrolment", str(mine), "--json", str(tmp_path / "told.json")]) == 3
+    assert capsys.readouterr().out == ""
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["counts"] == {"protected": 1, "failed": 1}
+    assert [photo["faces"] for photo in told["photos"]] == [1, 0]
+    assert (tmp_path / "out" / "me.png").exists()
+    for wrong in (command, [*command[:-2], "--enrolment", str(mine)], [*command[:-2], "--model", "dlib"]):
+        assert main(wrong) == 1
+        assert "--who me needs --enrolment FOLDER" in capsys.readouterr().err
+
+
+def test_protect_writes_a_single_photo_as_asked(orl, cloak_file, tmp_path, capsys):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    exif[ExifTags.Base.Model] = "Phone"
+    Image.open(orl / "1.pgm").convert("RGB").save(tmp_path / "photo.jpg", exif=exif, quality=90)
+    command = ["protect", str(cloak_file), str(tmp_path / "photo.jpg"), "-o", str(tmp_path / "safe.jpg")]
+    assert main([*command, "--strip-gps", "--quality", "80", "--jobs", "2"]) == 0
+    with Image.open(tmp_path / "safe.jpg") as image:
+        assert dict(image.getexif()) == {ExifTags.Base.Model: "Phone"}
+        image.save(tmp_path / "eighty.jpg", quality=80)
+        with Image.open(tmp_path / "eighty.jpg") as eighty:
+            assert image.quantization == eighty.quantization
+    assert main(command) == 1
+    assert "safe.jpg exists" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"protected": 1}
