@@ -237,7 +237,7 @@ class _Record:
             try:
                 entry = json.loads(line)
                 self._entries[entry.pop("photo"), entry.pop("sha256")] = entry
-            except (ValueError, KeyError, TypeError, AttributeError):  # cut off by a crash, or not ours
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut off by a crash, or not ours
                 continue
 
     def claim(self, destination: Path, source: Path) -> None:

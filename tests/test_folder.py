@@ -186,7 +186,9 @@ def test_a_line_after_one_that_was_cut_off_is_read(album, tmp_path):
     assert statuses(run(album, out)) == ["done before"] * 3
 
 
-@pytest.mark.parametrize("content", ["[]\n3\nnull\n{}\n", '{"photo": [1], "sha256": {}}\n', "\x00\xff\n"])
+@pytest.mark.parametrize(
+    "content", ["[]\n3\nnull\n{}\n", '{"photo": [1], "sha256": {}}\n', "\x00\xff\n", "[" * 100_000 + "\n"]
+)
 def test_a_foreign_manifest_does_no_harm(album, tmp_path, content):
     out = tmp_path / "out"
     out.mkdir()
