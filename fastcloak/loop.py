@@ -83,7 +83,9 @@ class Loop:
         self.scale = None if self.plain else surrogate.scale.flatten()
         self.shift = None if self.plain else surrogate.shift.flatten()
         self.views = Views(config.augment, device)
-        self.blur = blur_matrix(torch.tensor([config.smoothing], device=device), SHAPE[-1])  # [1, W, W]
+        self.blur = blur_matrix(
+            torch.tensor([config.smoothing], dtype=torch.float32, device=device), SHAPE[-1]
+        )  # [1, W, W]
 
         def member(one: Surrogate) -> Member:
             def forward(faces: torch.Tensor) -> torch.Tensor:
@@ -94,8 +96,10 @@ class Loop:
         networks = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
         self.members = [member(one) for one in (networks.members if apart else [networks])]
         self.index = torch.zeros(config.inner(), persons, self.batch, dtype=torch.int64, device=device)
-        self.chance = torch.zeros(config.inner(), persons, self.batch, self.draws.shape[-1], device=device)
-        self.loss, self.gap = (torch.zeros(persons, device=device) for _ in range(2))
+        self.chance = torch.zeros(
+            config.inner(), persons, self.batch, self.draws.shape[-1], dtype=torch.float32, device=device
+        )
+        self.loss, self.gap = (torch.zeros(persons, dtype=torch.float32, device=device) for _ in range(2))
         self.moved = torch.zeros(persons, dtype=torch.bool, device=device)
         self.launchers: dict[Hashable, Callable[[], None]] = {}
 
@@ -223,7 +227,7 @@ def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.
     """
     generator = torch.Generator().manual_seed(config.seed)
     b, inner_steps, opom = config.batch(photos), config.inner(), config.method == "opom"
-    start = torch.zeros(photos, *SHAPE)
+    start = torch.zeros(photos, *SHAPE, dtype=torch.float32)
     if config.random_start and config.steps:
         start.uniform_(-1, 1, generator=generator).mul_(float32_at_most(config.eps))
     drawn = config.steps * inner_steps * b
@@ -233,7 +237,9 @@ def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.
     order = order.view(config.steps, inner_steps, b)
     # In two goes: the first twelve stay the numbers that the rows without "mix" were measured with.
     goes = (12, DRAWS - 12) if config.augment else (0,)
-    views = torch.cat([torch.rand(*order.shape, numbers, generator=generator) for numbers in goes], -1)
+    views = torch.cat(
+        [torch.rand(*order.shape, numbers, generator=generator, dtype=torch.float32) for numbers in goes], -1
+    )
     return start.to(device), order.to(device), views.to(device)
 
 

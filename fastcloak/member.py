@@ -33,9 +33,9 @@ class Member:
             photos: N.
         """
         self.name, self.size, self.forward = surrogate.name, surrogate.embedding_size, forward
-        self.points = torch.zeros(persons, photos, self.size, device=surrogate.device)
+        self.points = torch.zeros(persons, photos, self.size, dtype=torch.float32, device=surrogate.device)
         self.gram = torch.zeros(persons, photos, photos, device=surrogate.device, dtype=torch.float64)
-        self.center = torch.zeros(persons, self.size, device=surrogate.device)
+        self.center = torch.zeros(persons, self.size, dtype=torch.float32, device=surrogate.device)
         # [P, N, D], the unit feature of each photo when it was last shown cloaked
         self.last = torch.zeros_like(self.points)
 

@@ -184,7 +184,7 @@ def _measured(
 
 
 def _two_pictures() -> Tensor:  # [2, 3, 112, 112]: coarse noise, one reddish and one bluish, so that they differ much
-    noise = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     noise *= torch.tensor([[1.0, 0.6, 0.2], [0.2, 0.6, 1.0]])[..., None, None]
     return noise.repeat_interleave(FACE_SIZE // 7, 2).repeat_interleave(FACE_SIZE // 7, 3)
 

@@ -94,7 +94,8 @@ def _prepare(
     if not isinstance(prepared.net, nn.Module):
         prepared.notes = ("not a torch module: used as it is, in its own dtype and layout",)
         return prepared.to(place)
-    faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=torch.Generator().manual_seed(0)).to(prepared.device)
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=generator, dtype=torch.float32).to(prepared.device)
     with torch.no_grad():
         prepared.net.float()
         folded, note = _folded(prepared.net, prepared.net_input(prepared.normalise(faces)))
