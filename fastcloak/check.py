@@ -41,7 +41,7 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation import embed, is_empty, load_models, person_rates, saved_faces
 from fastcloak.faces import SIZE, Face, align, detect, find_faces, iou, pictures
 from fastcloak.models import Surrogate
-from fastcloak.photos import SUFFIXES, photo_files, read_photo
+from fastcloak.photos import photo_files, read_photo
 from fastcloak.survival import SURVIVALS, resized
 from fastcloak.verification import FALSE_ACCEPT_RATE, verification_threshold
 
@@ -106,13 +106,12 @@ def check_photos(
     crowd, failed = _crowd(distractors)
     photos: list[PhotoCheck] = []
     features: list[list[list[list[Tensor | None]]]] = [[] for _ in networks]  # model, photo, side, survival: [D]
-    reason: Exception | None = None
+    reason = ""
     for name, read in tqdm(pairs, desc="checking", unit="photo", disable=None if progress is None else not progress):
         try:
             photo, versions = _versions(name, *read(), keep_pictures)
         except (ValueError, OSError) as error:
-            failed[name] = str(error)
-            reason = error
+            failed[name] = reason = str(error)
             continue
         photos.append(photo)
         for network, kept in zip(networks, features, strict=True):
@@ -214,12 +213,8 @@ def _paired_files(originals: Path, protected: Path) -> tuple[list[tuple[str, Rea
 def _tree(folder: Path) -> dict[Path, list[Path]]:
     """Photos of a folder and its subfolders, but for hidden ones: relative path without suffix -> files."""
     found: dict[Path, list[Path]] = {}
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.parts) and file.is_file():
-            found.setdefault(name.with_suffix(""), []).append(file)
-    if not found:
-        raise ValueError(f"{folder} must be a folder with photos ({', '.join(SUFFIXES)}), got none in it; name another")
+    for file in photo_files(folder, recursive=True):
+        found.setdefault(file.relative_to(folder).with_suffix(""), []).append(file)
     return found
 
 
@@ -233,7 +228,7 @@ def _crowd(distractors: Any) -> tuple[Tensor, dict[str, str]]:
     if not isinstance(distractors, (str, PathLike)):
         return saved_faces(distractors), failed
     faces = []
-    for file in photo_files(distractors):
+    for file in photo_files(distractors, recursive=True):
         try:
             faces.append(saved_faces([file]))
         except (ValueError, OSError) as error:
@@ -392,10 +387,7 @@ def _threshold(name: str, clean: Tensor, strangers: Tensor | None) -> Threshold 
         return None
     accepted = int(pairs * FALSE_ACCEPT_RATE)
     value = (clean @ strangers.T).flatten().topk(accepted).values[-1].item()
-    return Threshold(
-        value,
-        f"estimated here: {accepted} of {pairs} pairs of an original and a distractor ({FALSE_ACCEPT_RATE:g}) reach it",
-    )
+    return Threshold(value, f"estimated here: {accepted} of {pairs} pairs of an original and a distractor reach it")
 
 
 def _side(posted: list[Tensor | None], clean: Tensor, threshold: float | None, strangers: Tensor | None) -> Side:

@@ -234,7 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--model", action="append", help=f"a network to ask: {MODEL_HELP} (default: sface and dlib)")
     check.add_argument("--models", dest="model", nargs="+", action="extend", help="several of these at once")
-    check.add_argument("--distractors", type=_path, help="folder of photos of other people, for Top-1, Top-5, linkage")
+    check.add_argument(
+        "--distractors",
+        type=_path,
+        help="folder of photos of other people, also in subfolders, for Top-1, Top-5 and linkage",
+    )
     check.add_argument("--cloak", type=_path, help="the cloak file, to mark the networks that it was learnt on")
     check.add_argument(
         "--html",
