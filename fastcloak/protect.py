@@ -2,8 +2,10 @@
 
 Only the mask is warped, by the exact inverse of the alignment; the photo's own pixels stay where they are:
 
-    protected = round(clip(photo + 255 * clip(warp(delta), -eps, eps) * window, 0, 255))
+    protected = round(clip(photo + 255 * clip(STRENGTH * warp(delta), -largest, largest) * window, 0, 255))
 
+`largest` is the largest |delta|, which nearly all pixels of a cloak have. Resampling rounds a mask off, and once more
+when the face is aligned again; making it larger before it is cut gives back what that takes, within the same bound.
 `window` is 1 inside the square that face networks see and falls to 0 over its outermost pixels, so that no edge shows.
 """
 
@@ -38,6 +40,9 @@ _KEPT = ((40, 0.3), (60, 0.5), (112, 1.0))
 
 # Width in pixels of the crop over which the mask fades out towards the border of the aligned square.
 FEATHER = 4.0
+# Between 2.5 and 10 protection hardly differs. Against 1, it raises Top-1 on ten people of LFW from 58 to 68 % on SFace,
+# 47 to 51 on dlib and 34 to 38 on a MobileFaceNet for faces of 224 pixels, and from 32, 38, 22 to 48, 48, 36 at 60.
+STRENGTH = 4.0
 
 
 @dataclass(frozen=True)
@@ -182,8 +187,8 @@ def face_mask(
         height: of the photo.
 
     Returns:
-        The rows and columns of the photo that it covers, possibly none; the mask there, [h, w, C], float32, |mask| <=
-        eps, 0 outside the aligned square; the side of that square in pixels of the photo.
+        The rows and columns of the photo that it covers, possibly none; the mask there, [h, w, C], float32, |mask| at
+        most eps and the largest |delta|, 0 outside the aligned square; the side of that square in pixels of the photo.
     """
     to_crop = similarity_transform(face.landmarks, TEMPLATE_112)
     inverse = np.linalg.inv(to_crop[:, :2])
@@ -204,7 +209,9 @@ def face_mask(
     distance = SIZE / 2 - np.maximum(np.abs(u - (SIZE - 1) / 2), np.abs(v - (SIZE - 1) / 2))
     window = (distance / FEATHER).clip(0, 1)
     mask = mask.reshape(*window.shape, -1)
-    mask.clip(-eps, eps, out=mask)
+    largest = min(eps, float(np.abs(delta).max()))
+    mask *= STRENGTH
+    mask.clip(-largest, largest, out=mask)
     mask *= window[..., None]
     return region, mask, side
 
