@@ -4,7 +4,7 @@
     python -m bench.survival PEOPLE_DIR --distractors DIR --learn 10 --first 20 --count 20 --targets ... -o rows.csv
 
 Every held-out photo of a person is resized so that the aligned square of its face has a side of `face` pixels (larger
-than the photo holds means enlarged, bicubic), protected there, written as `file`, changed as `file` says, read again,
+than the photo holds means enlarged), protected there, changed as `file` says (`fastcloak.survival`),
 and its face found and aligned anew, as a recogniser would. "aligned" as face is the mask on the aligned crop itself,
 as `bench.protection` measures it. The masks are "clean", "random" (random signs of 8 levels) and one per recipe; the
 gallery is the clean aligned photos, without any of this. `kept` in the summary is the gain over the random mask
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,6 +39,7 @@ from fastcloak.faces import SIZE, TEMPLATE_112, Face, align, detect, find_faces,
 from fastcloak.models import Surrogate
 from fastcloak.photos import photo_files, read_photo
 from fastcloak.protect import protect
+from fastcloak.survival import AS_SAVED, SURVIVALS, jpeg, resized
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,40 +51,10 @@ COLUMNS = (*ABOUT, "target", "mask", "face", "file", "found", "top1", "linkage",
 BOOTSTRAPS = 2000
 
 
-def _saved(kind: str, **options: object) -> Callable[[Pixels], Pixels]:
-    def through(pixels: Pixels) -> Pixels:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, kind, **options)
-        with Image.open(buffer) as image:
-            return np.array(image.convert("RGB"))
-
-    return through
-
-
-def _scaled(factor: float, then: Callable[[Pixels], Pixels] | None = None) -> Callable[[Pixels], Pixels]:
-    def through(pixels: Pixels) -> Pixels:
-        scaled = resized(pixels, factor)
-        return then(scaled) if then else scaled
-
-    return through
-
-
-def resized(pixels: Pixels, factor: float) -> Pixels:
-    """[H, W, 3] -> [factor H, factor W, 3], as photo services do: bicubic, with anti-aliasing."""
-    size = tuple(max(1, round(side * factor)) for side in pixels.shape[1::-1])
-    return np.array(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC))
-
-
 FILES: dict[str, Callable[[Pixels], Pixels]] = {
-    "png": lambda pixels: pixels,
-    "jpeg 95 4:4:4": _saved("JPEG", quality=95, subsampling="4:4:4"),
-    "jpeg 95": _saved("JPEG", quality=95, subsampling="4:2:0"),
-    "jpeg 85": _saved("JPEG", quality=85, subsampling="4:2:0"),
-    "jpeg 75": _saved("JPEG", quality=75, subsampling="4:2:0"),
-    "jpeg 50": _saved("JPEG", quality=50, subsampling="4:2:0"),
-    "half": _scaled(0.5),
-    "double": _scaled(2.0),
-    "half, jpeg 75": _scaled(0.5, _saved("JPEG", quality=75, subsampling="4:2:0")),
+    **SURVIVALS,
+    "JPEG 85": lambda pixels: jpeg(pixels, 85),
+    "JPEG 95, 4:4:4": lambda pixels: jpeg(pixels, 95, subsampling="4:4:4"),
 }
 
 
@@ -98,7 +67,8 @@ def photo_at(path: Path, side: float) -> tuple[Pixels, Face]:
     """A photo resized so that the aligned square of its largest face is about `side` pixels wide, and that face."""
     pixels = read_photo(path).pixels
     (face,) = find_faces(pixels, name=str(path))
-    pixels = resized(pixels, side / square_side(face))
+    scale = side / square_side(face)
+    pixels = resized(pixels, *(max(1, round(scale * length)) for length in pixels.shape[1::-1]))
     (face,) = find_faces(pixels, name=f"{path} at {side}")
     return pixels, face
 
@@ -168,7 +138,7 @@ def measure(
             name: dict(enumerate(faces if of[name] is None else of[name].apply(faces)))  # type: ignore[union-attr]
             for name, faces in people.probes.items()
         }
-        yield from rows(crops, mask, ALIGNED, "png")
+        yield from rows(crops, mask, ALIGNED, AS_SAVED)
     for side in sizes:
         ready = {name: [photo_at(path, side) for path in paths] for name, paths in photos.items()}
         for mask, of in masks.items():
@@ -205,8 +175,8 @@ def kept(
     columns = [
         rates(mask, face, file),
         rates(RANDOM, face, file),
-        rates(mask, ALIGNED, "png"),
-        rates(RANDOM, ALIGNED, "png"),
+        rates(mask, ALIGNED, AS_SAVED),
+        rates(RANDOM, ALIGNED, AS_SAVED),
     ]
     names = sorted(set.intersection(*(set(column) for column in columns)))
     values = np.array([[column[name] for name in names] for column in columns])

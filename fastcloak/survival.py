@@ -19,15 +19,16 @@ def as_saved(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def jpeg(pixels: Pixels, quality: int) -> Pixels:
-    """Save as JPEG and read again, with colour at half resolution (4:2:0), as most services do.
+def jpeg(pixels: Pixels, quality: int, *, subsampling: str = "4:2:0") -> Pixels:
+    """Save as JPEG and read again.
 
     Args:
         pixels: [H, W, 3], uint8, RGB.
         quality: 1..100.
+        subsampling: of colour; half resolution is what most services take.
     """
     file = BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
     with Image.open(file) as picture:
         return np.array(picture)
 
