@@ -273,6 +273,10 @@ class Check:
             "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
             "other even where it does not match them with the originals."
         )
+        if any(photo.largest_change is not None and photo.psnr is None for photo in self.photos):
+            lines.append("PSNR and SSIM were not measured: pip install 'fastcloak[report]' installs what does.")
+        if any(photo.largest_change is None for photo in self.photos):
+            lines.append("A protected photo of another size than its original has no PSNR, SSIM and largest change.")
         lines.append(
             "A cloak hides from machines, not from people; whoever knows of cloaks can train against them or remove "
             "them, and one photo posted without a cloak can be enough."

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastcloak import Cloak, assets, check, check_photos, evaluate, load_model
+from fastcloak import Cloak, MissingExtraError, assets, check, check_photos, evaluate, load_model
 from fastcloak.check_results import plain_name
 from fastcloak.photos import read_photo
 from fastcloak.survival import SURVIVALS, as_saved, double_size, half_size, half_size_jpeg75, jpeg
@@ -194,6 +194,7 @@ def test_a_protected_photo_of_another_size_has_no_quality():
     checked = check_photos(*pair, net(), keep_pictures=True)
     (photo,) = checked.photos
     assert (photo.largest_change, photo.psnr, photo.face_ssim) == (None, None, None)
+    assert "of another size than its original" in checked.table()
     assert after(checked).own == pytest.approx((1.0,))
     assert photo.pictures.width == 112
 
@@ -214,6 +215,8 @@ def test_quality_is_what_is_worked_out_by_hand(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     without = check_photos(faces, changed, net())
     assert (without.photos[0].psnr, without.photos[0].ssim, without.photos[0].largest_change) == (None, None, 5)
+    assert "not measured: pip install 'fastcloak[report]'" in without.table()
+    assert "not measured" not in checked.table()
 
 
 def test_folders_are_paired_by_relative_path_without_suffix(tmp_path):
@@ -398,3 +401,13 @@ def test_jpeg_halves_the_resolution_of_colour():
     stripes[:, ::2], stripes[:, 1::2] = (200, 60, 60), (60, 120, 120)
     spread = [float(np.ptp(picture[8:24, 8:24, 0].astype(int))) for picture in (stripes, jpeg(stripes, 95))]
     assert spread[1] < 0.3 * spread[0]
+
+
+def test_aligned_crops_need_no_extra(monkeypatch, tmp_path):
+    for name in ("cv2", "onnx", "skimage", "skimage.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    checked = check_photos(BOB, BOB, net(), STRANGERS, keep_pictures=True)
+    assert after(checked, "half size, JPEG 75").no_face == 0
+    assert checked.photos[0].pictures is not None
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastcloak\[faces\]'"):
+        check_photos([np.zeros((200, 150, 3), np.uint8)], [np.zeros((200, 150, 3), np.uint8)], net())

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -288,6 +289,26 @@ def test_check_writes_a_report_and_marks_what_the_cloak_was_learnt_on(orl, cloak
     assert "sface*" in text
     assert main([*arguments, "--model", "sface", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"][0]["white_box"] is True
+
+
+def test_check_takes_file_names_that_are_no_text(orl, tmp_path, capsys):
+    folder, report = tmp_path / "photos", tmp_path / "report.html"
+    folder.mkdir()
+    names = [os.fsdecode(b"\xff<script>\x1b[31m.png"), "quote\"'.png"]
+    for name in names:
+        Image.open(orl / "1.pgm").save(folder / name)
+    (folder / os.fsdecode(b"\xfe.jpg")).write_bytes(b"not a photo")
+    arguments = ["check", str(folder), str(folder), "--model", "sface", "--html", str(report)]
+    assert main(arguments) == 3
+    told = capsys.readouterr().out
+    assert told.replace("\n", "").isprintable()
+    assert "\\udcff<script>\\x1b[31m.png" in told
+    assert "Not checked: \\udcfe.jpg" in told
+    text = report.read_bytes().decode("utf-8")
+    assert text.count("<script>") == 1
+    assert "\\udcff&lt;script&gt;\\x1b[31m.png" in text
+    assert main([*arguments, "--json", "-"]) == 3
+    assert {photo["name"] for photo in json.loads(capsys.readouterr().out)["photos"]} == set(names)
 
 
 def test_check_never_writes_over_a_file_that_is_no_report(photo_folders, capsys, monkeypatch):
