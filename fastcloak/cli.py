@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     protect.add_argument("--strip-gps", action="store_true", help="leave out where photos were taken")
     protect.add_argument(
-        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="photos at a time (default: %(default)s)"
+        "--jobs", type=int, default=min(8, os.cpu_count() or 1), help="photos at a time (default: %(default)s)"
     )
     protect.add_argument(
         "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
