@@ -345,9 +345,9 @@ def _protect(arguments: argparse.Namespace) -> int:
             arguments.kept = f"; {done} of {len(plan.photos)} photos are protected in {arguments.output}"
             bar.update()
             if not arguments.json:
-                for words in (outcome.error, *outcome.warnings):
-                    if words:
-                        bar.write(f"{outcome.source}: {words}", file=sys.stderr)
+                for words in filter(None, (outcome.error, *outcome.warnings)):
+                    named = words if words.startswith(str(outcome.source)) else f"{outcome.source}: {words}"
+                    bar.write(named, file=sys.stderr)
 
         protect_photos(
             plan,
@@ -390,7 +390,7 @@ def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
     if reasons:
         lines.append((str(by_status[FAILED_PHOTO]), FAILED_PHOTO))
         lines += [(str(number), f"  {why}") for why, number in reasons.most_common()]
-    lines.append((str(sum(outcome.faces for outcome in outcomes)), "faces cloaked"))
+    lines.append((str(sum(outcome.faces for outcome in outcomes)), "faces"))
     small = sum(bool(outcome.warnings) for outcome in outcomes)
     if small:
         lines.append((str(small), "photos with a small face"))

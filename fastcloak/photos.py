@@ -22,6 +22,7 @@ from PIL import (
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -214,9 +215,11 @@ def decode_photo(payload: bytes, *, name: str) -> Photo:
             ) from error
         # Decoders meet hostile bytes here and raise nearly every type there is.
         except Exception as error:
+            # Pillow's own words would show the address of a buffer.
+            why = "no known kind" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
             raise PhotoError(
                 f"{name} must be a JPEG, PNG, WebP, TIFF, BMP, PGM or HEIC photo, got {len(payload)} bytes that "
-                f"cannot be read ({type(error).__name__}: {error}); it may be cut off, damaged or of another kind "
+                f"cannot be read ({why}); it may be cut off, damaged or of another kind "
                 "(GIF, AVIF, raw): copy it anew, or save it as JPEG or PNG first"
             ) from error
     if deep:
