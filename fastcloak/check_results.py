@@ -171,7 +171,7 @@ class Check:
         fooled = [model for model in judges if _missed(model.as_saved.after)]
         where = "the photo" if len(self.photos) == 1 else f"the {len(self.photos)} photos"
         if not fooled:
-            who = "the one network asked" if len(judges) == 1 else f"all {len(judges)} networks asked"
+            who = {1: "the one network", 2: "both networks"}.get(len(judges), f"all {len(judges)} networks") + " asked"
             return f"Recognised by {who}{f' in at least one of {where}' * (len(self.photos) > 1)}."
         names = f": {', '.join(map(starred, fooled))}" if len(fooled) < len(judges) else ""
         anywhere = f" in any of {where}" if len(self.photos) > 1 else ""
@@ -215,10 +215,11 @@ class Check:
                 "A network counts as recognising the person if its cosine between the protected photo and its own "
                 "original reaches its threshold; with more photos the other originals would count instead."
             )
+        count = len(self.photos) - 1
+        others = "the other original" if count == 1 else f"at least one of the {count} other originals"
         return (
-            "A network counts as recognising the person in a photo if its cosine with at least one of the "
-            f"{len(self.photos) - 1} other originals reaches its threshold, and in the first sentence if it does so "
-            "in at least one photo."
+            f"A network counts as recognising the person in a photo if its cosine with {others} reaches its "
+            "threshold, and in the first sentence if it does so in at least one photo."
         )
 
     def verdict(self, photo: int) -> str:

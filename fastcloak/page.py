@@ -336,7 +336,7 @@ def _pictures(pictures: FacePictures, name: str) -> str:
     shown = _text(name)
     size = f'width="{pictures.width}" height="{pictures.height}"'
     scale = (
-        "Pixel by pixel as in the photo."
+        "The photo's own pixels."
         if pictures.scale == 1
         else f"Scaled down to {100 * pictures.scale:.0f} % for this page."
     )

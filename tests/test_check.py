@@ -111,6 +111,8 @@ def test_recognised_is_one_other_original_at_the_threshold():
     assert after(far).recognised == (False, True)
     assert after(far).accepted == pytest.approx(1 / 2)
     assert far.summary()[1].startswith("Photo by photo and network by network: not recognised in 1 of 2 cases; before ")
+    assert "if its cosine with the other original reaches" in far.definition()
+    assert "with at least one of the 2 other originals reaches" in checked.definition()
     assert far.headline() == "Recognised by the one network asked in at least one of the 2 photos."
 
 
@@ -127,7 +129,7 @@ def test_the_headline_counts_networks_that_recognise_in_no_photo():
     # The third network has no threshold, and says nothing.
     checked = check_photos(faces, faces, networks)
     assert checked.models[2].threshold is None
-    assert checked.headline() == "Recognised by all 2 networks asked in at least one of the 2 photos."
+    assert checked.headline() == "Recognised by both networks asked in at least one of the 2 photos."
     assert "third: no threshold is known" in checked.table()
     assert check_photos(faces, faces, networks[2]).headline().startswith("Whether these networks recognise")
     assert after(check_photos(faces, faces, networks[2])).recognised == (None, None)
