@@ -5,11 +5,12 @@ __version__ = "0.1.0"
 from fastcloak.assets import MissingExtraError
 from fastcloak.check import check_photos
 from fastcloak.check_results import Check
+from fastcloak.checkpoint import CheckpointError
 from fastcloak.cloak import Cloak, CloakFileError, load
 from fastcloak.enrolment import Enrolment, PersonNotFoundError, enrol
 from fastcloak.evaluation import Evaluation, evaluate
 from fastcloak.faces import FaceNotFoundError
-from fastcloak.fitting import FitManyError, fit, fit_many
+from fastcloak.fitting import FitInterrupted, FitManyError, fit, fit_many
 from fastcloak.folder import plan_photos, protect_photos
 from fastcloak.models import Surrogate, load_model
 from fastcloak.page import write_page
@@ -18,11 +19,13 @@ from fastcloak.protect import protect, protect_photo
 
 __all__ = [
     "Check",
+    "CheckpointError",
     "Cloak",
     "CloakFileError",
     "Enrolment",
     "Evaluation",
     "FaceNotFoundError",
+    "FitInterrupted",
     "FitManyError",
     "MissingExtraError",
     "PersonNotFoundError",

@@ -136,7 +136,7 @@ class Cloak:
         all of these, which `load` checks.
         """
         metadata = {"format": FORMAT, "schema": str(SCHEMA), "eps": repr(self.eps), "info": json.dumps(dict(self.info))}
-        metadata["sha256"] = _digest(self.delta, metadata)
+        metadata["sha256"] = digest(self.delta, metadata)
         atomic_write(Path(path), tensors.save({"delta": self.delta.contiguous()}, metadata))
 
 
@@ -172,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> Cloak:
         )
     if delta.dtype != torch.float32 or tuple(delta.shape) != SHAPE:
         raise CloakFileError(f"{path} holds no mask of float32 {list(SHAPE)}, got {delta.dtype} {list(delta.shape)}")
-    if metadata.get("sha256") != _digest(delta, metadata):
+    if metadata.get("sha256") != digest(delta, metadata):
         raise CloakFileError(
             f"{path} was altered or damaged: its hash does not match its content; fit or copy it again"
         )
@@ -191,7 +191,7 @@ def _for_torch(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.require(images, native, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
-def _digest(delta: torch.Tensor, metadata: Mapping[str, str]) -> str:
+def digest(delta: torch.Tensor, metadata: Mapping[str, str]) -> str:
     """SHA-256 over the metadata other than the hash itself, then dtype, shape and values of the mask."""
     hashed = {name: value for name, value in metadata.items() if name != "sha256"}
     header = json.dumps([hashed, str(delta.dtype), list(delta.shape)], sort_keys=True)

@@ -18,6 +18,8 @@ import torch
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 WARM_UP = 3
 """Runs on a side stream before a capture, in which libraries choose algorithms and allocate, as PyTorch asks for."""
+AHEAD = 8
+"""Steps in the queue of a GPU: enough that it never runs dry, few enough that Ctrl-C need not wait for a whole fit."""
 
 # Streams in capture and the debug mode belong to the whole process: one capture at a time.
 _CAPTURING = threading.Lock()
@@ -129,7 +131,7 @@ def _no_waiting() -> Iterator[None]:
 
 
 class Progress:
-    """Calls `tick` for each step once the device has finished it, without making the host wait in between."""
+    """Calls `tick` for each step once the device has finished it; the host runs up to AHEAD steps ahead of it."""
 
     def __init__(self, device: torch.device, tick: Callable[[], None]) -> None:
         self._on_host, self._tick = device.type != "cuda", tick
@@ -143,8 +145,8 @@ class Progress:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._launched.append(event)
-        while self._launched and self._launched[0].query():
-            self._launched.popleft()
+        while self._launched and (len(self._launched) > AHEAD or self._launched[0].query()):
+            self._launched.popleft().synchronize()
             self._tick()
 
     def wait(self) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -19,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
 from fastcloak import __version__
+from fastcloak.checkpoint import Checkpoint, CheckpointError, Pass, fingerprint, open_checkpoint
 from fastcloak.cloak import SHAPE, Cloak
 from fastcloak.config import FitConfig, configure
 from fastcloak.device import resolve_device, resolve_dtype
@@ -54,6 +56,20 @@ class FitManyError(ValueError):
         )
 
 
+class FitInterrupted(KeyboardInterrupt):
+    """A fit was interrupted, by Ctrl-C; what was learnt until then is not lost.
+
+    Attributes:
+        cloaks: the cloaks of everyone who was finished, by name.
+        partial: the cloaks of those under way after their last whole step, by name ("" in `fit`); none before the first
+            step. Their info has `partial`, True, and `steps_done`, of which its losses and image_gradients are.
+    """
+
+    def __init__(self, cloaks: dict[str, Cloak], partial: dict[str, Cloak], words: str):
+        self.cloaks, self.partial = cloaks, partial
+        super().__init__(words)
+
+
 def fit(
     images: Any,
     model: Any,
@@ -85,6 +101,8 @@ def fit(
     engine: str = "auto",
     dtype: str | torch.dtype = "auto",
     progress: Progress = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
 ) -> Cloak:
     """Learns one person's cloak from about ten of their photos.
 
@@ -139,6 +157,10 @@ def fit(
             hull are always float32 or better.
         progress: None: a bar if the terminal shows one; True or False: always, never; or a function that is called
             with (steps done, steps in all).
+        checkpoint: a folder, new or of an earlier fit, in which to save what was learnt, about once a second, so that
+            the same call goes on from there after any stop. On a CPU, with the same number of threads, the cloak is bit
+            for bit that of a fit that was not stopped. Remove the folder when the cloak is saved.
+        resume: go on with what is in the checkpoint; False removes that and begins anew.
 
     Returns:
         `Cloak`. `info["losses"]` is the mean loss of each step, `info["image_gradients"]` the cost: forward and
@@ -148,6 +170,9 @@ def fit(
         ValueError: bad input; the message names it, what was expected and the cure.
         FloatingPointError: NaN or Inf in the surrogate's embeddings or gradients, with the step.
         TypeError: images or a model of a type that cannot be taken.
+        FitInterrupted: Ctrl-C; it holds the cloak after the last whole step.
+        CheckpointError: an OSError: the checkpoint cannot be written (a full disk ...) or is in use. Raised at once; it
+            holds the cloak after the last whole step too, and the folder what was saved before.
 
     Source: OPOM (Zhong and Deng, TPAMI 2022); GA-OPOM (Liu et al., arXiv 2401.01575).
     """
@@ -167,6 +192,8 @@ def fit_many(
     engine: str = "auto",
     dtype: str | torch.dtype = "auto",
     progress: Progress = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
     memory_budget: int | None = None,
     **options: Any,
 ) -> dict[str, Cloak]:
@@ -180,6 +207,9 @@ def fit_many(
         people: name -> photos, as for `fit`. The number of photos may differ.
         model: the surrogate, as for `fit`.
         device, backend, engine, dtype, progress: as for `fit`; progress counts the steps of all people.
+        checkpoint, resume: as for `fit`. The folder also gets a cloak file of everyone who is finished; they are not
+            fitted again, as long as their photos, which are read again, are the same. People may be added and left out.
+            A pass that was stopped goes on with the same people in it.
         memory_budget: bytes that one pass may take. None: on CUDA a quarter of the free memory; on CPU one person per
             pass, so that the cloak is bit for bit that of `fit`; larger passes can be faster on some networks.
         options: every other option of `fit`.
@@ -188,49 +218,86 @@ def fit_many(
         name -> cloak, in the order of `people`.
 
     Raises:
-        ValueError: a bad option.
+        ValueError: a bad option, or a checkpoint of other options, of another network, device or version.
         FitManyError: one or more people could not be fitted. All others were, and are in its `.cloaks`.
+        FitInterrupted, CheckpointError: as `fit`; they hold the cloaks of everyone who was finished.
     """
     if not isinstance(people, Mapping):
         raise TypeError(f"people must be a mapping of name -> photos, got {type(people).__name__}")
     if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
         raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
+    if not isinstance(resume, bool):
+        raise ValueError(f"resume must be True or False, got {resume!r}")
+    if checkpoint is not None and not all(isinstance(name, str) for name in people):
+        raise TypeError(
+            "people must have names of type str where there is a checkpoint, whose files are named after them"
+        )
     config = configure(options)
     place = resolve_device(device)
     passes = _Passes(config, backend, engine, place)
     cloaks: dict[str, Cloak] = {}
     errors: dict[str, Exception] = {}
-    with _ticker(len(people), config.steps, progress) as tick, _own_modes(place):
-        surrogate = prepare(load_model(model), device=place, dtype=resolve_dtype(dtype))
-        made_by = {
-            "models": [member.name for member in surrogate.members],
-            "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
-            "dtype": str(surrogate.dtype).removeprefix("torch."),
-            "versions": _versions(),
-        }
-        persons = _persons_per_pass(surrogate, config, memory_budget)
+    made_by: dict[str, Any] = {}
+    underway: _Underway | None = None
+    try:
+        with _ticker(len(people), config.steps, progress) as tick, _own_modes(place):
+            loaded = load_model(model)
+            surrogate = prepare(loaded, device=place, dtype=resolve_dtype(dtype))
+            made_by |= {
+                "models": [member.name for member in surrogate.members],
+                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+                "dtype": str(surrogate.dtype).removeprefix("torch."),
+                "versions": _versions(),
+            }
+            persons = _persons_per_pass(surrogate, config, memory_budget)
+            opened: AbstractContextManager[Checkpoint | None] = nullcontext()
+            if checkpoint is not None:
+                this = fingerprint(surrogate, loaded, config, **made_by, backend=passes.backend, engine=passes.engine)
+                opened = open_checkpoint(checkpoint, this, resume)
+            with opened as kept:
 
-        def read(images: Any) -> _Person:
-            person = _read(surrogate, config, images)
-            passes.check(len(person.faces), surrogate.embedding_size)
-            return person
+                def read(name: str, images: Any) -> _Person | None:
+                    faces = _read(config, images)
+                    passes.check(len(faces), surrogate.embedding_size)
+                    if kept is not None and (cloak := kept.finished(name, faces)) is not None:
+                        cloaks[name] = cloak
+                        tick(config.steps)
+                        return None
+                    return _Person(faces, unit_features(surrogate, faces))
 
-        for group in _groups(people, read, persons, errors):
-            began = time.perf_counter()
-            faces = torch.stack([person.faces for person in group.values()]).to(place)
-            features = torch.stack([person.features for person in group.values()])
-            try:
-                learnt = passes.learn(surrogate, faces, features, partial(tick, len(group)))
-            except torch.OutOfMemoryError as error:  # the others are not lost
-                errors |= dict.fromkeys(group, error)
-                continue
-            ran = {"backend": passes.backend, "engine": passes.engine}
-            seconds = (time.perf_counter() - began) / len(group)
-            for i, name in enumerate(group):
-                try:
-                    cloaks[name] = _cloak(learnt, i, faces.shape[1], config, {**made_by, **ran, "seconds": seconds})
-                except (FloatingPointError, ValueError) as error:
-                    errors[name] = error
+                for group in _groups(people, read, persons, {} if kept is None else kept.begun, errors):
+                    names, members = list(group), list(group.values())
+                    underway = _Underway(names, len(members[0].faces), None if kept is None else kept.start(names))
+                    for _ in underway.state.get("losses", ()):
+                        tick(len(names))
+                    try:
+                        learnt = passes.learn(surrogate, members, partial(tick, len(names)), underway)
+                    except torch.OutOfMemoryError as error:  # the others are not lost
+                        errors |= dict.fromkeys(group, error)
+                        continue
+                    ran = {**made_by, "backend": passes.backend, "engine": passes.engine}
+                    finished = underway.cloaks(learnt, config, ran, errors)
+                    cloaks |= finished
+                    if underway.saved is not None:
+                        underway.saved.finish(finished)
+    except (KeyboardInterrupt, CheckpointError) as stop:
+        unfinished: dict[str, Cloak] = {}
+        if underway is not None and underway.learnt is not None and underway.learnt.steps:
+            with _own_modes(place):
+                ran = {**made_by, "backend": passes.backend, "engine": passes.engine}
+                unfinished = underway.cloaks(underway.learnt, config, ran, {}, finished=False)
+        cloaks = {name: cloaks[name] for name in people if name in cloaks}
+        unfinished = {name: cloak for name, cloak in unfinished.items() if name not in cloaks}
+        if isinstance(stop, CheckpointError):
+            stop.cloaks, stop.partial = cloaks, unfinished
+            raise
+        where = "" if checkpoint is None else f"; the same call goes on from what is saved in {os.fspath(checkpoint)}"
+        raise FitInterrupted(
+            cloaks,
+            unfinished,
+            f"interrupted: {len(cloaks)} of {len(people)} people are finished (in .cloaks), {len(unfinished)} have one "
+            f"of the steps done so far (in .partial){where}",
+        ) from stop
     cloaks = {name: cloaks[name] for name in people if name in cloaks}
     if errors:
         raise FitManyError(cloaks, errors)
@@ -256,8 +323,10 @@ class _Passes:
             )
 
     def learn(
-        self, surrogate: Surrogate, faces: torch.Tensor, features: torch.Tensor, tick: Callable[[], None]
+        self, surrogate: Surrogate, people: Sequence[_Person], tick: Callable[[], None], underway: _Underway
     ) -> Learnt:
+        faces = torch.stack([person.faces for person in people]).to(surrogate.device)
+        features = torch.stack([person.features for person in people])
         P, N = faces.shape[:2]
         if self._loop is None or (self._loop.persons, self._loop.photos, self._loop.engine) != (P, N, self.engine):
             if self._loop is not None:
@@ -268,13 +337,54 @@ class _Passes:
                 self.backend, ops = resolve_backend("reference", surrogate.device)
             self._loop = Loop(surrogate, self._config, ops, self.engine, P, N)
         try:
-            return self._loop.learn(faces, features, tick)
+            return self._loop.learn(faces, features, tick, partial(underway.keep, self._loop), underway.state)
         except EngineError as error:
             if self._wish != "auto" or self.engine == "eager":
                 raise
             log.warning("%s; fitting goes on with engine 'eager', slower", error)
             self.engine = "eager"
-            return self.learn(surrogate, faces, features, tick)
+            return self.learn(surrogate, people, tick, underway)
+
+
+class _Underway:
+    """A pass that runs: what it has learnt so far, and where that is saved.
+
+    Attributes:
+        learnt: what was learnt until the last whole step.
+        saved: the pass of the checkpoint, if there is one.
+        state: to go on from.
+    """
+
+    def __init__(self, names: list[str], photos: int, saved: Pass | None) -> None:
+        self._names, self._photos, self._began = names, photos, time.perf_counter()
+        self.learnt: Learnt | None = None
+        self.saved = saved
+        self.state = saved.state if saved is not None else {}
+
+    def keep(self, loop: Loop, learnt: Learnt) -> None:
+        # One assignment: an interruption, which may come anywhere, finds this step or the one before.
+        self.learnt = learnt
+        if self.saved is not None:
+            self.saved.save(lambda: loop.state(learnt))
+
+    def cloaks(
+        self,
+        learnt: Learnt,
+        config: FitConfig,
+        made_by: Mapping[str, Any],
+        errors: dict[str, Exception],
+        finished: bool = True,
+    ) -> dict[str, Cloak]:
+        """The cloaks of everyone in the pass by name, and in `errors` what went wrong with the others."""
+        seconds = time.perf_counter() - self._began + (self.saved.seconds if self.saved is not None else 0.0)
+        info = {**made_by, "seconds": seconds / len(self._names)}
+        cloaks = {}
+        for i, name in enumerate(self._names):
+            try:
+                cloaks[name] = _cloak(learnt, i, self._photos, config, info, finished)
+            except (FloatingPointError, ValueError) as error:
+                errors[name] = error
+        return cloaks
 
 
 @dataclass(frozen=True)
@@ -283,12 +393,15 @@ class _Person:
     features: torch.Tensor  # [N, D] unit features of the clean faces
 
 
-def _cloak(learnt: Learnt, person: int, photos: int, config: FitConfig, made_by: dict[str, Any]) -> Cloak:
+def _cloak(
+    learnt: Learnt, person: int, photos: int, config: FitConfig, made_by: Mapping[str, Any], finished: bool
+) -> Cloak:
     """The cloak of one person of a pass, or what went wrong with it."""
-    delta, losses = learnt.delta[person].cpu().contiguous(), learnt.losses[:, person].cpu()
+    steps = config.steps if finished else learnt.steps
+    delta, losses = learnt.delta[person].cpu().contiguous(), learnt.losses[:steps, person].cpu()
     if not (losses.isfinite().all() and delta.isfinite().all()):
         bad = (~losses.isfinite()).nonzero()
-        step = int(bad[0]) if len(bad) else config.steps - 1
+        step = int(bad[0]) if len(bad) else steps - 1
         raise FloatingPointError(
             f"the surrogate's embeddings or gradients became NaN or Inf at step {step + 1} of {config.steps}; "
             "check the network (and its scale and shift), or use dtype='float32'"
@@ -310,38 +423,51 @@ def _cloak(learnt: Learnt, person: int, photos: int, config: FitConfig, made_by:
         "inner_alpha": config.look_ahead(),
         "augment": list(config.augment),
         "photos": photos,
-        "image_gradients": config.steps * inner_steps * b * networks if config.eps else 0,
+        "image_gradients": steps * inner_steps * b * networks if config.eps else 0,
         "losses": losses.tolist(),
         "hull_gap": gap,
         **made_by,
     }
+    if not finished:
+        info |= {"partial": True, "steps_done": steps}
     return Cloak(delta, config.eps, info)
 
 
 def _groups(
     people: Mapping[str, Any],
-    read: Callable[[Any], _Person],
+    read: Callable[[str, Any], _Person | None],
     persons_per_pass: Callable[[int], int],
+    begun: Mapping[str, tuple[str, ...]],
     errors: dict[str, Exception],
 ) -> Iterator[dict[str, _Person]]:
-    """Reads people in order and yields them as soon as a pass is full of people with the same number of photos."""
-    waiting: dict[int, dict[str, _Person]] = {}
+    """Reads people in order and yields them as soon as a pass is full of people with the same number of photos.
+
+    Those of a pass that was begun wait for each other, since they round together.
+    """
+    waiting: dict[int | tuple[str, ...], dict[str, _Person]] = {}
     for name, images in people.items():
         try:
-            person = read(images)
+            person = read(name, images)
         except Exception as error:  # one person's bad photos must not end the others' work
             errors[name] = error
             continue
+        if person is None:
+            continue
         N = len(person.faces)
-        group = waiting.setdefault(N, {})
+        together = begun.get(name)
+        group = waiting.setdefault(together or N, {})
         group[name] = person
-        if len(group) >= persons_per_pass(N):
+        if together:
+            if len(group) == len(together):
+                del waiting[together]
+                yield {name: group[name] for name in together}
+        elif len(group) >= persons_per_pass(N):
             yield waiting.pop(N)
     yield from waiting.values()
 
 
-def _read(surrogate: Surrogate, config: FitConfig, images: Any) -> _Person:
-    """One person's aligned faces and their clean features, or what is wrong with them."""
+def _read(config: FitConfig, images: Any) -> torch.Tensor:
+    """One person's aligned faces [N, 3, 112, 112], or what is wrong with them."""
     faces = load_faces(images)
     N = len(faces)
     if N < LEAST_PHOTOS:
@@ -351,7 +477,7 @@ def _read(surrogate: Surrogate, config: FitConfig, images: Any) -> _Person:
             f"lower and upper must leave room around 1/N = {1 / N:g} for the {N} photos, got {config.lower:g} and "
             f"{config.upper:g}; weights that are all 1/N are objective 'class_center'"
         )
-    return _Person(faces, unit_features(surrogate, faces))
+    return faces
 
 
 def _persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int | None) -> Callable[[int], int]:

@@ -6,7 +6,7 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -28,15 +28,17 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class Learnt:
-    """What one pass learnt, on its device.
+    """What one pass has learnt so far, on its device.
 
     Attributes:
+        steps: how many are done.
         delta: [P, 3, 112, 112] float32.
-        losses: [steps, P], mean over the photos of the step.
+        losses: [all steps, P], mean over the photos of the step; later rows are still to come.
         gap: [P], largest duality gap of any hull weights.
         moved: [P] bool, whether any gradient was other than zero.
     """
 
+    steps: int
     delta: torch.Tensor
     losses: torch.Tensor
     gap: torch.Tensor
@@ -66,6 +68,8 @@ class Loop:
         self.surrogate, self.config, self.ops, self.engine = surrogate, config, ops, engine
         self.persons, self.photos, self.batch = persons, photos, config.batch(photos)
         self.eps = float32_at_most(config.eps)
+        self.steps = config.steps if config.eps else 0
+        self.averaged = math.ceil(config.average * self.steps)
         device = surrogate.device
         apart = config.ensemble != "loss" and len(surrogate.members) > 1
         # Views and the members of an ensemble take plain faces; a network alone is written what it takes in one pass.
@@ -103,13 +107,22 @@ class Loop:
         self.moved = torch.zeros(persons, dtype=torch.bool, device=device)
         self.launchers: dict[Hashable, Callable[[], None]] = {}
 
-    def learn(self, faces: torch.Tensor, features: torch.Tensor, tick: Callable[[], None]) -> Learnt:
+    def learn(
+        self,
+        faces: torch.Tensor,
+        features: torch.Tensor,
+        tick: Callable[[], None],
+        keep: Callable[[Learnt], None] = lambda learnt: None,
+        state: Mapping[str, torch.Tensor] | None = None,
+    ) -> Learnt:
         """Learn the cloaks of P persons.
 
         Args:
             faces: [P, N, 3, 112, 112] float32 in [0, 1].
             features: [P, N, D] clean unit features.
             tick: called after each step.
+            keep: called after each step with what was learnt so far, in tensors of its own; before the device is done.
+            state: what `state` gave in an earlier pass of these faces and options, to go on from there.
 
         Raises:
             EngineError: the engine cannot launch this network.
@@ -121,9 +134,7 @@ class Loop:
         for member, part in zip(self.members, parts, strict=True):
             member.set_hull(build_hull(part, self.config.objective))
         self.faces.copy_(faces)
-        steps = self.config.steps if self.config.eps else 0
-        kinds = [self._kind(t) for t in range(steps)]
-        averaged = math.ceil(self.config.average * steps)
+        kinds = [self._kind(t) for t in range(self.steps)]
         with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
             if not self.launchers:
                 self.launchers = launchers(self.engine, {kind: partial(self._step, *kind) for kind in kinds})
@@ -132,19 +143,64 @@ class Loop:
                 torch.manual_seed(self.config.seed)
 
             losses = self.loss.new_zeros(self.config.steps, self.persons)
+            done = self._restore(state, losses) if state else 0
+            learnt = self._learnt(done, losses)
+            keep(learnt)
             progress = Progress(faces.device, tick)
-            for t, kind in enumerate(kinds):
+            for t in range(done, self.steps):
                 self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
                 self.chance.copy_(self.draws[t].unsqueeze(1).expand_as(self.chance))
-                self.launchers[kind]()
-                if t >= steps - averaged:
+                self.launchers[kinds[t]]()
+                if t >= self.steps - self.averaged:
                     self.total += self.delta
                 losses[t].copy_(self.loss)
+                learnt = self._learnt(t + 1, losses)
+                keep(learnt)
                 progress.launched()
             progress.wait()
+        return learnt
+
+    def state(self, learnt: Learnt) -> dict[str, torch.Tensor]:
+        """What decides the steps after those of `learnt`, the last that `learn` kept. Waits for the device.
+
+        Returns:
+            Tensors on the CPU, for `learn`.
+        """
+        held = {**self._lasting(), "losses": learnt.losses[: learnt.steps]}
+        if self.config.dropout:
+            held["random"] = torch.get_rng_state()
+            if self.faces.is_cuda:
+                held["random_cuda"] = torch.cuda.get_rng_state(self.faces.device)
+        return {name: tensor.cpu().contiguous() for name, tensor in held.items()}
+
+    def _restore(self, state: Mapping[str, torch.Tensor], losses: torch.Tensor) -> int:
+        for name, buffer in self._lasting().items():
+            buffer.copy_(state[name])
+        self.delta_in.copy_(self.delta)
+        if self.config.dropout:
+            torch.set_rng_state(state["random"])
+            if self.faces.is_cuda:
+                torch.cuda.set_rng_state(state["random_cuda"], self.faces.device)
+        done = len(state["losses"])
+        losses[:done].copy_(state["losses"])
+        return done
+
+    def _lasting(self) -> dict[str, torch.Tensor]:
+        """The buffers that go from one step to the next; a step leaves delta_in = delta and acc = 0."""
+        lasting = {"delta": self.delta, "gap": self.gap, "moved": self.moved}
+        if self.config.decay:
+            lasting["velocity"] = self.velocity
+        if self.averaged:
+            lasting["total"] = self.total
+        if self.config.spread:
+            lasting |= {f"last_{i}": member.last for i, member in enumerate(self.members)}
+        return lasting
+
+    def _learnt(self, done: int, losses: torch.Tensor) -> Learnt:
         # The sign of NaN is 0: what is added keeps it NaN.
-        delta = self.eps * (self.total.sign() + 0 * self.total) if averaged else self.delta.clone()
-        return Learnt(delta, losses, self.gap.clone(), self.moved.clone())
+        averaging = done > self.steps - self.averaged
+        delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
+        return Learnt(done, delta, losses, self.gap.clone(), self.moved.clone())
 
     def _kind(self, t: int) -> tuple[str, bool, int]:
         """Objective of step t, whether it shows every photo with its own start noise, and whose turn is first."""

@@ -198,10 +198,10 @@ def test_info_must_be_a_mapping(info):
 
 @pytest.mark.parametrize("info", ["[1]", "3", "null", '"ga"', "[" * 100_000, '{"a": ' + "[" * 100_000, "{"])
 def test_a_file_with_odd_info_is_refused(info, cloak, tmp_path):
-    from fastcloak.cloak import _digest
+    from fastcloak.cloak import digest
 
     metadata = {"format": "fastcloak.cloak", "schema": "1", "eps": repr(EPS), "info": info}
-    metadata["sha256"] = _digest(cloak.delta, metadata)
+    metadata["sha256"] = digest(cloak.delta, metadata)
     (tmp_path / "odd.safetensors").write_bytes(save({"delta": cloak.delta}, metadata))
     with pytest.raises(CloakFileError, match="odd.safetensors holds no valid cloak"):
         fastcloak.load(tmp_path / "odd.safetensors")
