@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from fastcloak import Cloak
-from fastcloak.cloak import FORMAT, _digest
+from fastcloak.cloak import FORMAT, digest
 
 __all__ = [
     "BYTES",
@@ -273,7 +273,7 @@ def _forged(kind: str, cloak: Cloak, rng: Random) -> tuple[bytes, list[Allowed]]
         except (ValueError, RecursionError):
             pass
     metadata = {"format": FORMAT, "schema": "1", "eps": eps, "info": info}
-    metadata["sha256"] = _digest(delta, metadata)
+    metadata["sha256"] = digest(delta, metadata)
     return in_order(save({"delta": delta.contiguous()}, metadata)), allowed
 
 

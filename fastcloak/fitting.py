@@ -261,11 +261,11 @@ def fit_many(
                     passes.check(len(faces), surrogate.embedding_size)
                     if kept is not None and (cloak := kept.finished(name, faces)) is not None:
                         cloaks[name] = cloak
-                        tick(config.steps)
                         return None
                     return _Person(faces, unit_features(surrogate, faces))
 
-                for group in _groups(people, read, persons, {} if kept is None else kept.begun, errors):
+                begun = {} if kept is None else kept.begun
+                for group in _groups(people, read, partial(tick, config.steps), persons, begun, errors):
                     names, members = list(group), list(group.values())
                     underway = _Underway(names, len(members[0].faces), None if kept is None else kept.start(names))
                     for _ in underway.state.get("losses", ()):
@@ -436,6 +436,7 @@ def _cloak(
 def _groups(
     people: Mapping[str, Any],
     read: Callable[[str, Any], _Person | None],
+    skip: Callable[[], None],
     persons_per_pass: Callable[[int], int],
     begun: Mapping[str, tuple[str, ...]],
     errors: dict[str, Exception],
@@ -451,7 +452,8 @@ def _groups(
         except Exception as error:  # one person's bad photos must not end the others' work
             errors[name] = error
             continue
-        if person is None:
+        if person is None:  # finished
+            skip()
             continue
         N = len(person.faces)
         together = begun.get(name)

@@ -256,7 +256,7 @@ def test_names_become_files_of_their_own_in_the_folder(tiny_net, tmp_path):
         {name: smooth_faces(2, seed=i) for i, name in enumerate(names)}, tiny_net, steps=1, checkpoint=folder
     )
     assert all(again[name].info == cloaks[name].info for name in names)
-    with pytest.raises(TypeError, match="names of people must be of type str"):
+    with pytest.raises(TypeError, match="people must have names of type str"):
         fit_many({1: smooth_faces(2)}, tiny_net, checkpoint=folder)
 
 
@@ -282,7 +282,7 @@ def test_other_photos_options_and_networks_are_refused(tiny_net, faces, tmp_path
     refused("images must be those", faces[:5])
     refused("images must be those", (faces + 1 / 255).clamp(0, 1))
     refused("steps was 4 and is 5", steps=5)
-    refused("decay was 1.0 and is 0.0; preset was 'fast' and is 'plain'", preset="plain", augment="flip,color,geometry")
+    refused("augment was .*; decay was 1.0 and is 0.0; .*; preset was 'fast' and is 'plain';", preset="plain")
     refused("seed was 0 and is 1", seed=1)
     refused("dtype was 'float32' and is 'bfloat16'", dtype="bfloat16")
     altered = TinyNet()
