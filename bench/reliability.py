@@ -388,6 +388,7 @@ def killed_after(seconds: float, work: Callable[[], None]) -> bool:
             work()
             os._exit(0)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
@@ -434,6 +435,63 @@ def save_kills(folder: Path, kills: int, seed: int = SEED) -> tuple[Tally, int]:
             outcome, why = "wrong", str(error)
         tally.add(outcome, time.perf_counter() - began, f"kill {kill}: {why}")
     return tally, len(litter(folder))
+
+
+def small_network() -> torch.nn.Module:
+    """112 px -> 16 numbers in less than a millisecond."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 8, 7, stride=4), torch.nn.PReLU(8), torch.nn.Flatten(), torch.nn.Linear(5832, 16)]
+        return torch.nn.Sequential(*layers).eval()
+
+
+def fit_kills(folder: Path, kills: int, seed: int = SEED, every_step: bool = False) -> tuple[Tally, int]:
+    """Kills fits with a checkpoint at random moments, each before 0.6 of its time, and goes on until one is done.
+
+    Args:
+        folder: for checkpoints, an empty one.
+        kills: how many, at least: the last fit is brought to its end.
+        seed: of the moments.
+        every_step: save the state after every step, so that many kills meet a write; else as often as fits do.
+
+    Returns:
+        What came of each kill (exact_loads: the cloak in the end was bit for bit that of a fit without a kill), and how
+        many temporary files are left.
+    """
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    coarse = torch.rand(4, 3, 14, 14, generator=generator)
+    faces = torch.nn.functional.interpolate(coarse, (112, 112), mode="bilinear")
+    steps = 60 if every_step else 1200
+    options: dict[str, Any] = {"preset": "plain", "decay": 0.9, "average": 0.5, "augment": "flip", "inner_steps": 1}
+
+    def learn(checkpoint: Path | None, result: Path) -> None:
+        if every_step:
+            fastcloak.checkpoint.SECONDS, fastcloak.checkpoint.SHARE = 0.0, 1.0
+        fastcloak.fit(faces, small_network(), steps=steps, checkpoint=checkpoint, **options).save(result)
+
+    expected, done = folder / "expected.safetensors", folder / "done.safetensors"
+    killed_after(3600, lambda: learn(None, expected))
+    began = time.perf_counter()
+    killed_after(3600, lambda: learn(folder / "timed", done))
+    whole = time.perf_counter() - began
+    tally, left, rounds = Tally(), 0, 0
+    while tally.counts["runs"] < kills:
+        checkpoint, spent = folder / f"checkpoint{rounds}", []
+        done.unlink(missing_ok=True)
+        while True:
+            began, wait = time.perf_counter(), float(rng.uniform(0, 0.6 * whole))
+            killed = killed_after(wait, lambda checkpoint=checkpoint: learn(checkpoint, done))  # type: ignore[misc]
+            if not killed:
+                break
+            spent.append(time.perf_counter() - began)
+            if len(spent) > 200:
+                raise RuntimeError("200 kills, and the fit is not done: nothing is kept")
+        same = fastcloak.load(done).delta.equal(fastcloak.load(expected).delta)
+        for i, seconds in enumerate(spent):
+            tally.add(EXACT if same else "wrong", seconds, f"round {rounds}, kill {i}: another cloak")
+        left += len(litter(checkpoint))
+        rounds += 1
+    return tally, left
 
 
 # What a cloak file reveals --------------------------------------------------------------------------------------------
@@ -489,7 +547,13 @@ def _rank(scores: torch.Tensor, mine: int) -> int:
 
 # The command ----------------------------------------------------------------------------------------------------------
 
-RUNS = {"cloaks": (10_000, 500), "photos": (2_000, 90), "networks": (700, 70), "save_kills": (100, 10)}
+RUNS = {
+    "cloaks": (10_000, 500),
+    "photos": (2_000, 90),
+    "networks": (700, 70),
+    "save_kills": (100, 10),
+    "fit_kills": (100, 6),
+}
 """Part -> (runs, with --quick)."""
 
 
@@ -508,12 +572,7 @@ def main() -> None:
             _write_rows(arguments.output.with_name("reliability_reveals.csv"), "reveals", reveals())
             continue
         runs = RUNS[part][arguments.quick]
-        if part == "save_kills":
-            with tempfile.TemporaryDirectory() as folder:
-                tally, left = save_kills(Path(folder), runs)
-            tallies, notes = {"SIGKILL": tally}, f"{left} temporary files left"
-        else:
-            tallies, notes = fuzz(part, cases_of(part, runs)), ""
+        tallies, notes = (fuzz(part, cases_of(part, runs)), "") if part in READERS else _killed(part, runs)
         rows = []
         for kind, tally in tallies.items():
             rows.append(
@@ -529,6 +588,21 @@ def main() -> None:
         total = {name: sum(tally.counts[name] for tally in tallies.values()) for name in COLUMNS}
         print(part, total, f"{time.perf_counter() - began:.0f} s", notes, flush=True)
     sys.exit(failed)
+
+
+def _killed(part: str, kills: int) -> tuple[dict[str, Tally], str]:
+    ways: dict[str, Callable[[Path], tuple[Tally, int]]] = {"SIGKILL": lambda folder: save_kills(folder, kills)}
+    if part == "fit_kills":
+        ways = {
+            "saving every step": lambda folder: fit_kills(folder, kills // 2, every_step=True),
+            "saving as usual": lambda folder: fit_kills(folder, kills // 2),
+        }
+    tallies, left = {}, 0
+    for way, kill in ways.items():
+        with tempfile.TemporaryDirectory() as folder:
+            tallies[way], more = kill(Path(folder))
+        left += more
+    return tallies, f"{left} temporary files left"
 
 
 def _keep(folder: Path, part: str, tally: Tally) -> None:
