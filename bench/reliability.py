@@ -32,6 +32,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -466,8 +467,10 @@ def fit_kills(folder: Path, kills: int, seed: int = SEED, every_step: bool = Fal
 
     def learn(checkpoint: Path | None, result: Path) -> None:
         if every_step:
-            fastcloak.checkpoint.SECONDS, fastcloak.checkpoint.SHARE = 0.0, 1.0
-        fastcloak.fit(faces, small_network(), steps=steps, checkpoint=checkpoint, **options).save(result)
+            module: Any = import_module("fastcloak.checkpoint")
+            module.SECONDS, module.SHARE = 0.0, 1.0
+        kept = {} if checkpoint is None else {"checkpoint": checkpoint}
+        fastcloak.fit(faces, small_network(), steps=steps, **kept, **options).save(result)
 
     expected, done = folder / "expected.safetensors", folder / "done.safetensors"
     killed_after(3600, lambda: learn(None, expected))
@@ -523,18 +526,20 @@ def reveals(people: int = 8, learn: int = 6) -> list[dict[str, object]]:
             with torch.no_grad():
                 return torch.nn.functional.normalize(model(pictures.clamp(0, 1)))
 
+        seen = {name: embed(photos) for name, photos in faces.items()}
         ranks: dict[str, list[int]] = {}
         for owner, delta in masks.items():
-            known = {name: photos[learn:] if name in owners else photos for name, photos in faces.items()}
-            clean = {name: embed(photos) for name, photos in known.items()}
+            clean = {name: features[learn:] if name in owners else features for name, features in seen.items()}
             centers = torch.nn.functional.normalize(torch.stack([one.mean(0) for one in clean.values()]))
-            mine = list(known).index(owner)
+            mine = list(faces).index(owner)
             for gain in (1, 4, 16, -4, -16):
                 scores = centers @ embed(0.5 + gain * delta[None])[0]
                 ranks.setdefault(f"mask {gain}", []).append(_rank(scores, mine))
                 ranks.setdefault(f"least alike {gain}", []).append(_rank(-scores, mine))
-            turned = [1 - (clean[name] * embed(photos + delta)).sum(1).mean() for name, photos in known.items()]
-            ranks.setdefault("effect", []).append(_rank(torch.stack(turned), mine))
+            moved = [
+                1 - (clean[n] * embed(photos[-len(clean[n]) :] + delta)).sum(1).mean() for n, photos in faces.items()
+            ]
+            ranks.setdefault("effect", []).append(_rank(torch.stack(moved), mine))
         for way, found in ranks.items():
             mean, first = sum(found) / len(found), sum(rank == 1 for rank in found)
             rows.append({"network": network, "way": way, "mean_rank": mean, "first": first, "ranks": found})
