@@ -469,7 +469,7 @@ def fit_kills(folder: Path, kills: int, seed: int = SEED, every_step: bool = Fal
         if every_step:
             module: Any = import_module("fastcloak.checkpoint")
             module.SECONDS, module.SHARE = 0.0, 1.0
-        kept = {} if checkpoint is None else {"checkpoint": checkpoint}
+        kept: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
         fastcloak.fit(faces, small_network(), steps=steps, **kept, **options).save(result)
 
     expected, done = folder / "expected.safetensors", folder / "done.safetensors"
