@@ -194,4 +194,8 @@ def configure(options: Mapping[str, Any]) -> FitConfig:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are the keyword arguments of fit")
     given = {name: value for name, value in options.items() if value is not None or name not in LEFT_OUT}
     preset = given.setdefault("preset", "plain" if given.get("method") == "opom" else "fast")
-    return FitConfig(**{**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **given})
+    recipe = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    augment = given.get("augment")
+    if isinstance(augment, str) and augment.startswith("+"):
+        given["augment"] = ",".join((*recipe.get("augment", ()), augment[1:]))
+    return FitConfig(**{**recipe, **given})

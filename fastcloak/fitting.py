@@ -128,8 +128,9 @@ def fit(
         decay: momentum of the outer step, 0 to 1, on g / mean|g|; 0. (The published code keeps a velocity per photo.)
             Dong et al., CVPR 2018. Free.
         augment: show the network a random view of each picture, drawn anew in each inner step: names out of "mix",
-            "photo", "color", "blur", "jpeg", "geometry" and "flip" (`fastcloak.augment`), as a tuple or "a,b". Costs
-            no image-gradient, and a few milliseconds each.
+            "photo", "color", "blur", "jpeg", "geometry" and "flip" (`fastcloak.augment`), as a tuple or "a,b"; "+a,b"
+            adds them to the preset's. "+photo" is for photos that are small or will be saved coarsely (docs/method.md).
+            Costs no image-gradient, and a few milliseconds each.
         dropout: share of numbers dropped after each convolution, anew in each pass, 0 to 0.9; 0 (DFANet, Zhong and
             Deng, TIFS 2021, has 0.1). Costs no image-gradient, but time.
         smoothing: width (sigma, pixels) of a Gaussian blur of the gradient; 0 (TI, Dong et al., CVPR 2019). Free.

@@ -463,6 +463,10 @@ def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
     assert configure({"method": "opom"}).preset == "plain"
     config = configure({"preset": "strong", "steps": 3, "augment": "flip", "decay": 0})
     assert (config.steps, config.augment, config.decay, config.ensemble) == (3, ("flip",), 0, "turns")
+    assert configure({"augment": "+photo, blur"}).augment == ("photo", "color", "blur", "geometry", "flip")
+    assert configure({"preset": "plain", "augment": "+photo"}).augment == ("photo",)
+    with pytest.raises(ValueError, match="augment must be names out of"):
+        configure({"augment": "+foto"})
     cloak = fit(faces, tiny_net, preset="balanced", steps=2)
     assert (cloak.info["preset"], cloak.info["augment"], cloak.info["steps"]) == (
         "balanced",
