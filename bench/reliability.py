@@ -446,14 +446,19 @@ def small_network() -> torch.nn.Module:
         return torch.nn.Sequential(*layers).eval()
 
 
-def fit_kills(folder: Path, kills: int, seed: int = SEED, every_step: bool = False) -> tuple[Tally, int]:
-    """Kills fits with a checkpoint at random moments, each before 0.6 of its time, and goes on until one is done.
+def fit_kills(
+    folder: Path, kills: int, seed: int = SEED, every_step: bool = False, steps: int | None = None, before: float = 0.6
+) -> tuple[Tally, int]:
+    """Kills fits with a checkpoint at random moments, and goes on until one is done.
 
     Args:
         folder: for checkpoints, an empty one.
         kills: how many, at least: the last fit is brought to its end.
         seed: of the moments.
         every_step: save the state after every step, so that many kills meet a write; else as often as fits do.
+        steps: of the fit; 60 with every_step, else 1,200.
+        before: share of a fit's time within which the kills come. Below 1 only a fit that resumes comes to its end;
+            where setting up takes most of the time, as with few steps, none would.
 
     Returns:
         What came of each kill (exact_loads: the cloak in the end was bit for bit that of a fit without a kill), and how
@@ -462,7 +467,7 @@ def fit_kills(folder: Path, kills: int, seed: int = SEED, every_step: bool = Fal
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     coarse = torch.rand(4, 3, 14, 14, generator=generator)
     faces = torch.nn.functional.interpolate(coarse, (112, 112), mode="bilinear")
-    steps = 60 if every_step else 1200
+    steps = steps or (60 if every_step else 1200)
     options: dict[str, Any] = {"preset": "plain", "decay": 0.9, "average": 0.5, "augment": "flip", "inner_steps": 1}
 
     def learn(checkpoint: Path | None, result: Path) -> None:
@@ -482,7 +487,7 @@ def fit_kills(folder: Path, kills: int, seed: int = SEED, every_step: bool = Fal
         checkpoint, spent = folder / f"checkpoint{rounds}", []
         done.unlink(missing_ok=True)
         while True:
-            began, wait = time.perf_counter(), float(rng.uniform(0, 0.6 * whole))
+            began, wait = time.perf_counter(), float(rng.uniform(0, before * whole))
             killed = killed_after(wait, lambda checkpoint=checkpoint: learn(checkpoint, done))  # type: ignore[misc]
             if not killed:
                 break
