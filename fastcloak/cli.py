@@ -13,21 +13,25 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 import fastcloak
+from fastcloak import Cloak, checkpoint
 from fastcloak.assets import ORL_PEOPLE, MissingExtraError
 from fastcloak.atomic import atomic_write
 from fastcloak.augment import AUGMENTATIONS
 from fastcloak.check import check_photos
+from fastcloak.checkpoint import CheckpointError
 from fastcloak.cloak import CloakFileError
 from fastcloak.config import ENSEMBLES, GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, PRESETS, FitConfig
 from fastcloak.demo import run_demo
 from fastcloak.diagnosis import diagnose
 from fastcloak.enrolment import enrol
+from fastcloak.fitting import FitInterrupted
 from fastcloak.folder import DONE_BEFORE, PROTECTED, Outcome, plan_photos, protect_photos
 from fastcloak.folder import FAILED as FAILED_PHOTO
 from fastcloak.hull import OBJECTIVES
@@ -187,6 +191,14 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)",
     )
+    fit.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=_path,
+        help="folder in which to save what was learnt about once a second: the same command goes on from there after "
+        "any stop; it is removed at the end",
+    )
+    fit.add_argument("--restart", action="store_true", help="begin anew, whatever is in the folder of --checkpoint")
 
     protect = command(
         "protect", _protect, "Add a cloak to photos of any size; the originals are never changed.", aliases=["apply"]
@@ -279,8 +291,33 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     _check_cloak_may_go_to(arguments.output)
+    if arguments.restart and arguments.checkpoint is None:
+        raise ValueError("--restart needs --checkpoint DIR: without one there is nothing to go on from")
     arguments.kept = "; no cloak was written"
-    cloak = fastcloak.fit(
+    try:
+        cloak = _fitted(arguments)
+    except (FitInterrupted, CheckpointError) as stop:
+        arguments.kept = _keep_unfinished(stop, arguments.output, arguments.checkpoint)
+        if isinstance(stop, CheckpointError):
+            raise OSError(f"{stop}{arguments.kept}") from stop
+        raise
+    cloak.save(arguments.output)
+    arguments.kept = f"; the cloak is in {arguments.output}"
+    if arguments.checkpoint is not None:
+        checkpoint.clear(arguments.checkpoint)
+    if arguments.json:
+        _print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info}, arguments.json)
+    else:
+        info = cloak.info
+        print(
+            f"{arguments.output}: a cloak from {info['photos']} photos, learnt on {' + '.join(info['models'])} with "
+            f"{info['image_gradients']} image-gradients in {info['seconds']:.1f} s"
+        )
+    return OK
+
+
+def _fitted(arguments: argparse.Namespace) -> Cloak:
+    return fastcloak.fit(
         photo_files(arguments.photos),
         _models(arguments.model or ["sface"]),
         method=arguments.method,
@@ -304,17 +341,23 @@ def _fit(arguments: argparse.Namespace) -> int:
         engine=arguments.engine,
         progress=False if arguments.json else None,
     )
-    cloak.save(arguments.output)
-    arguments.kept = f"; the cloak is in {arguments.output}"
-    if arguments.json:
-        _print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info}, arguments.json)
-    else:
-        info = cloak.info
-        print(
-            f"{arguments.output}: a cloak from {info['photos']} photos, learnt on {' + '.join(info['models'])} with "
-            f"{info['image_gradients']} image-gradients in {info['seconds']:.1f} s"
-        )
-    return OK
+
+
+def _keep_unfinished(stop: FitInterrupted | CheckpointError, output: Path, folder: Path | None) -> str:
+    """Writes the best cloak of a fit that was stopped, never over an older one; says where it is."""
+    goes_on = f"; the same command goes on from what is saved in {folder}" if folder is not None else ""
+    if "" in stop.cloaks:
+        stop.cloaks[""].save(output)
+        return f"; the cloak is in {output}"
+    if "" not in stop.partial:
+        return f" before the first step was done; no cloak was written{goes_on}"
+    cloak, file = stop.partial[""], output
+    for n in count(1):
+        if not os.path.lexists(file):
+            break
+        file = output.with_name(f"{output.stem}.partial{n if n > 1 else ''}{output.suffix}")
+    cloak.save(file)
+    return f"; the cloak of {cloak.info['steps_done']} of {cloak.info['steps']} steps is in {file}{goes_on}"
 
 
 def _check_cloak_may_go_to(output: Path) -> None:

@@ -1,7 +1,10 @@
 import contextlib
 import json
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from torch import nn
 
 import fastcloak
-from fastcloak import CheckpointError, FitManyError, checkpoint, fit, fit_many
+from fastcloak import CheckpointError, FitInterrupted, FitManyError, checkpoint, cli, fit, fit_many
 from tests.conftest import TinyNet, smooth_faces
 
 ROOT = Path(__file__).parent.parent
@@ -457,3 +460,192 @@ def test_kills_at_random_moments_lose_nothing():
     assert told["equal"]
     assert told["whole"]
     assert told["litter"] == []
+
+
+# ---- interruptions and full disks
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_an_interruption_leaves_the_cloak_of_the_last_whole_step(tiny_net, faces, average):
+    options = {"preset": "plain", "inner_steps": 2, "decay": 1.0, "average": average}
+    with pytest.raises(FitInterrupted) as caught:
+        fit(faces, tiny_net, steps=6, progress=stop_at(2, KeyboardInterrupt), **options)
+    assert caught.value.cloaks == {}
+    (cloak,) = caught.value.partial.values()
+    # Before the average begins, two of six steps give what a fit of two steps gives.
+    expected = fit(faces, tiny_net, steps=2, **{**options, "average": 0.0})
+    assert torch.equal(cloak.delta, expected.delta)
+    assert cloak.info["losses"] == expected.info["losses"]
+    assert (cloak.info["partial"], cloak.info["steps_done"], cloak.info["steps"]) == (True, 2, 6)
+    assert cloak.info["image_gradients"] == 2 * 2
+    assert "partial" not in expected.info
+    with pytest.raises(FitInterrupted) as caught:
+        fit(faces, tiny_net, steps=6, progress=stop_at(5, KeyboardInterrupt), **options)
+    sizes = caught.value.partial[""].delta.abs().unique()
+    assert (len(sizes) <= 2) == bool(average)  # the sign of the mean so far, times eps
+
+
+def test_an_interruption_in_the_middle_of_a_step_leaves_the_step_before(faces):
+    net, calls = TinyNet(), []
+
+    def interrupts(x):
+        calls.append(1)
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        return net(x)
+
+    limit = 0
+    fit(faces, interrupts, steps=0)
+    before = len(calls)
+    for limit in (1, before, before + 1, before + 2, before + 8, before + 9):
+        calls.clear()
+        with pytest.raises(FitInterrupted) as caught:
+            fit(faces, interrupts, preset="plain", steps=4, inner_steps=3)
+        done = max(0, limit - before - 1) // 3
+        assert [cloak.info["steps_done"] for cloak in caught.value.partial.values()] == [done] * (done > 0)
+        if done:
+            expected = fit(faces, lambda x: net(x), preset="plain", steps=done, inner_steps=3)
+            assert torch.equal(caught.value.partial[""].delta, expected.delta)
+
+
+def test_an_interruption_keeps_finished_people_and_says_how_to_go_on(tiny_net, tmp_path):
+    everyone = people()
+    folder = tmp_path / "state"
+    expected = fit_many(everyone, tiny_net, steps=2, inner_steps=1)
+    with pytest.raises(FitInterrupted, match=f"1 of 5 people are finished .* saved in {folder}") as caught:
+        fit_many(
+            everyone,
+            tiny_net,
+            steps=2,
+            inner_steps=1,
+            checkpoint=folder,
+            progress=stop_at(3, KeyboardInterrupt),
+        )
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert list(caught.value.cloaks) == ["person 0"]
+    assert list(caught.value.partial) == ["person 1"]
+    assert same(caught.value.cloaks["person 0"], expected["person 0"])
+    cloaks = fit_many(everyone, tiny_net, steps=2, inner_steps=1, checkpoint=folder)
+    assert all(same(cloaks[name], expected[name]) for name in everyone)
+
+
+def test_the_callers_world_is_left_as_it_was_after_an_interruption(tiny_net, faces, tmp_path):
+    tiny_net.train()
+    torch.manual_seed(5)
+    random, weights = torch.get_rng_state(), {name: one.clone() for name, one in tiny_net.state_dict().items()}
+    for error in (KeyboardInterrupt, Stopped):
+        for step in (1, 2):
+            with pytest.raises((FitInterrupted, Stopped)), torch.no_grad():
+                fit(faces, tiny_net, steps=3, dropout=0.1, checkpoint=tmp_path / "state", progress=stop_at(step, error))
+            assert torch.equal(torch.get_rng_state(), random)
+            assert torch.is_grad_enabled()
+            assert tiny_net.training
+            assert all(torch.equal(one, weights[name]) for name, one in tiny_net.state_dict().items())
+            assert all(parameter.requires_grad for parameter in tiny_net.parameters())
+
+
+def test_a_full_disk_is_told_at_once_and_loses_nothing(tiny_net, faces, tmp_path):
+    folder = tmp_path / "state"
+    everyone, options = {"first": faces[:2], "second": faces}, {"steps": 3, "inner_steps": 1, "decay": 1.0}
+    expected = fit_many(everyone, tiny_net, **options)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done, total):
+        if done == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+
+    try:
+        with pytest.raises(CheckpointError, match="checkpoint: .*File too large") as caught:
+            fit_many(everyone, tiny_net, checkpoint=folder, progress=fill, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(caught.value, OSError)
+    assert Path(caught.value.filename).parent == folder
+    assert not list(folder.glob(".*"))
+    assert same(caught.value.cloaks["first"], expected["first"])
+    assert caught.value.partial["second"].info["steps_done"] == 2
+    cloaks = fit_many(everyone, tiny_net, checkpoint=folder, **options)
+    assert all(same(cloaks[name], expected[name]) for name in everyone)
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def photos(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, face in enumerate(smooth_faces(3)):
+        Image.fromarray(face.permute(1, 2, 0).mul(255).byte().numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def test_ctrl_c_on_the_command_line_keeps_the_cloak_and_the_state(photos, tmp_path):
+    output, state = tmp_path / "me.safetensors", tmp_path / "state"
+    command = [sys.executable, "-m", "fastcloak.cli", "fit", photos, "-o", output, "--preset", "plain"]
+    command += ["--steps", "5000", "--inner-steps", "1", "--checkpoint", state]
+    # A shell's background jobs ignore SIGINT, and so would their children.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, **heeds) as program:
+        try:
+            while not list(state.glob("*.state")):
+                assert program.poll() is None, program.stderr.read()
+                time.sleep(0.05)
+            program.send_signal(signal.SIGINT)
+            told = program.communicate(timeout=60)[1]
+        finally:
+            program.kill()
+    assert program.returncode == 1
+    (line,) = told.splitlines()
+    cloak = fastcloak.load(output)
+    done = cloak.info["steps_done"]
+    assert 0 < done < 5000
+    assert line == (
+        f"fastcloak: interrupted; the cloak of {done} of 5000 steps is in {output}; the same command goes on from what "
+        f"is saved in {state}"
+    )
+    assert not list(state.glob(".*"))
+
+
+def command_line(monkeypatch, model, *arguments):
+    monkeypatch.setattr("fastcloak.cli._models", lambda _: model)
+    return cli.main(["fit", *map(str, arguments), "--steps", "3", "--inner-steps", "1"])
+
+
+def test_the_command_goes_on_and_removes_what_it_needs_no_more(photos, tiny_net, tmp_path, monkeypatch, capsys):
+    output, state = tmp_path / "me.safetensors", tmp_path / "state"
+    arguments = (photos, "-o", output, "--checkpoint", state)
+    really_fit = fastcloak.fit
+
+    def stopped(*images, **options):
+        return really_fit(*images, **{**options, "progress": stop_at(2, KeyboardInterrupt)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastcloak, "fit", stopped)
+        for file in ("me", "me.partial", "me.partial2"):
+            assert command_line(patch, tiny_net, *arguments) == 1
+            where = tmp_path / f"{file}.safetensors"
+            assert f"interrupted; the cloak of 2 of 3 steps is in {where}; the same" in capsys.readouterr().err
+            assert fastcloak.load(where).info["steps_done"] == 2
+    # Another seed is refused, and begins anew where that is said.
+    assert command_line(monkeypatch, tiny_net, *arguments, "--seed", "1") == 1
+    assert "seed was 0 and is 1; name another folder" in capsys.readouterr().err
+    assert command_line(monkeypatch, tiny_net, *arguments) == 0
+    assert not state.exists()
+    crops = sorted(photos.iterdir())
+    assert same(fastcloak.load(output), really_fit(crops, tiny_net, steps=3, inner_steps=1))
+    assert command_line(monkeypatch, tiny_net, *arguments, "--restart") == 0
+    assert command_line(monkeypatch, tiny_net, photos, "-o", output, "--restart") == 1
+    assert "--restart needs --checkpoint DIR" in capsys.readouterr().err
+
+
+def test_the_command_says_when_not_one_step_was_done(photos, faces, tmp_path, monkeypatch, capsys):
+    def interrupts(x):
+        raise KeyboardInterrupt
+
+    assert command_line(monkeypatch, interrupts, photos, "-o", tmp_path / "me.safetensors") == 1
+    told = capsys.readouterr().err
+    assert told == "fastcloak: interrupted before the first step was done; no cloak was written\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
