@@ -340,6 +340,8 @@ def _fitted(arguments: argparse.Namespace) -> Cloak:
         backend=arguments.backend,
         engine=arguments.engine,
         progress=False if arguments.json else None,
+        checkpoint=arguments.checkpoint,
+        resume=not arguments.restart,
     )
 
 
