@@ -625,7 +625,7 @@ def test_the_command_goes_on_and_removes_what_it_needs_no_more(photos, tiny_net,
     with monkeypatch.context() as patch:
         patch.setattr(fastcloak, "fit", stopped)
         for file in ("me", "me.partial", "me.partial2"):
-            assert command_line(patch, tiny_net, *arguments) == 1
+            assert command_line(patch, tiny_net, *arguments, "--restart") == 1
             where = tmp_path / f"{file}.safetensors"
             assert f"interrupted; the cloak of 2 of 3 steps is in {where}; the same" in capsys.readouterr().err
             assert fastcloak.load(where).info["steps_done"] == 2
