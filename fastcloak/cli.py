@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--augment",
         metavar="NAMES",
-        help=f"random views of the photos, names with commas out of {', '.join(AUGMENTATIONS)}; +photo adds that one to "
+        help=f"random views of photos, names with commas out of {', '.join(AUGMENTATIONS)}; +photo adds that one to "
         f"the preset's, for photos with small faces ({by_preset} none)",
     )
     fit.add_argument("--dropout", type=float, help=f"DFANet: share dropped after convolutions ({by_preset} 0)")
