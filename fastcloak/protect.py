@@ -35,7 +35,7 @@ WHO = ("largest", "all", "me")
 
 SMALL_FACE = 60
 """Pixels: faces below get a warning."""
-# Side of the aligned square -> share of the protection at 224 pixels, JPEG 95, mean over three networks; below 40 a guess.
+# Side of the aligned square -> share of the protection at 224 pixels, JPEG 95, three networks; below 40 a guess.
 _KEPT = ((0, 0.0), (40, 0.5), (60, 0.69), (80, 0.83), (112, 0.95), (224, 1.0))
 
 
