@@ -125,6 +125,13 @@ RECIPES: dict[str, Recipe] = {
         for words, without in WITHOUT.items()
     },
     **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
+    "preset fast, grey": {"preset": "fast", **PRESETS["fast"], "grey": True},
+    "preset fast, photo, grey": {
+        "preset": "fast",
+        **PRESETS["fast"],
+        "augment": (*PRESETS["fast"]["augment"], "photo"),
+        "grey": True,
+    },
     **{
         f"preset {name}, photo": {"preset": name, **PRESETS[name], "augment": (*PRESETS[name]["augment"], "photo")}
         for name in ("fast", "balanced")

@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--average", type=float, help=f"share of the steps whose masks are averaged ({by_preset} 0)")
     fit.add_argument(
+        "--grey", action="store_true", help="learn a mask of three equal channels, which grey photos hold better"
+    )
+    fit.add_argument(
         "--seed",
         type=int,
         default=default.seed,
@@ -334,6 +337,7 @@ def _fitted(arguments: argparse.Namespace) -> Cloak:
         smoothing=arguments.smoothing,
         ensemble=arguments.ensemble,
         average=arguments.average,
+        grey=arguments.grey,
         seed=arguments.seed,
         device=arguments.device,
         dtype=arguments.dtype,

@@ -74,6 +74,7 @@ class FitConfig:
     lower: float = 0.0
     upper: float = 1.0
     random_start: bool = True
+    grey: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,6 +102,7 @@ class FitConfig:
         self._real("lower", -1e3, 1, "in [-1000, 1]")
         self._real("upper", self.lower, 1, f"above lower = {self.lower:g} and at most 1")
         self._switch("random_start")
+        self._switch("grey")
         self._whole("seed", -(2**63), 2**63 - 1)
         if self.steps * self.inner() > MOST_STEPS:
             raise ValueError(f"steps * inner_steps must be at most {MOST_STEPS}, got {self.steps * self.inner()}")

@@ -95,6 +95,7 @@ def fit(
     lower: float = 0.0,
     upper: float = 1.0,
     random_start: bool = True,
+    grey: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
     backend: str = "auto",
@@ -147,6 +148,8 @@ def fit(
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.
         random_start: start from uniform noise in +-eps, one per photo (ga: the mean of these), instead of zero.
+        grey: learn a mask of three equal channels, for grey photos: they stay grey, and of another mask hold only the
+            mean of its channels.
         seed: of the start and the order of photos.
         device: "auto" (CUDA where there is one), or a torch device.
         backend: what computes the hot operations: "reference" (PyTorch), "triton" (fused kernels, on CUDA, up to 64

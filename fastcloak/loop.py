@@ -86,6 +86,8 @@ class Loop:
         self.pictures = pictures(persons, self.batch, dtype=dtype)
         self.scale = None if self.plain else surrogate.scale.flatten()
         self.shift = None if self.plain else surrogate.shift.flatten()
+        # Weights of the channels in the gradient with respect to delta.
+        self.channels = torch.ones(3, 1, 1, device=device) if self.scale is None else self.scale.view(3, 1, 1)
         self.views = Views(config.augment, device)
         self.blur = blur_matrix(
             torch.tensor([config.smoothing], dtype=torch.float32, device=device), SHAPE[-1]
@@ -200,6 +202,8 @@ class Loop:
         # The sign of NaN is 0: what is added keeps it NaN.
         averaging = done > self.steps - self.averaged
         delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
+        if self.config.grey:  # equal but for rounding, where a network weighs its channels differently
+            delta = delta[:, :1].repeat(1, 3, 1, 1)
         return Learnt(done, delta, losses, self.gap.clone(), self.moved.clone())
 
     def _kind(self, t: int) -> tuple[str, bool, int]:
@@ -261,6 +265,9 @@ class Loop:
         if config.augment:
             (grads,) = torch.autograd.grad(seen, x, grads.view_as(seen))
         grads = grads.view_as(self.pictures)
+        if config.grey:
+            total = (self.channels * grads.float()).sum(-3, keepdim=True)
+            grads = torch.empty_like(grads).copy_(total / (3 * self.channels))
         if config.smoothing:
             grads = (self.blur @ grads.float() @ self.blur.mT).to(grads.dtype)
         return torch.stack(losses).mean(0), torch.stack(gaps).amax(0), grads
@@ -286,6 +293,8 @@ def _draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.
     start = torch.zeros(photos, *SHAPE, dtype=torch.float32)
     if config.random_start and config.steps:
         start.uniform_(-1, 1, generator=generator).mul_(float32_at_most(config.eps))
+    if config.grey:
+        start = start[:, :1].repeat(1, 3, 1, 1)
     drawn = config.steps * inner_steps * b
     passes = -(-drawn // photos)
     shuffled = [torch.arange(photos) if opom else torch.randperm(photos, generator=generator) for _ in range(passes)]

@@ -275,3 +275,38 @@ def test_augment_takes_a_word_or_names(tiny_net, faces):
     word = fit(faces, tiny_net, augment="flip, color", **options)
     assert torch.equal(word.delta, fit(faces, tiny_net, augment=["color", "flip"], **options).delta)
     assert fit(faces, tiny_net, augment="", **options).info["augment"] in ((), [])
+
+
+@pytest.mark.parametrize("method", ["ga", "opom"])
+@pytest.mark.parametrize("more", [{}, {"augment": ("geometry", "color"), "decay": 1.0, "average": 0.5}])
+def test_a_grey_mask_has_equal_channels_and_moves_grey_photos_further(tiny_net, faces, method, more):
+    grey = faces.mean(1, keepdim=True).mul(255).round().div(255).repeat(1, 3, 1, 1)
+    options = {"method": method, "preset": "plain", "objective": "class_center", "steps": 12, **more}
+    own, other = (fit(grey, tiny_net, grey=wish, **options) for wish in (True, False))
+    assert torch.equal(own.delta[0], own.delta[1])
+    assert torch.equal(own.delta[0], own.delta[2])
+    assert own.info["grey"]
+    assert not torch.equal(other.delta[0], other.delta[1])
+
+    def cosine(delta):
+        with torch.no_grad():
+            clean, cloaked = (nn.functional.normalize(tiny_net(x)) for x in (grey, (grey + delta).clamp(0, 1)))
+        return (cloaked * clean).sum(1).mean()
+
+    assert cosine(own.delta) < cosine(other.delta.mean(0)) - 0.01
+
+
+def test_a_grey_step_is_that_of_the_summed_gradient():
+    """By hand: one step from zero with the gradient of a linear network, whose channels weigh 1, 2 and -4."""
+
+    def net(x):
+        sums = x.sum((2, 3))
+        return torch.stack((sums @ torch.tensor([1.0, 2.0, -4.0]), torch.full((len(x),), 1000.0)), 1)
+
+    faces = torch.stack((torch.full((3, 112, 112), 0.3), torch.full((3, 112, 112), 0.5)))
+    options = {"method": "opom", "objective": "class_center", "steps": 1, "random_start": False}
+    coloured, grey = (fit(faces, net, grey=wish, **options).delta for wish in (False, True))
+    signs = coloured.sign()[:, 0, 0]
+    assert torch.equal(signs, signs[0] * torch.tensor([1.0, 1.0, -1.0]))
+    # 1 + 2 - 4 < 0: the mask of equal channels goes against the first two.
+    assert torch.equal(grey.sign(), -signs[0] * torch.ones(3, 112, 112))
