@@ -55,8 +55,8 @@ def search(**options: Any) -> Options:
 
 
 def options_of(recipe: Recipe, photos: int) -> Options:
-    """The options of a recipe for N photos."""
-    return recipe(photos) if callable(recipe) else recipe
+    """The options of a recipe for N photos; masks have three channels of their own unless it says otherwise."""
+    return {"grey": False, **(recipe(photos) if callable(recipe) else recipe)}
 
 
 # One change at a time against the best so far: geometry, then all views with momentum, then a shorter look-ahead and

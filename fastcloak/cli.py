@@ -174,7 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--average", type=float, help=f"share of the steps whose masks are averaged ({by_preset} 0)")
     fit.add_argument(
-        "--grey", action="store_true", help="learn a mask of three equal channels, which grey photos hold better"
+        "--grey",
+        action=argparse.BooleanOptionalAction,
+        help="learn a mask of three equal channels, which grey photos hold much better "
+        "(default: ga does if all photos are grey)",
     )
     fit.add_argument(
         "--seed",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastcloak.augment import AUGMENTATIONS
 from fastcloak.hull import OBJECTIVES
@@ -74,7 +75,7 @@ class FitConfig:
     lower: float = 0.0
     upper: float = 1.0
     random_start: bool = True
-    grey: bool = False
+    grey: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +103,8 @@ class FitConfig:
         self._real("lower", -1e3, 1, "in [-1000, 1]")
         self._real("upper", self.lower, 1, f"above lower = {self.lower:g} and at most 1")
         self._switch("random_start")
-        self._switch("grey")
+        if self.grey is not None:
+            self._switch("grey")
         self._whole("seed", -(2**63), 2**63 - 1)
         if self.steps * self.inner() > MOST_STEPS:
             raise ValueError(f"steps * inner_steps must be at most {MOST_STEPS}, got {self.steps * self.inner()}")
@@ -118,6 +120,16 @@ class FitConfig:
                 f"random_start must be True for {self.objective}: an uncloaked photo lies in its own hull, where the "
                 "gradient is zero; or take class_center, or convex_hull with warmup of 1 or more"
             )
+
+    def of(self, faces: torch.Tensor) -> FitConfig:
+        """The same with `grey` said: None is whether ga learns from grey photos only, and False for opom, as published.
+
+        Args:
+            faces: [N, 3, 112, 112] float, of one person or of people who have it in common.
+        """
+        if self.grey is not None:
+            return self
+        return replace(self, grey=self.method == "ga" and bool((faces == faces[..., :1, :, :]).all()))
 
     def batch(self, photos: int) -> int:
         """Photos per inner step for a person with this many."""

@@ -95,7 +95,7 @@ def fit(
     lower: float = 0.0,
     upper: float = 1.0,
     random_start: bool = True,
-    grey: bool = False,
+    grey: bool | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     backend: str = "auto",
@@ -148,8 +148,8 @@ def fit(
         lower, upper: convex_hull: bounds of the hull weights; narrower than 0 and 1 is the reduced hull. They must
             leave room around 1/N.
         random_start: start from uniform noise in +-eps, one per photo (ga: the mean of these), instead of zero.
-        grey: learn a mask of three equal channels, for grey photos: they stay grey, and of another mask hold only the
-            mean of its channels.
+        grey: learn a mask of three equal channels: grey photos stay grey, and of another mask hold only the mean of its
+            channels. None: ga does so if all photos are grey, opom (as published) does not.
         seed: of the start and the order of photos.
         device: "auto" (CUDA where there is one), or a torch device.
         backend: what computes the hot operations: "reference" (PyTorch), "triton" (fused kernels, on CUDA, up to 64
@@ -238,7 +238,7 @@ def fit_many(
         )
     config = configure(options)
     place = resolve_device(device)
-    passes = _Passes(config, backend, engine, place)
+    passes = _Passes(backend, engine, place)
     cloaks: dict[str, Cloak] = {}
     errors: dict[str, Exception] = {}
     made_by: dict[str, Any] = {}
@@ -266,12 +266,13 @@ def fit_many(
                     if kept is not None and (cloak := kept.finished(name, faces)) is not None:
                         cloaks[name] = cloak
                         return None
-                    return _Person(faces, unit_features(surrogate, faces))
+                    return _Person(faces, unit_features(surrogate, faces), config.of(faces))
 
                 begun = {} if kept is None else kept.begun
                 for group in _groups(people, read, partial(tick, config.steps), persons, begun, errors):
                     names, members = list(group), list(group.values())
-                    underway = _Underway(names, len(members[0].faces), None if kept is None else kept.start(names))
+                    own, saved = members[0].config, None if kept is None else kept.start(names)
+                    underway = _Underway(names, len(members[0].faces), own, saved)
                     for _ in underway.state.get("losses", ()):
                         tick(len(names))
                     try:
@@ -280,7 +281,7 @@ def fit_many(
                         errors |= dict.fromkeys(group, error)
                         continue
                     ran = {**made_by, "backend": passes.backend, "engine": passes.engine}
-                    finished = underway.cloaks(learnt, config, ran, errors)
+                    finished = underway.cloaks(learnt, ran, errors)
                     cloaks |= finished
                     if underway.saved is not None:
                         underway.saved.finish(finished)
@@ -289,7 +290,7 @@ def fit_many(
         if underway is not None and underway.learnt is not None and underway.learnt.steps:
             with _own_modes(place):
                 ran = {**made_by, "backend": passes.backend, "engine": passes.engine}
-                unfinished = underway.cloaks(underway.learnt, config, ran, {}, finished=False)
+                unfinished = underway.cloaks(underway.learnt, ran, {}, finished=False)
         cloaks = {name: cloaks[name] for name in people if name in cloaks}
         unfinished = {name: cloak for name, cloak in unfinished.items() if name not in cloaks}
         if isinstance(stop, CheckpointError):
@@ -311,8 +312,8 @@ def fit_many(
 class _Passes:
     """Runs one pass after the other, and keeps the buffers and captures of the last one for the next of its size."""
 
-    def __init__(self, config: FitConfig, backend: str, engine: str, place: torch.device) -> None:
-        self._config, self._wish, self._backend_wish = config, engine, backend
+    def __init__(self, backend: str, engine: str, place: torch.device) -> None:
+        self._wish, self._backend_wish = engine, backend
         self._found = resolve_backend(backend, place)
         self.backend = self._found[0]
         self.engine = resolve_engine(engine, place)
@@ -332,14 +333,21 @@ class _Passes:
         faces = torch.stack([person.faces for person in people]).to(surrogate.device)
         features = torch.stack([person.features for person in people])
         P, N = faces.shape[:2]
-        if self._loop is None or (self._loop.persons, self._loop.photos, self._loop.engine) != (P, N, self.engine):
+        config = people[0].config  # all of a pass have the same
+        wanted = (P, N, self.engine, config)
+        if self._loop is None or wanted != (
+            self._loop.persons,
+            self._loop.photos,
+            self._loop.engine,
+            self._loop.config,
+        ):
             if self._loop is not None:
                 self._loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
             self._loop = None
             self.backend, ops = self._found
             if self._backend_wish == "auto" and not holds(ops, N, surrogate.embedding_size):
                 self.backend, ops = resolve_backend("reference", surrogate.device)
-            self._loop = Loop(surrogate, self._config, ops, self.engine, P, N)
+            self._loop = Loop(surrogate, config, ops, self.engine, P, N)
         try:
             return self._loop.learn(faces, features, tick, partial(underway.keep, self._loop), underway.state)
         except EngineError as error:
@@ -359,8 +367,8 @@ class _Underway:
         state: to go on from.
     """
 
-    def __init__(self, names: list[str], photos: int, saved: Pass | None) -> None:
-        self._names, self._photos, self._began = names, photos, time.perf_counter()
+    def __init__(self, names: list[str], photos: int, config: FitConfig, saved: Pass | None) -> None:
+        self._names, self._photos, self._config, self._began = names, photos, config, time.perf_counter()
         self.learnt: Learnt | None = None
         self.saved = saved
         self.state = saved.state if saved is not None else {}
@@ -374,7 +382,6 @@ class _Underway:
     def cloaks(
         self,
         learnt: Learnt,
-        config: FitConfig,
         made_by: Mapping[str, Any],
         errors: dict[str, Exception],
         finished: bool = True,
@@ -385,7 +392,7 @@ class _Underway:
         cloaks = {}
         for i, name in enumerate(self._names):
             try:
-                cloaks[name] = _cloak(learnt, i, self._photos, config, info, finished)
+                cloaks[name] = _cloak(learnt, i, self._photos, self._config, info, finished)
             except (FloatingPointError, ValueError) as error:
                 errors[name] = error
         return cloaks
@@ -395,6 +402,7 @@ class _Underway:
 class _Person:
     faces: torch.Tensor  # [N, 3, 112, 112] float32 in [0, 1]
     features: torch.Tensor  # [N, D] unit features of the clean faces
+    config: FitConfig
 
 
 def _cloak(
@@ -449,7 +457,7 @@ def _groups(
 
     Those of a pass that was begun wait for each other, since they round together.
     """
-    waiting: dict[int | tuple[str, ...], dict[str, _Person]] = {}
+    waiting: dict[tuple[int, FitConfig] | tuple[str, ...], dict[str, _Person]] = {}
     for name, images in people.items():
         try:
             person = read(name, images)
@@ -461,14 +469,15 @@ def _groups(
             continue
         N = len(person.faces)
         together = begun.get(name)
-        group = waiting.setdefault(together or N, {})
+        alike = N, person.config
+        group = waiting.setdefault(together or alike, {})
         group[name] = person
         if together:
             if len(group) == len(together):
                 del waiting[together]
                 yield {name: group[name] for name in together}
         elif len(group) >= persons_per_pass(N):
-            yield waiting.pop(N)
+            yield waiting.pop(alike)
     yield from waiting.values()
 
 

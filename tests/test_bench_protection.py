@@ -152,7 +152,7 @@ def test_every_row_is_measured_on_every_target_and_survival(run, nets, tmp_path)
     costs = {(line["surrogate"], line["image_gradients"]) for line in lines if line["row"] == "by photos"}
     assert costs == {("a", "6"), ("a+b", "12")}  # an image-gradient for each network
     assert {line["options"] for line in lines if line["row"] == "by photos"} == {
-        json.dumps({**QUICK, "batch_size": 3}, sort_keys=True)
+        json.dumps({**QUICK, "batch_size": 3, "grey": False}, sort_keys=True)
     }
     for line in lines:
         rates = [float(rate) for rate in line["per_person_cosine"].split()]
