@@ -464,6 +464,7 @@ def fit_kills(
         What came of each kill (exact_loads: the cloak in the end was bit for bit that of a fit without a kill), and how
         many temporary files are left.
     """
+    torch.set_num_threads(1)  # a forked child would wait for the threads of OpenMP, which stay in its parent
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     coarse = torch.rand(4, 3, 14, 14, generator=generator)
     faces = torch.nn.functional.interpolate(coarse, (112, 112), mode="bilinear")

@@ -80,7 +80,8 @@ def grey_levels(eps):
 def in_python(code, *arguments, check=True, **options):
     """Runs a program in the repository, without inherited limits, one thread."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **options)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment, **options)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -578,13 +579,16 @@ def test_p11_a_full_disk_is_a_clear_error_and_leaves_no_litter(tmp_path):
 
 
 READ_ONLY = """
-import os, sys
+import os, sys, tempfile
 from pathlib import Path
 import fastcloak
 from fastcloak.cli import main
 from tests.test_promises import random_cloak
 folder = Path(sys.argv[1])
 cloak = random_cloak(1)
+with tempfile.TemporaryDirectory() as other:  # imports what is imported late: another user may not read the packages
+    cloak.save(Path(other) / "new.safetensors")
+    assert main(["protect", str(folder / "me.safetensors"), str(folder / "photo.png"), "-o", other]) == 0
 if os.geteuid() == 0:  # root may write anywhere
     os.setgroups([])
     os.setgid(65534)
