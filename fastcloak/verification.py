@@ -3,6 +3,7 @@
 The cosines are those that 1 in 1,000 pairs of different people exceed (false accept rate 1e-3), over 495,300 pairs of
 LFW photos, detected and aligned by `fastcloak.faces`. Of 4,200 pairs of one person SFace accepts 96.5 % and dlib's
 network, with the mean embedding that it is loaded with, 73.9 %. OpenCV's own threshold for SFace is 0.363.
+Rows: bench/results/verification_lfw.csv (`python -m bench.verification`).
 """
 
 __all__ = ["FALSE_ACCEPT_RATE", "VERIFICATION_THRESHOLDS", "verification_threshold"]

@@ -6,16 +6,16 @@ Children are forked, so that a kill costs the time of a fit and not that of impo
 
 import argparse
 import json
-import os
 import random
-import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import fastcloak
+from bench.reliability import killed_after
 from fastcloak import checkpoint, fit_many
 from tests.conftest import TinyNet, smooth_faces
 
@@ -39,24 +39,6 @@ def learn(folder, output):
     cloaks = fit_many(people, TinyNet(), checkpoint=folder, memory_budget=10**9, **OPTIONS)
     for i, cloak in enumerate(cloaks.values()):
         cloak.save(output / f"{i}.safetensors")
-
-
-def killed(folder, output, after):
-    """Runs the fit in a child and kills it after so many seconds; returns whether it was still running."""
-    child = os.fork()
-    if not child:
-        try:
-            learn(folder, output)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    end = time.monotonic() + after
-    while time.monotonic() < end:
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
-            return False
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def whole_files(folder, expected):
@@ -88,7 +70,7 @@ def run(kills, seed):
         plain = Path(scratch) / "plain"
         plain.mkdir()
         began = time.monotonic()
-        assert not killed(plain / "checkpoint", plain, 600)
+        assert not killed_after(600, partial(learn, plain / "checkpoint", plain))
         seconds = time.monotonic() - began
         expected = cloaks_in(plain)
         while told["kills"] < kills:
@@ -98,7 +80,8 @@ def run(kills, seed):
             finished = False
             while not finished:
                 enough = told["kills"] >= kills
-                finished = not killed(folder, output, 600 if enough else draw.uniform(0, 1.2 * seconds))
+                wait = 600 if enough else draw.uniform(0, 1.2 * seconds)
+                finished = not killed_after(wait, partial(learn, folder, output))
                 told["runs"] += 1
                 told["kills"] += not finished
                 told["whole"] &= not folder.exists() or whole_files(folder, expected)
