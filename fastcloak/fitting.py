@@ -226,87 +226,146 @@ def fit_many(
         FitManyError: one or more people could not be fitted. All others were, and are in its `.cloaks`.
         FitInterrupted, CheckpointError: as `fit`; they hold the cloaks of everyone who was finished.
     """
-    if not isinstance(people, Mapping):
-        raise TypeError(f"people must be a mapping of name -> photos, got {type(people).__name__}")
-    if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
-        raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
-    if not isinstance(resume, bool):
-        raise ValueError(f"resume must be True or False, got {resume!r}")
-    if checkpoint is not None and not all(isinstance(name, str) for name in people):
-        raise TypeError(
-            "people must have names of type str where there is a checkpoint, whose files are named after them"
-        )
-    config = configure(options)
-    place = resolve_device(device)
-    passes = _Passes(backend, engine, place)
-    cloaks: dict[str, Cloak] = {}
-    errors: dict[str, Exception] = {}
-    made_by: dict[str, Any] = {}
-    underway: _Underway | None = None
     try:
-        with _ticker(len(people), config.steps, progress) as tick, _own_modes(place):
-            loaded = load_model(model)
-            surrogate = prepare(loaded, device=place, dtype=resolve_dtype(dtype))
-            made_by |= {
-                "models": [member.name for member in surrogate.members],
-                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
-                "dtype": str(surrogate.dtype).removeprefix("torch."),
-                "versions": _versions(),
-            }
-            persons = _persons_per_pass(surrogate, config, memory_budget)
-            opened: AbstractContextManager[Checkpoint | None] = nullcontext()
+        fitter = Fitter(
+            model,
+            device=device,
+            backend=backend,
+            engine=engine,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            **options,
+        )
+    except KeyboardInterrupt as stop:
+        raise FitInterrupted({}, {}, "interrupted while the model was loaded; nothing is finished") from stop
+    return fitter.fit_many(people, progress=progress, checkpoint=checkpoint, resume=resume)
+
+
+class Fitter:
+    """A surrogate made ready, and a step captured, once for many calls of `fit_many`.
+
+    Attributes:
+        config: the options.
+        loaded: the surrogate as `load_model` gave it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: str | torch.device = "auto",
+        backend: str = "auto",
+        engine: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        memory_budget: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Loads and prepares.
+
+        Args:
+            model, device, backend, engine, dtype, memory_budget, options: as for `fit_many`.
+
+        Raises:
+            ValueError, TypeError: as `fit_many`.
+        """
+        if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
+            raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
+        self.config = configure(options)
+        self._place = resolve_device(device)
+        self._passes = _Passes(backend, engine, self._place)
+        with _own_modes(self._place):
+            self.loaded = load_model(model)
+            self._surrogate = prepare(self.loaded, device=self._place, dtype=resolve_dtype(dtype))
+            self._persons = _persons_per_pass(self._surrogate, self.config, memory_budget)
+        self._made_by: dict[str, Any] = {
+            "models": [member.name for member in self._surrogate.members],
+            "device": torch.cuda.get_device_name(self._place) if self._place.type == "cuda" else self._place.type,
+            "dtype": str(self._surrogate.dtype).removeprefix("torch."),
+            "versions": _versions(),
+        }
+
+    def fit_many(
+        self,
+        people: Mapping[str, Any],
+        *,
+        progress: Progress = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = True,
+    ) -> dict[str, Cloak]:
+        """`fastcloak.fit_many` with what is ready; arguments, result and errors are its."""
+        if not isinstance(people, Mapping):
+            raise TypeError(f"people must be a mapping of name -> photos, got {type(people).__name__}")
+        if not isinstance(resume, bool):
+            raise ValueError(f"resume must be True or False, got {resume!r}")
+        if checkpoint is not None and not all(isinstance(name, str) for name in people):
+            raise TypeError(
+                "people must have names of type str where there is a checkpoint, whose files are named after them"
+            )
+        cloaks: dict[str, Cloak] = {}
+        errors: dict[str, Exception] = {}
+        underway: _Underway | None = None
+        try:
+            with _ticker(len(people), self.config.steps, progress) as tick, _own_modes(self._place):
+                opened: AbstractContextManager[Checkpoint | None] = nullcontext()
+                if checkpoint is not None:
+                    opened = open_checkpoint(checkpoint, self.fingerprint(), resume)
+                with opened as kept:
+
+                    def read(name: str, images: Any) -> _Person | None:
+                        faces = _read(self.config, images)
+                        self._passes.check(len(faces), self._surrogate.embedding_size)
+                        if kept is not None and (cloak := kept.finished(name, faces)) is not None:
+                            cloaks[name] = cloak
+                            return None
+                        return _Person(faces, unit_features(self._surrogate, faces), self.config.of(faces))
+
+                    begun = {} if kept is None else kept.begun
+                    skip = partial(tick, self.config.steps)
+                    for group in _groups(people, read, skip, self._persons, begun, errors):
+                        names, members = list(group), list(group.values())
+                        own, saved = members[0].config, None if kept is None else kept.start(names)
+                        underway = _Underway(names, len(members[0].faces), own, saved)
+                        for _ in underway.state.get("losses", ()):
+                            tick(len(names))
+                        try:
+                            learnt = self._passes.learn(self._surrogate, members, partial(tick, len(names)), underway)
+                        except torch.OutOfMemoryError as error:  # the others are not lost
+                            errors |= dict.fromkeys(group, error)
+                            continue
+                        finished = underway.cloaks(learnt, self._ran(), errors)
+                        cloaks |= finished
+                        if underway.saved is not None:
+                            underway.saved.finish(finished)
+        except (KeyboardInterrupt, CheckpointError) as stop:
+            unfinished: dict[str, Cloak] = {}
+            if underway is not None and underway.learnt is not None and underway.learnt.steps:
+                with _own_modes(self._place):
+                    unfinished = underway.cloaks(underway.learnt, self._ran(), {}, finished=False)
+            cloaks = {name: cloaks[name] for name in people if name in cloaks}
+            unfinished = {name: cloak for name, cloak in unfinished.items() if name not in cloaks}
+            if isinstance(stop, CheckpointError):
+                stop.cloaks, stop.partial = cloaks, unfinished
+                raise
+            where = ""
             if checkpoint is not None:
-                this = fingerprint(surrogate, loaded, config, **made_by, backend=passes.backend, engine=passes.engine)
-                opened = open_checkpoint(checkpoint, this, resume)
-            with opened as kept:
-
-                def read(name: str, images: Any) -> _Person | None:
-                    faces = _read(config, images)
-                    passes.check(len(faces), surrogate.embedding_size)
-                    if kept is not None and (cloak := kept.finished(name, faces)) is not None:
-                        cloaks[name] = cloak
-                        return None
-                    return _Person(faces, unit_features(surrogate, faces), config.of(faces))
-
-                begun = {} if kept is None else kept.begun
-                for group in _groups(people, read, partial(tick, config.steps), persons, begun, errors):
-                    names, members = list(group), list(group.values())
-                    own, saved = members[0].config, None if kept is None else kept.start(names)
-                    underway = _Underway(names, len(members[0].faces), own, saved)
-                    for _ in underway.state.get("losses", ()):
-                        tick(len(names))
-                    try:
-                        learnt = passes.learn(surrogate, members, partial(tick, len(names)), underway)
-                    except torch.OutOfMemoryError as error:  # the others are not lost
-                        errors |= dict.fromkeys(group, error)
-                        continue
-                    ran = {**made_by, "backend": passes.backend, "engine": passes.engine}
-                    finished = underway.cloaks(learnt, ran, errors)
-                    cloaks |= finished
-                    if underway.saved is not None:
-                        underway.saved.finish(finished)
-    except (KeyboardInterrupt, CheckpointError) as stop:
-        unfinished: dict[str, Cloak] = {}
-        if underway is not None and underway.learnt is not None and underway.learnt.steps:
-            with _own_modes(place):
-                ran = {**made_by, "backend": passes.backend, "engine": passes.engine}
-                unfinished = underway.cloaks(underway.learnt, ran, {}, finished=False)
+                where = f"; the same call goes on from what is saved in {os.fspath(checkpoint)}"
+            raise FitInterrupted(
+                cloaks,
+                unfinished,
+                f"interrupted: {len(cloaks)} of {len(people)} people are finished (in .cloaks), {len(unfinished)} have "
+                f"one of the steps done so far (in .partial){where}",
+            ) from stop
         cloaks = {name: cloaks[name] for name in people if name in cloaks}
-        unfinished = {name: cloak for name, cloak in unfinished.items() if name not in cloaks}
-        if isinstance(stop, CheckpointError):
-            stop.cloaks, stop.partial = cloaks, unfinished
-            raise
-        where = "" if checkpoint is None else f"; the same call goes on from what is saved in {os.fspath(checkpoint)}"
-        raise FitInterrupted(
-            cloaks,
-            unfinished,
-            f"interrupted: {len(cloaks)} of {len(people)} people are finished (in .cloaks), {len(unfinished)} have one "
-            f"of the steps done so far (in .partial){where}",
-        ) from stop
-    cloaks = {name: cloaks[name] for name in people if name in cloaks}
-    if errors:
-        raise FitManyError(cloaks, errors)
-    return cloaks
+        if errors:
+            raise FitManyError(cloaks, errors)
+        return cloaks
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a later run to go on where an earlier one stopped, for JSON."""
+        return fingerprint(self._surrogate, self.loaded, self.config, **self._ran())
+
+    def _ran(self) -> dict[str, Any]:
+        return {**self._made_by, "backend": self._passes.backend, "engine": self._passes.engine}
 
 
 class _Passes:
