@@ -495,6 +495,8 @@ REASONS = {
     "PersonNotFoundError": "not the enrolled person",
     "PhotoError": "cannot be read or written as a photo",
     "FileExistsError": "the place is taken",
+    "FileNotFoundError": "not there",
+    "ValueError": "cannot be used",
 }
 
 

@@ -48,7 +48,9 @@ class Stage:
 class Here:
     """Runs the stages one after the other in this process."""
 
-    people_per_batch = PEOPLE_PER_BATCH
+    def batch(self, people: int | None) -> int:
+        """How many people to do at once, of so many in all."""
+        return PEOPLE_PER_BATCH
 
     def share(self, model: Surrogate) -> Callable[[], Surrogate]:
         """What gives the model to a stage."""
@@ -70,18 +72,15 @@ class OnRay:
         self._ray, self._data = import_module("ray"), import_module("ray.data")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         there = self._ray.cluster_resources()
-        cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+        self._cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
         self._gpus = float(gpus > 0) if num_gpus is None else num_gpus
-        self._workers = concurrency or max(1, int(gpus / self._gpus if self._gpus else cpus))
-        self.people_per_batch = PEOPLE_PER_GPU_BATCH if self._gpus else PEOPLE_PER_BATCH
-        if self._workers * self._gpus > gpus or self._workers * self._share(True) + self._share(False) > cpus:
-            log.warning(
-                "%d workers want more than Ray's %g CPUs and %g GPUs, of which reading needs some: "
-                "fitting waits for more of them, or without end; a smaller concurrency does not",
-                self._workers,
-                cpus,
-                gpus,
-            )
+        self._concurrency = concurrency
+        self._most = int(gpus / self._gpus if self._gpus else self._cpus)
+
+    def batch(self, people: int | None) -> int:
+        """How many people a worker gets at once, of so many in all; fewer where some would have nothing to do."""
+        most = PEOPLE_PER_GPU_BATCH if self._gpus else PEOPLE_PER_BATCH
+        return most if people is None else max(1, min(most, people // (self._concurrency or self._most or 1)))
 
     def share(self, model: Surrogate) -> Callable[[], Surrogate]:
         """What gives the model to a stage, wherever that runs; it is sent to each machine once."""
@@ -90,39 +89,56 @@ class OnRay:
     def run(self, people: Any, size: int, stages: list[Stage]) -> Generator[Row]:
         """The rows that batches, or a Ray Dataset in batches of `size`, come to, as they are done."""
         lazy = isinstance(people, self._data.Dataset)
+        # What reads a Dataset asks for a whole CPU, and so does all beside GPUs.
+        beside = any(stage.fits for stage in stages) and not self._gpus
+        share = READ_SHARE if beside else 1.0
+        workers = self._concurrency or max(1, self._most - (lazy and beside))
         if lazy:
             dataset = people.repartition(target_num_rows_per_block=size)
         else:
-            dataset = self._data.from_arrow([table(batch, PEOPLE) for batch in people])
+            batches = [table(batch, PEOPLE) for batch in people]
+            dataset, workers = self._data.from_arrow(batches), min(workers, len(batches))
         for stage in stages:
             if stage.fits:
+                self._check(workers, 1.0 if lazy else share)
                 dataset = dataset.map_batches(
                     _RayWorker,
                     fn_constructor_args=(stage, not self._gpus),
-                    compute=self._data.ActorPoolStrategy(size=self._workers, max_tasks_in_flight_per_actor=2),
+                    compute=self._data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
                     num_gpus=self._gpus or None,
-                    num_cpus=self._share(True),
+                    num_cpus=FIT_SHARE if beside else 1.0,
                     **_WHOLE_BLOCKS,
                 )
             else:
+                # Beside fitting as many as there is room for: what is read and not fitted yet holds them back.
+                at_a_time = None if any(stage.fits for stage in stages) else self._concurrency
                 dataset = dataset.map_batches(
-                    partial(_in_ray_task, stage), num_cpus=self._share(False), **_WHOLE_BLOCKS
+                    partial(_in_ray_task, stage),
+                    compute=self._data.TaskPoolStrategy(size=at_a_time),
+                    num_cpus=share,
+                    **_WHOLE_BLOCKS,
                 )
         dataset.context.enable_progress_bars = False
         # Of a list whoever is without a result is tried again; of a Dataset nobody knows who it is.
         dataset.context.max_errored_blocks = 0 if lazy else -1
         dataset.context.execution_no_progress_timeout_s = -1  # a batch may take hours
         # Closed here and not when it is collected, when Ray may be gone.
-        with closing(
-            iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        ) as results:
+        results = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        with closing(results):
             for result in results:
                 yield from result.to_pylist()
 
-    def _share(self, fits: bool) -> float:
-        if self._gpus:
-            return 1.0
-        return FIT_SHARE if fits else READ_SHARE
+    def _check(self, workers: int, reading: float) -> None:
+        if workers * self._gpus > self._most * self._gpus or (
+            workers * (1.0 if self._gpus else FIT_SHARE) + reading > self._cpus
+        ):
+            log.warning(
+                "%d workers and the reading of photos beside them want more than the %g CPUs and %g GPUs of Ray: "
+                "they wait for more, perhaps without end; take a smaller concurrency",
+                workers,
+                self._cpus,
+                self._most * self._gpus,
+            )
 
 
 _WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}

@@ -30,7 +30,7 @@ def read_people(source: str | os.PathLike[str]) -> Iterator[Person]:
             Paths that are not absolute count from the manifest's folder; a path may be a folder of photos.
 
     Returns:
-        For each person the name and paths of photos or folders: in order of names, or that of the manifest.
+        For each person the name and absolute paths of photos or folders: in order of names, or that of the manifest.
 
     Raises:
         FileNotFoundError: the source is not there.
@@ -38,7 +38,7 @@ def read_people(source: str | os.PathLike[str]) -> Iterator[Person]:
             lower case), a name that is not UTF-8 text, or a line that is no person; it says where.
         MissingExtraError: a Parquet manifest without the extra `ray`.
     """
-    source = Path(source)
+    source = Path(source).absolute()  # other machines' current folders are others
     if not source.exists():
         raise FileNotFoundError(f"source must be a folder or a manifest, got no such path: {source}; check its name")
     if source.is_dir():

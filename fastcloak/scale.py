@@ -142,7 +142,7 @@ def fit_dataset(
             the job begins; 0: in this process, without Ray, as also happens where Ray is not installed.
         num_gpus: GPUs per worker, also a part of one. None: 1 if Ray has any, else 0.
         people_per_batch: people that a worker gets at once, and has to fit again if it is lost. "auto": 64 with a GPU,
-            else 16.
+            else 16, or fewer where that would leave workers without people.
         address: of a Ray cluster, as for `ray.init`: "auto", "host:6379" or "ray://host:10001". None: the one this
             process or RAY_ADDRESS is connected to or, if there is none, this machine.
         progress: called with the row of the index, and its `status`, of each person as they are known ("fitted", "done
@@ -183,7 +183,7 @@ def fit_dataset(
     ):
         read = Stage(_Reader, (str(folder),), FACES)
         fit = Stage(_Worker, (there.share(loaded), settings, str(folder), identity), RESULTS, fits=True)
-        size = there.people_per_batch if people_per_batch == "auto" else int(people_per_batch)
+        size = there.batch(total) if people_per_batch == "auto" else int(people_per_batch)
         with closing(_results(source, total, size, there, [read, fit])) as rows:
             for row in rows:
                 if row["status"] != DONE_BEFORE:
