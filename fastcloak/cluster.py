@@ -20,19 +20,17 @@ import torch
 from fastcloak import assets
 from fastcloak.models import Surrogate
 
-__all__ = ["PEOPLE", "RETRIES", "Here", "OnRay", "Row", "Stage", "place", "table"]
+__all__ = ["PEOPLE", "Here", "OnRay", "Row", "Stage", "place", "table"]
 
 log = logging.getLogger("fastcloak")
 
 Row = dict[str, Any]
-PEOPLE = {"number": "int64", "person": "string", "photos": "list<string>"}
+PEOPLE = {"person": "string", "photos": "list<string>"}
 """What goes into the first stage."""
 PEOPLE_PER_BATCH, PEOPLE_PER_GPU_BATCH = 16, 64
 FIT_SHARE, READ_SHARE = 0.75, 0.25
 """CPUs that a fitting worker and a reading task ask Ray for where both run on CPUs: so that workers on every CPU never
 keep the reading from running, which would stop the job for good. With GPUs both ask for a whole one."""
-RETRIES = 3
-"""Times that Ray reads people again whose worker died. A fitting worker is replaced as often as it dies."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,8 @@ class OnRay:
                     **_WHOLE_BLOCKS,
                 )
             else:
-                # Beside fitting as many as there is room for: what is read and not fitted yet holds them back.
-                at_a_time = None if any(stage.fits for stage in stages) else self._concurrency
+                # Beside fitting on CPUs as many as fit; beside GPUs as many as there is room for, and the queue bears.
+                at_a_time = workers if beside else None if self._gpus else self._concurrency
                 dataset = dataset.map_batches(
                     partial(_in_ray_task, stage),
                     compute=self._data.TaskPoolStrategy(size=at_a_time),
@@ -119,8 +117,6 @@ class OnRay:
                     **_WHOLE_BLOCKS,
                 )
         dataset.context.enable_progress_bars = False
-        # Of a list whoever is without a result is tried again; of a Dataset nobody knows who it is.
-        dataset.context.max_errored_blocks = 0 if lazy else -1
         dataset.context.execution_no_progress_timeout_s = -1  # a batch may take hours
         # Closed here and not when it is collected, when Ray may be gone.
         results = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))

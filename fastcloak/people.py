@@ -115,7 +115,7 @@ def _table(manifest: Path) -> Iterator[tuple[str, str, list[str]]]:
                     number += 1
                     where = f"{manifest}, row {number}"
                     yield where, *_checked(entry, where, manifest.parent)
-    except OSError as error:  # pyarrow's words for a file that is none
+    except (OSError, assets.require("pyarrow", extra="ray").ArrowException) as error:
         raise ValueError(f"{manifest} must be a Parquet file, got {error}; write it anew") from error
 
 

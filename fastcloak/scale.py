@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 from fastcloak.assets import MissingExtraError
 from fastcloak.checkpoint import MARKER, claim, fingerprint
 from fastcloak.cloak import SHAPE, Cloak, CloakFileError, load
-from fastcloak.cluster import RETRIES, Here, OnRay, Row, Stage, place
+from fastcloak.cluster import Here, OnRay, Row, Stage, place
 from fastcloak.config import configure
 from fastcloak.device import resolve_dtype
 from fastcloak.faces import load_faces
@@ -44,12 +43,12 @@ from fastcloak.protect import check_who
 
 __all__ = ["FitSummary", "ProtectSummary", "fit_dataset", "protect_dataset"]
 
-log = logging.getLogger("fastcloak")
-
 TO_FIT, FITTED, DONE_BEFORE, FAILED, STOP = "to fit", "fitted", "done before", "failed", "stop"
 CURE = "name another folder"
+DEATHS, MOST_DEATHS = ".deaths", 3
+"""Folder that remembers who was worked on when a process died, and how often that may be until they are given up."""
 
-_STATUS = {"number": "int64", "person": "string", "status": "string", "reason": "string", "error": "string"}
+_STATUS = {"person": "string", "status": "string", "reason": "string", "error": "string"}
 FACES = {**_STATUS, "faces": "binary"}
 RESULTS = {**_STATUS, **COLUMNS}
 PHOTOS = {**_STATUS, "photos": "list<string>"}
@@ -82,7 +81,7 @@ class FitSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The attributes and `people_per_hour`."""
-        return {**asdict(self), "people_per_hour": self.people_per_hour}
+        return {**vars(self), "people_per_hour": self.people_per_hour}
 
 
 @dataclass
@@ -105,7 +104,7 @@ class ProtectSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The attributes."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def fit_dataset(
@@ -162,7 +161,7 @@ def fit_dataset(
     began = time.perf_counter()
     _check_numbers(concurrency, num_gpus, people_per_batch)
     config = configure(options)
-    listed = isinstance(source, (str, os.PathLike))
+    listed = _is_listed(source)
     total = sum(1 for _ in read_people(source)) if listed else None
     loaded = load_model(model)
     folder = Path(out).resolve()
@@ -175,23 +174,24 @@ def fit_dataset(
         **options,
     }
     known = fingerprint(loaded, loaded, config, dtype=str(resolve_dtype(dtype) or "auto").removeprefix("torch."))
-    summary = FitSummary(people=total or 0)
+    summary = FitSummary()
     with (
         claim(folder, known, cure=CURE) as identity,
         Index(folder) as index,
         place(concurrency, num_gpus, address, needs_ray=not listed) as there,
     ):
+        (folder / DEATHS).mkdir(exist_ok=True)
         read = Stage(_Reader, (str(folder),), FACES)
         fit = Stage(_Worker, (there.share(loaded), settings, str(folder), identity), RESULTS, fits=True)
         size = there.batch(total) if people_per_batch == "auto" else int(people_per_batch)
-        with closing(_results(source, total, size, there, [read, fit])) as rows:
+        with closing(_results(source, size, there, [read, fit])) as rows:
             for row in rows:
                 if row["status"] != DONE_BEFORE:
                     index.add(row)
                 elif row["person"] not in index:  # the job that fitted them was ended before the row was written
                     row = _found(folder, row)
                     index.add(row)
-                summary.people += total is None
+                summary.people += 1
                 summary.fitted += row["status"] == FITTED
                 summary.done_before += row["status"] == DONE_BEFORE
                 summary.failed += row["status"] == FAILED
@@ -237,18 +237,18 @@ def protect_dataset(
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
     check_who(options.get("who", "largest"), None)
-    listed = isinstance(source, (str, os.PathLike))
+    listed = _is_listed(source)
     total = sum(1 for _ in read_people(source)) if listed else None
     if not Path(cloaks).is_dir():
         raise FileNotFoundError(f"cloaks must be the folder that fit-many wrote, got no such folder: {cloaks}")
     folder = Path(out).resolve()
     folder.mkdir(exist_ok=True)
-    summary = ProtectSummary(people=total or 0)
+    summary = ProtectSummary()
     with place(concurrency, 0, address, needs_ray=not listed) as there:
         stage = Stage(_Protector, (str(Path(cloaks).resolve()), str(folder), options), PHOTOS)
-        with closing(_results(source, total, people_per_batch, there, [stage])) as rows:
+        with closing(_results(source, people_per_batch, there, [stage])) as rows:
             for row in rows:
-                summary.people += total is None
+                summary.people += 1
                 summary.failed += row["status"] == FAILED
                 if row["reason"]:
                     summary.reasons[row["reason"]] += 1
@@ -262,56 +262,73 @@ def protect_dataset(
     return summary
 
 
-def _results(source: Any, total: int | None, size: int, there: Here | OnRay, stages: list[Stage]) -> Generator[Row]:
-    """A row for everyone in the source, once, in the order in which they are finished."""
-    if total is None:
-        yield from _going(there.run(source, size, stages))
-        return
-    seen = bytearray(total)
-
-    def run(people: Iterator[Row], size: int) -> Iterator[Row]:
-        for row in _going(there.run(_batches(people, size), size, stages)):
-            if not seen[row["number"]]:
-                seen[row["number"]] = True
-                yield row
-
-    yield from run(_listed(source), size)
-    if not all(seen):
-        # Those whose worker died again and again. One by one, only who kills it is without a result in the end.
-        log.warning("the workers of %d people died %d times: they are tried one by one", seen.count(0), RETRIES + 1)
-        yield from run((person for person in _listed(source) if not seen[person["number"]]), 1)
-    words = f"the worker on this person died {RETRIES + 1} times, also alone; look at its photos, or at the memory"
-    for person in _listed(source) if not all(seen) else ():
-        if not seen[person["number"]]:
-            yield _row(RESULTS, person, FAILED, "WorkerDied", words)
-
-
-def _listed(source: Any) -> Iterator[Row]:
-    for number, (person, photos) in enumerate(read_people(source)):
-        yield {"number": number, "person": person, "photos": photos}
-
-
-def _batches(people: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    while batch := list(islice(people, size)):
-        yield batch
-
-
-def _going(rows: Generator[Row]) -> Iterator[Row]:
-    """The same rows until one says that the job cannot go on."""
-    with closing(rows):
+def _results(source: Any, size: int, there: Here | OnRay, stages: list[Stage]) -> Generator[Row]:
+    """A row for everyone in the source, as they are finished, until one says that the job cannot go on."""
+    with closing(there.run(_batches(source, size) if _is_listed(source) else source, size, stages)) as rows:
         for row in rows:
             if row["status"] == STOP:
                 raise RuntimeError(row["error"])
             yield row
 
 
+def _unshared(folder: Path) -> str:
+    return f"all machines must share the folder {folder}, and {platform.node()} does not"
+
+
+def _is_listed(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike))
+
+
+def _batches(source: Any, size: int) -> Iterator[list[Row]]:
+    people = read_people(source)
+    while batch := [{"person": person, "photos": photos} for person, photos in islice(people, size)]:
+        yield batch
+
+
 def _row(columns: dict[str, str], person: Row, status: str, reason: str | None = None, error: str | None = None) -> Row:
-    known = {"number": person.get("number"), "person": person["person"], "status": status}
-    return {**dict.fromkeys(columns), **known, "reason": reason, "error": error}
+    known = {"person": person["person"], "status": status, "reason": reason, "error": error}
+    return {**dict.fromkeys(columns), **known}
 
 
 def _failed(columns: dict[str, str], person: Row, error: Exception) -> Row:
     return _row(columns, person, FAILED, type(error).__name__, str(error) or repr(error))
+
+
+class _Deaths:
+    """How often a process died while it worked on a person, so that nobody's photos kill one worker after the other.
+
+    A file per person at work, with a byte for each time it was begun; a process that dies leaves it behind.
+    """
+
+    def __init__(self, folder: Path, work: str) -> None:
+        self._folder, self._work = folder / DEATHS, work
+
+    def of(self, name: str) -> int:
+        try:
+            return self._file(name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    @contextmanager
+    def counted(self, names: Sequence[str]) -> Iterator[None]:
+        files = [self._file(name) for name in names]
+        for file in files:
+            with open(file, "ab") as one:
+                one.write(b".")
+        try:
+            yield
+        finally:
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    def row(self, columns: dict[str, str], person: Row) -> Row:
+        """What is said of a person who was too often there when a process died; the next job tries again."""
+        self._file(person["person"]).unlink(missing_ok=True)
+        words = f"{MOST_DEATHS} processes died while they worked on this person; look at the photos, and at the memory"
+        return _row(columns, person, FAILED, "ProcessDied", words)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{self._work}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 class _Reader:
@@ -319,15 +336,21 @@ class _Reader:
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
+        self._deaths = _Deaths(self._folder, "read")
 
     def __call__(self, people: list[Row]) -> list[Row]:
         return [self._read(person) for person in people]
 
     def _read(self, person: Row) -> Row:
         try:
+            if not (self._folder / DEATHS).is_dir():
+                return _row(FACES, person, STOP, error=_unshared(self._folder))
             if (self._folder / cloak_file(person["person"])).exists():
                 return _row(FACES, person, DONE_BEFORE)
-            faces = load_faces(_photos(person["photos"]))
+            if self._deaths.of(person["person"]) >= MOST_DEATHS:
+                return self._deaths.row(FACES, person)
+            with self._deaths.counted([person["person"]]):
+                faces = load_faces(_photos(person["photos"]))
         except MissingExtraError as error:  # nobody's fault but the machine's
             return _row(FACES, person, STOP, error=str(error))
         except Exception as error:  # one person's photos must not end the others' work
@@ -347,52 +370,64 @@ class _Worker:
 
     def __init__(self, model: Any, settings: dict[str, Any], folder: str, identity: str) -> None:
         self._model, self._settings, self._folder, self._identity = model, settings, Path(folder), identity
+        self._deaths = _Deaths(self._folder, "fit")
         self._fitter: Fitter | None = None
 
     def __call__(self, people: list[Row]) -> list[Row]:
-        faces = {
-            str(i): torch.frombuffer(bytearray(person["faces"]), dtype=torch.uint8).view(-1, *SHAPE)
-            for i, person in enumerate(people)
-            if person["status"] == TO_FIT
-        }
         rows = [_row(RESULTS, person, person["status"], person["reason"], person["error"]) for person in people]
-        if not faces:
-            return rows
+        to_fit = [i for i, person in enumerate(people) if person["status"] == TO_FIT]
+        dead = {i: self._deaths.of(people[i]["person"]) for i in to_fit}
+        # After a death one by one, to see of whom.
+        groups = [[i] for i in to_fit] if any(dead.values()) else [to_fit] if to_fit else []
         try:
-            cloaks, errors = self._fit(faces)
-            for i, cloak in cloaks.items():
-                rows[int(i)] |= {"status": FITTED, **self._save(people[int(i)]["person"], cloak)}
-            for i, wrong in errors.items():
-                rows[int(i)] = _failed(RESULTS, people[int(i)], wrong)
-        except FitInterrupted as stop:
-            for i, cloak in stop.cloaks.items():
-                self._save(people[int(i)]["person"], cloak)
-            raise
+            for group in groups:
+                if dead[group[0]] >= MOST_DEATHS:
+                    rows[group[0]] = self._deaths.row(RESULTS, people[group[0]])
+                    continue
+                with self._deaths.counted([people[i]["person"] for i in group]):
+                    rows_of_group = self._fit([people[i] for i in group])
+                for i, row in zip(group, rows_of_group, strict=True):
+                    rows[i] = row
         except Exception as error:  # none of a person's: the machine, the model, the disk
             return [_row(RESULTS, person, STOP, type(error).__name__, str(error) or repr(error)) for person in people]
         return rows
 
-    def _fit(self, faces: dict[str, torch.Tensor]) -> tuple[dict[str, Cloak], dict[str, Exception]]:
+    def _fit(self, people: list[Row]) -> list[Row]:
+        faces = {
+            str(i): torch.frombuffer(bytearray(person["faces"]), dtype=torch.uint8).view(-1, *SHAPE)
+            for i, person in enumerate(people)
+        }
+        errors: dict[str, Exception] = {}
+        try:
+            cloaks = self._ready().fit_many(faces, progress=False)
+        except FitManyError as some:
+            cloaks, errors = some.cloaks, some.errors
+        except FitInterrupted as stop:
+            for i, cloak in stop.cloaks.items():
+                self._save(people[int(i)], cloak)
+            raise
+        return [
+            self._save(person, cloaks[str(i)]) if str(i) in cloaks else _failed(RESULTS, person, errors[str(i)])
+            for i, person in enumerate(people)
+        ]
+
+    def _ready(self) -> Fitter:
         if self._fitter is None:
             if _identity(self._folder) != self._identity:
-                raise OSError(f"all machines must share the folder {self._folder}, and {platform.node()} does not")
+                raise OSError(_unshared(self._folder))
             try:
                 model = self._model()
             except Exception as error:  # Ray's, with a traceback in its words
                 words = str(error).partition("\n")[0]
-                raise RuntimeError(
-                    f"a worker cannot load the model; its code must be on all machines: {words}"
-                ) from None
+                cure = "its code must be installed on all machines"
+                raise RuntimeError(f"a worker cannot load the model; {cure}: {words}") from None
             self._fitter = Fitter(model, **self._settings)
-        try:
-            return self._fitter.fit_many(faces, progress=False), {}
-        except FitManyError as some:
-            return some.cloaks, some.errors
+        return self._fitter
 
-    def _save(self, name: str, cloak: Cloak) -> Row:
-        path = self._folder / cloak_file(name)
+    def _save(self, person: Row, cloak: Cloak) -> Row:
+        path = self._folder / cloak_file(person["person"])
         cloak.save(path)
-        return _about(path, cloak)
+        return {**_row(RESULTS, person, FITTED), **_about(path, cloak)}
 
 
 def _about(path: Path, cloak: Cloak) -> Row:
@@ -437,9 +472,9 @@ class _Protector:
     def _protect(self, person: Row) -> Row:
         name = person["person"]
         try:
-            if not self._folder.is_dir() or not self._cloaks.is_dir():
-                words = f"all machines must share {self._cloaks} and {self._folder}, and {platform.node()} does not"
-                return _row(PHOTOS, person, STOP, error=words)
+            for folder in (self._cloaks, self._folder):
+                if not folder.is_dir():
+                    return _row(PHOTOS, person, STOP, error=_unshared(folder))
             file = self._cloaks / cloak_file(name)
             if not file.exists():
                 raise FileNotFoundError(f"{name} has no cloak in {self._cloaks}; run fit-many first")

@@ -80,7 +80,7 @@ class Surrogate(nn.Module):
         self.bgr = bgr
         self.folded = False
         self.notes = ()
-        self.memory_format = torch.contiguous_format
+        self._channels_last = False
         if chip is None and input_size != FACE_SIZE:
             chip = (resample_matrix(input_size), resample_matrix(input_size))
         self.register_buffer("scale", _per_channel("scale", scale), persistent=False)
@@ -88,6 +88,17 @@ class Surrogate(nn.Module):
         self.register_buffer("rows", None if chip is None else chip[0], persistent=False)
         self.register_buffer("columns", None if chip is None else chip[1], persistent=False)
         self.register_buffer("mean_embedding", _mean(mean_embedding, embedding_size), persistent=False)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How pictures lie in memory that go to the network."""
+        # A torch.memory_format cannot be kept: pickle looks for its module by name, and where Ray was imported before
+        # torch takes the user's script, which other processes do not have.
+        return torch.channels_last if self._channels_last else torch.contiguous_format
+
+    @memory_format.setter
+    def memory_format(self, memory_format: torch.memory_format) -> None:
+        self._channels_last = memory_format == torch.channels_last
 
     @property
     def members(self) -> tuple["Surrogate", ...]:

@@ -2,7 +2,7 @@
 
 conftest.py loads it, and puts its folder into PYTHONPATH: Python imports a module of this name at its start, so that
 Python programs which tests start are refused too. Sockets of the machine itself (AF_UNIX, loopback, its own addresses)
-work. Ray's dashboard is refused but not noted: at its start it asks, whatever its settings, the cloud that it may be in.
+work. Ray's dashboard is refused but not noted: at its start it asks, whatever its settings, which cloud it is in.
 """
 
 import ipaddress

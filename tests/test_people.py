@@ -1,0 +1,100 @@
+"""Who is in a folder or manifest, and what their cloak files are called."""
+
+import json
+import os
+from importlib import import_module
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastcloak.people import cloak_file, read_people
+
+
+def manifest(path, *people):
+    path.write_text("".join(json.dumps({"person": name, "photos": photos}) + "\n" for name, photos in people))
+    return path
+
+
+def test_a_folder_gives_its_visible_subfolders_in_order_of_names(tmp_path):
+    for name in ("bob", "anna", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme.txt").write_text("no person")
+    assert list(read_people(tmp_path)) == [
+        ("anna", [str(tmp_path / "anna")]),
+        ("bob", [str(tmp_path / "bob")]),
+    ]
+
+
+def test_paths_of_a_manifest_count_from_its_folder(tmp_path, monkeypatch):
+    path = manifest(tmp_path / "people.jsonl", ("bob", ["b/1.jpg", "/abs/2.jpg"]), ("anna", ["a"]))
+    path.write_text(path.read_text() + "\n")  # an empty line is no person
+    expected = [("bob", [str(tmp_path / "b/1.jpg"), "/abs/2.jpg"]), ("anna", [str(tmp_path / "a")])]
+    assert list(read_people(path)) == expected
+    monkeypatch.chdir(tmp_path)
+    assert list(read_people("people.jsonl")) == expected
+
+
+def test_a_parquet_manifest_is_read_like_json_lines(tmp_path):
+    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    rows = [{"person": f"p{i}", "photos": [f"{i}/1.jpg", f"{i}/2.jpg"], "more": i} for i in range(1500)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "people.parquet")
+    lines = manifest(tmp_path / "people.jsonl", *((row["person"], row["photos"]) for row in rows))
+    assert list(read_people(tmp_path / "people.parquet")) == list(read_people(lines))
+    parquet.write_table(pyarrow.Table.from_pylist([{"person": "p"}]), tmp_path / "half.parquet")
+    with pytest.raises(ValueError, match="columns person and photos"):
+        list(read_people(tmp_path / "half.parquet"))
+    (tmp_path / "none.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="must be a Parquet file"):
+        list(read_people(tmp_path / "none.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2 must be a line such as"),
+        ("[1]", "line 2 must be a line such as"),
+        ('{"person": "x"}', "line 2 must be a line such as"),
+        ('{"person": "x", "photos": []}', "one or more paths"),
+        ('{"person": "x", "photos": "x.jpg"}', "one or more paths"),
+        ('{"person": "x", "photos": [1]}', "one or more paths"),
+        ('{"person": "", "photos": ["x.jpg"]}', "name must be text"),
+        ('{"person": 7, "photos": ["x.jpg"]}', "name must be text"),
+        ('{"person": "\\ud800", "photos": ["x.jpg"]}', "UTF-8"),
+        ('{"person": "anna", "photos": ["x.jpg"]}', "names of their own, got 'anna' after .*line 1"),
+        ('{"person": "Anna", "photos": ["x.jpg"]}', "names of their own"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, words):
+    path = manifest(tmp_path / "people.jsonl", ("anna", ["a"]))
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=words):
+        list(read_people(path))
+
+
+def test_a_source_without_people_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such path"):
+        list(read_people(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="at least one person"):
+        list(read_people(tmp_path))
+    (tmp_path / "people.csv").write_text("anna")
+    with pytest.raises(ValueError, match="folder of people or a manifest"):
+        list(read_people(tmp_path / "people.csv"))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300), unique=True, max_size=8))
+def test_cloak_files_stay_in_their_folder_and_are_never_shared(names):
+    files = [cloak_file(name) for name in names]
+    assert len(set(files)) == len(names)
+    for file in files:
+        assert os.path.basename(file) == file
+        assert not file.startswith(".")
+        assert "\0" not in file
+        assert len(file.encode()) <= 255
+
+
+def test_ordinary_names_are_kept():
+    assert cloak_file("Anna_Lindh-2") == "Anna_Lindh-2.safetensors"
+    assert cloak_file("José María") == "José María.safetensors"
+    assert cloak_file("../x") == "%2e.%2fx.safetensors"
+    assert cloak_file("50%") == "50%25.safetensors"
