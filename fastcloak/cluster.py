@@ -20,7 +20,7 @@ import torch
 from fastcloak import assets
 from fastcloak.models import Surrogate
 
-__all__ = ["PEOPLE", "Here", "OnRay", "Row", "Stage", "place", "table"]
+__all__ = ["PEOPLE", "Here", "OnRay", "OverClient", "Place", "Row", "Stage", "place", "table"]
 
 log = logging.getLogger("fastcloak")
 
@@ -86,6 +86,12 @@ class OnRay:
 
     def run(self, people: Any, size: int, stages: list[Stage]) -> Generator[Row]:
         """The rows that batches, or a Ray Dataset in batches of `size`, come to, as they are done."""
+        with closing(self.blocks(people, size, stages)) as blocks:
+            for rows in blocks:
+                yield from rows
+
+    def blocks(self, people: Any, size: int, stages: list[Stage]) -> Generator[list[Row]]:
+        """The same, in lists of what came together."""
         lazy = isinstance(people, self._data.Dataset)
         # What reads a Dataset asks for a whole CPU, and so does all beside GPUs.
         beside = any(stage.fits for stage in stages) and not self._gpus
@@ -122,7 +128,7 @@ class OnRay:
         results = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         with closing(results):
             for result in results:
-                yield from result.to_pylist()
+                yield result.to_pylist()
 
     def _check(self, workers: int, reading: float) -> None:
         if workers * self._gpus > self._most * self._gpus or (
@@ -136,6 +142,47 @@ class OnRay:
                 self._most * self._gpus,
             )
 
+
+class OverClient:
+    """Has the stages run from within a cluster that is reached by ray://, since Ray Data does not work from without."""
+
+    def __init__(self, concurrency: int | None, num_gpus: float | None) -> None:
+        self._ray = import_module("ray")
+        self._within = self._ray.remote(num_cpus=0)(_Within).remote(concurrency, num_gpus)
+
+    def batch(self, people: int | None) -> int:
+        """As `OnRay`."""
+        return int(self._ray.get(self._within.batch.remote(people)))
+
+    def share(self, model: Surrogate) -> Callable[[], Surrogate]:
+        """As `OnRay`."""
+        return partial(self._ray.get, self._ray.put(model))
+
+    def run(self, people: Any, size: int, stages: list[Stage]) -> Generator[Row]:
+        """As `OnRay`."""
+        self._ray.get(self._within.begin.remote(list(people), size, stages))
+        try:
+            while (rows := self._ray.get(self._within.next.remote())) is not None:
+                yield from rows
+        finally:
+            self._ray.kill(self._within)
+
+
+class _Within:
+    def __init__(self, concurrency: int | None, num_gpus: float | None) -> None:
+        self._on_ray = OnRay(concurrency, num_gpus)
+
+    def batch(self, people: int | None) -> int:
+        return self._on_ray.batch(people)
+
+    def begin(self, people: list[list[Row]], size: int, stages: list[Stage]) -> None:
+        self._blocks = self._on_ray.blocks(people, size, stages)
+
+    def next(self) -> list[Row] | None:
+        return next(self._blocks, None)
+
+
+Place = Here | OnRay | OverClient
 
 _WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
 
@@ -158,9 +205,7 @@ def _in_ray_task(stage: Stage, people: Any) -> Any:
 
 
 @contextmanager
-def place(
-    concurrency: int | None, num_gpus: float | None, address: str | None, needs_ray: bool
-) -> Iterator[Here | OnRay]:
+def place(concurrency: int | None, num_gpus: float | None, address: str | None, needs_ray: bool) -> Iterator[Place]:
     """Where to run: on Ray if it is there, unless it is not wanted."""
     wanted = bool(concurrency) or address is not None or needs_ray
     if concurrency == 0 and (address is not None or needs_ray):
@@ -178,12 +223,16 @@ def place(
     ray = assets.require("ray", extra="ray")
     assets.require("ray.data", extra="ray")
     if ray.is_initialized():
-        yield OnRay(concurrency, num_gpus)
+        yield _on(ray, concurrency, num_gpus)
         return
-    with ray.init(
-        address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR
-    ):
-        yield OnRay(concurrency, num_gpus)
+    dashboard = {} if address else {"include_dashboard": False}
+    with ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **dashboard):
+        yield _on(ray, concurrency, num_gpus)
+
+
+def _on(ray: Any, concurrency: int | None, num_gpus: float | None) -> Place:
+    over_client = ray.util.client.ray.is_connected()
+    return OverClient(concurrency, num_gpus) if over_client else OnRay(concurrency, num_gpus)
 
 
 def table(rows: list[Row], columns: dict[str, str]) -> Any:

@@ -29,7 +29,7 @@ import torch
 from fastcloak.assets import MissingExtraError
 from fastcloak.checkpoint import MARKER, claim, fingerprint
 from fastcloak.cloak import SHAPE, Cloak, CloakFileError, load
-from fastcloak.cluster import Here, OnRay, Row, Stage, place
+from fastcloak.cluster import Place, Row, Stage, place
 from fastcloak.config import configure
 from fastcloak.device import resolve_dtype
 from fastcloak.faces import load_faces
@@ -262,7 +262,7 @@ def protect_dataset(
     return summary
 
 
-def _results(source: Any, size: int, there: Here | OnRay, stages: list[Stage]) -> Generator[Row]:
+def _results(source: Any, size: int, there: Place, stages: list[Stage]) -> Generator[Row]:
     """A row for everyone in the source, as they are finished, until one says that the job cannot go on."""
     with closing(there.run(_batches(source, size) if _is_listed(source) else source, size, stages)) as rows:
         for row in rows:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -335,7 +336,12 @@ def ray_environment():
 def nodes(ray_environment):
     """A cluster whose head does no work, to which nodes can be added: (cluster, first two nodes)."""
     ray, cluster_utils = import_module("ray"), import_module("ray.cluster_utils")
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    made.client_address = f"ray://127.0.0.1:{port}"
     try:
         two = [made.add_node(num_cpus=2), made.add_node(num_cpus=2)]
         ray.init(made.address, logging_level=logging.ERROR, log_to_driver=False)
@@ -400,6 +406,7 @@ def test_a_job_that_loses_a_worker_and_a_node_equals_an_undisturbed_one(nodes, t
 
 @CLUSTER
 def test_a_job_whose_driver_stops_goes_on_file_for_file(nodes, tmp_path, one_thread):
+    made, _ = nodes
     people = save_people(tmp_path / "people", 24)
     expected = tmp_path / "expected"
     fit_dataset(people, TinyNet(), expected, concurrency=0, **OPTIONS)
@@ -433,6 +440,17 @@ def test_a_job_whose_driver_stops_goes_on_file_for_file(nodes, tmp_path, one_thr
         assert (summary.people, summary.fitted) == (3, 3)
         for name, delta in deltas(again).items():
             assert torch.equal(delta, fastcloak.load(expected / name).delta)
+
+    # From outside of the cluster, in another process.
+    code = (
+        "import sys; from fastcloak.scale import fit_dataset; from conftest import TinyNet\n"
+        f"print(fit_dataset(*sys.argv[1:2], TinyNet(), *sys.argv[2:], address={made.client_address!r}, **{options}))"
+    )
+    far = tmp_path / "far"
+    command = [sys.executable, "-c", code, str(people), str(far)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "people=24, fitted=24" in ended.stdout, ended.stderr
+    assert_same_cloaks(deltas(far), deltas(expected))
 
     # Photos, on the cluster too.
     protected = protect_dataset(people, expected, tmp_path / "protected", address=None)
