@@ -445,8 +445,10 @@ def draw(rates: list[dict[str, str]], sizes: list[dict[str, str]]) -> Any:
         ("object_store_mb", "object store", "black", ":"),
     )
     for column, label, colour, style in curves:
-        words = f"{label}: {slope(sizes, column) / 1024:+.2f} KB a person"
-        right.plot(people, [float(row[column]) for row in sizes], style, color=colour, label=words)
+        y = [float(row[column]) for row in sizes]
+        grown = f"{slope(sizes, column) / 1024:+.2f} KB a person"
+        words = f"{label}: {f'{max(y):.0f} MB at most' if column == 'object_store_mb' else grown}"
+        right.plot(people, y, style, color=colour, label=words)
     right.set_ylim(bottom=0, top=1.45 * max(float(row["workers_mb"]) for row in sizes))
     right.set_xlabel("people done")
     right.set_ylabel("MB")
