@@ -177,11 +177,12 @@ class Arrivals:
     _each: dict[tuple[int, int], float] = field(default_factory=dict)  # also of those that have ended
 
     def __call__(self, row: dict[str, Any], total: int | None) -> None:
-        """Called with each person's row of the index."""
+        """Called with each person's row of the index; people are named by their place in the source."""
         if row["status"] != "fitted":
             raise RuntimeError(f"everyone must be fitted, got {row}")
-        if row["number"] // self.size != self._batch:
-            self._batch = row["number"] // self.size
+        batch = int(row["person"]) // self.size
+        if batch != self._batch:
+            self._batch = batch
             self.seconds.append(time.perf_counter() - self.began)
             self._each |= {(process.pid, process.began): process.cpu for process in processes()}
             self.cpu.append(sum(self._each.values()))

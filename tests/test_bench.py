@@ -186,18 +186,18 @@ def test_steady_work_is_counted_from_when_every_worker_has_begun():
         arrivals.steady(5)
 
 
-def test_arrivals_tell_batches_by_the_numbers_of_people_and_keep_the_time_of_ended_processes():
+def test_arrivals_tell_batches_by_the_names_of_people_and_keep_the_time_of_ended_processes():
     arrivals = scale.Arrivals(2)
     for number in (2, 3, 0, 1):
         if number == 0:
             arrivals._each[-1, 0] = 1000.0
-        arrivals({"status": "fitted", "number": number, "seconds": 0.5}, 4)
+        arrivals({"status": "fitted", "person": f"{number:04d}", "seconds": 0.5}, 4)
     assert arrivals.people == [2, 2]
     assert arrivals.fit_seconds == [1, 1]
     assert arrivals.seconds[0] < arrivals.seconds[1]
     assert 1000 <= arrivals.cpu[1] - arrivals.cpu[0] < 1010
     with pytest.raises(RuntimeError, match="everyone must be fitted"):
-        arrivals({"status": "failed", "number": 4, "seconds": None}, 5)
+        arrivals({"status": "failed", "person": "0004", "seconds": None}, 5)
 
 
 def test_memory_grows_by_the_slope_after_the_first_fifth():
