@@ -1,13 +1,16 @@
 """The measurements measure what they say: network sizes, the published loop, the peers' adapters, the clock."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from bench import machine, nets, peers, published
+from bench import machine, nets, peers, published, scale
 from fastcloak import fit
 from fastcloak.hull import build_hull, convex_weights
 from fastcloak.models import prepare
@@ -167,3 +170,52 @@ def test_roofline_is_a_plausible_number():
     for value in (machine.peak_flops(device="cpu"), machine.copy_bandwidth("cpu")):
         assert math.isfinite(value)
         assert 1e8 < value < 1e15
+
+
+def test_steady_work_is_counted_from_when_every_worker_has_begun():
+    # Two workers, four people a batch: batches at 10, 12, 20, 22 s, and the last one, of two, at 27.
+    arrivals = scale.Arrivals(4, seconds=[10, 12, 20, 22, 27], cpu=[8, 10, 19, 21, 25], people=[4, 4, 4, 4, 2])
+    arrivals.fit_seconds, arrivals.busy = [6, 6, 7, 6, 3], [10, 12, 24, 26, 30]
+    steady = arrivals.steady(2)
+    assert steady["steady_people_per_hour"] == 3600 * 10 / 15
+    assert steady["seconds_per_person"] == 2 * 15 / 10
+    assert steady["fit_seconds_per_person"] == 1.6
+    assert steady["cpu_seconds_per_person"] == 1.5
+    assert steady["others"] == (18 - 15) / (15 * len(os.sched_getaffinity(0)))
+    with pytest.raises(ValueError, match="two batches or more, got 5 for 5 workers"):
+        arrivals.steady(5)
+
+
+def test_arrivals_tell_batches_by_the_names_of_people_and_keep_the_time_of_ended_processes():
+    arrivals = scale.Arrivals(2)
+    for number in (2, 3, 0, 1):
+        if number == 0:
+            arrivals._each[-1, 0] = 1000.0
+        arrivals({"status": "fitted", "person": f"{number:04d}", "seconds": 0.5}, 4)
+    assert arrivals.people == [2, 2]
+    assert arrivals.fit_seconds == [1, 1]
+    assert arrivals.seconds[0] < arrivals.seconds[1]
+    assert 1000 <= arrivals.cpu[1] - arrivals.cpu[0] < 1010
+    with pytest.raises(RuntimeError, match="everyone must be fitted"):
+        arrivals({"status": "failed", "person": "0004", "seconds": None}, 5)
+
+
+def test_memory_grows_by_the_slope_after_the_first_fifth():
+    rows = [{"people": people, "mb": 300 + people / 2**20 * 4096} for people in range(100, 1001, 100)]
+    rows[0]["mb"] = rows[1]["mb"] = 0.0
+    assert scale.slope(rows, "mb") == pytest.approx(4096)
+
+
+def test_processes_are_this_one_and_those_below_with_their_memory():
+    code = "import sys; kept = bytearray(b'x') * 2**26; print('ready', flush=True); sys.stdin.readline()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        child.stdout.readline()
+        found = {process.pid for process in scale.processes()}
+        size = scale.memory_of(child.pid)
+        child.communicate("\n")
+    assert {os.getpid(), child.pid} <= found
+    assert os.getppid() not in found
+    assert 2**26 < size < 2**26 + 2**25
+    assert scale.memory_of(child.pid) == 0
