@@ -20,9 +20,10 @@ read included; for `fit_dataset` what arrives after as many batches as there are
 
 More workers than cores can be no faster; what they add to `overhead` is then shared by `fit_many`.
 
-`memory`: proportional set size without shared memory of the driver, of Ray's processes that run Python ("workers"; of
-these those that fit), and of Ray's others; the object store by what is in it. Slopes are of the rows after the first
-fifth of the people.
+`memory`: a head and two nodes on this machine; at 30 % of the people a worker is killed, at 60 % a node. In the end
+each cloak is loaded and held against that of `fit_many` in this process. Proportional set size without shared memory of the
+driver, of Ray's processes that run Python ("workers"; of these those that fit), and of Ray's others; the object store
+by what is in it. Slopes are of the rows after the first fifth of the people.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import csv
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,9 +53,10 @@ from torch import Tensor, nn
 from bench import nets
 from bench.machine import row_context
 from bench.report import BLUE, GREY, read, where
-from fastcloak import load_model
+from fastcloak import load, load_model
 from fastcloak.faces import load_faces
 from fastcloak.fitting import Fitter
+from fastcloak.people import cloak_file, read_people
 from fastcloak.photos import photo_files
 from fastcloak.scale import fit_dataset
 
@@ -348,9 +351,9 @@ def overhead(output: Path, people: int, batch: int, steps: int, rounds: int) -> 
 
 
 def memory(output: Path, people: int, batch: int, workers: int) -> None:
-    """Rows of memory against people done."""
+    """Rows of memory against people done, while a worker and a node are lost; then every cloak against `fit_many`."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary, cluster() as ray:
+    with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary, nodes() as (ray, made, lost):
         folder = Path(temporary)
         files = [file.name for file in save_pictures(nets.faces(PICTURES), folder / "pictures")]
         source, out = folder / "pictures" / "people.jsonl", folder / "out"
@@ -358,28 +361,78 @@ def memory(output: Path, people: int, batch: int, workers: int) -> None:
             for i in range(people):
                 photos = [files[(i + 7 * j) % PICTURES] for j in range(SMALL_PHOTOS)]
                 manifest.write(json.dumps({"person": f"{i:06d}", "photos": photos}) + "\n")
-        began, done, next_sample = time.perf_counter(), 0, 0.0
+        began, done, next_sample, events = time.perf_counter(), 0, 0.0, ""
         context = row_context()
 
-        def sample(row: dict[str, Any], total: int | None) -> None:
-            nonlocal done, next_sample
+        def watch(person: dict[str, Any], total: int | None) -> None:
+            nonlocal done, next_sample, events
             done += 1
+            if done == people * 3 // 10:
+                fitting = [process.pid for process in processes() if process.name.startswith("ray::MapWorker")]
+                os.kill(fitting[0], signal.SIGKILL)
+                events = "worker killed"
+            if done == people * 6 // 10:
+                made.remove_node(lost, allow_graceful=False)
+                events = "node killed"
             seconds = time.perf_counter() - began
-            if seconds < next_sample and done < people:
+            if seconds < next_sample and done < people and not events:
                 return
             next_sample = seconds + SAMPLE_SECONDS
-            rows.append({"seconds": seconds, "people": done, "batch": batch, **_memory(ray), **context})
+            rows.append(
+                {"seconds": seconds, "people": done, "event": events, "batch": batch, **_memory(ray), **context}
+            )
+            events = ""
 
         # Workers import the network; one of a module that was run as a program would be sent to them.
         net = import_module("bench.scale").SmallNet()
-        summary = fit_dataset(source, net, out, concurrency=workers, people_per_batch=batch, progress=sample, **SMALL)
-        cloaks = sum(1 for _ in out.glob("*.safetensors"))
-        if not summary.fitted == cloaks == people:
-            raise RuntimeError(f"everyone must have a cloak, got {cloaks} files and {summary}")
-    _write(output, list(rows[0]), rows)
-    print(f"{cloaks} cloaks, {summary.people_per_hour:.0f} people per hour, {summary.seconds:.0f} s")
+        options = {**SMALL, "dtype": "float32"}
+        summary = fit_dataset(source, net, out, concurrency=workers, people_per_batch=batch, progress=watch, **options)
+        print(f"{summary}, {summary.people_per_hour:.0f} people per hour")
+        torch.set_num_threads(1)
+        differing = compare(source, out, net, options)
+        if not len(differing) == len(list(out.glob("*.safetensors"))) == people:
+            raise RuntimeError(f"everyone must have a cloak, got {len(differing)}")
+        index = import_module("pyarrow.parquet").read_table(out / "index").to_pylist()
+        if len(index) != len({row["person"] for row in index}) or any(row["error"] for row in index):
+            raise RuntimeError("the index must have a row for everyone, once")
+    rows[-1]["cloaks"] = len(differing)
+    rows[-1]["rows_of_index"] = len(index)
+    rows[-1]["cloaks_that_differ"] = sum(share > 0 for share in differing)
+    rows[-1]["pixels_that_differ"] = max(differing)
+    columns = [*rows[0], "cloaks", "rows_of_index", "cloaks_that_differ", "pixels_that_differ"]
+    _write(output, columns, rows)
+    print(f"{len(differing)} cloaks loaded; {rows[-1]['cloaks_that_differ']} differ from fit_many's, one thread")
     for column in ("driver_mb", "workers_mb", "fitting_mb", "ray_mb", "object_store_mb"):
         print(f"{column}: {slope(rows, column):+.0f} bytes per person, largest {max(row[column] for row in rows):.1f}")
+
+
+@contextmanager
+def nodes() -> Iterator[tuple[Any, Any, Any]]:
+    """A Ray cluster of a head and two nodes on this machine: ray, the cluster, and a node to lose."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray, cluster_utils = import_module("ray"), import_module("ray.cluster_utils")
+    head = {"num_cpus": 1, "include_dashboard": False}
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    try:
+        lost = [made.add_node(num_cpus=2), made.add_node(num_cpus=2)][0]
+        ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield ray, made, lost
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def compare(source: Path, out: Path, net: nn.Module, options: dict[str, Any]) -> list[float]:
+    """Of each person's cloak the share of pixels that differ from what `fit_many` learns in this process."""
+    fitter = Fitter(net, **options)
+    differing = []
+    for name, photos in read_people(source):
+        cloak = load(out / cloak_file(name))
+        expected = fitter.fit_many({name: photos}, progress=False)[name]
+        differing.append((cloak.delta != expected.delta).float().mean().item())
+    return differing
 
 
 def _memory(ray: Any) -> dict[str, Any]:
@@ -450,6 +503,10 @@ def draw(rates: list[dict[str, str]], sizes: list[dict[str, str]]) -> Any:
         grown = f"{slope(sizes, column) / 1024:+.2f} KB a person"
         words = f"{label}: {f'{max(y):.0f} MB at most' if column == 'object_store_mb' else grown}"
         right.plot(people, y, style, color=colour, label=words)
+    for row in sizes:
+        if row["event"]:
+            right.axvline(int(row["people"]), color=GREY, linewidth=0.8)
+            right.text(int(row["people"]), 5, f" {row['event']}", fontsize=7, rotation=90, va="bottom", ha="right")
     right.set_ylim(bottom=0, top=1.45 * max(float(row["workers_mb"]) for row in sizes))
     right.set_xlabel("people done")
     right.set_ylabel("MB")
