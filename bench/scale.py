@@ -21,9 +21,9 @@ read included; for `fit_dataset` what arrives after as many batches as there are
 More workers than cores can be no faster; what they add to `overhead` is then shared by `fit_many`.
 
 `memory`: a head and two nodes on this machine; at 30 % of the people a worker is killed, at 60 % a node. In the end
-each cloak is loaded and held against that of `fit_many` in this process. Proportional set size without shared memory of the
-driver, of Ray's processes that run Python ("workers"; of these those that fit), and of Ray's others; the object store
-by what is in it. Slopes are of the rows after the first fifth of the people.
+each cloak is loaded and held against that of `fit_many` in this process. Proportional set size without shared memory
+of the driver, of Ray's processes that run Python ("workers"; of these those that fit), and of Ray's others; the object
+store by what is in it. Slopes are of the rows after the first fifth of the people.
 """
 
 from __future__ import annotations

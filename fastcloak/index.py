@@ -36,8 +36,8 @@ COLUMNS = {
     "reason": "string",
     "error": "string",
 }
-"""The cloak's path in the folder and the SHA-256 of that file, eps on the [0, 1] scale, photos learnt from, mean loss
-of the last step, image-gradients and seconds spent on the person; or the kind of error and its words, and no others."""
+"""The cloak's path in the folder and the SHA-256 of that file, eps on the [0, 1] scale, photos learnt from, mean
+loss of the last step, image-gradients and seconds of the person's steps; or kind and words of the error, and no others."""
 
 
 class Index:

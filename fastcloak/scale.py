@@ -142,8 +142,9 @@ def fit_dataset(
         num_gpus: GPUs per worker, also a part of one. None: 1 if Ray has any, else 0.
         people_per_batch: people that a worker gets at once, and has to fit again if it is lost. "auto": 64 with a GPU,
             else 16, or fewer where that would leave workers without people.
-        address: of a Ray cluster, as for `ray.init`: "auto", "host:6379" or "ray://host:10001". None: the one this
-            process or RAY_ADDRESS is connected to or, if there is none, this machine.
+        address: of a Ray cluster, as for `ray.init`: "auto", "host:6379" or "ray://host:10001". None: the one that
+            this process is connected to, or of RAY_ADDRESS, or of `ray start` on this machine; else a new one of this
+            machine.
         progress: called with the row of the index, and its `status`, of each person as they are known ("fitted", "done
             before", "failed"), and the number of people in all, None for a Ray Dataset.
         device, backend, engine, dtype, memory_budget: as for `fit_many`, of each worker.
