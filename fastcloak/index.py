@@ -37,7 +37,7 @@ COLUMNS = {
     "error": "string",
 }
 """The cloak's path in the folder and the SHA-256 of that file, eps on the [0, 1] scale, photos learnt from, mean
-loss of the last step, image-gradients and seconds of the person's steps; or kind and words of the error, and no others."""
+loss of the last step, image-gradients and seconds of the person's steps; or the kind and words of the error."""
 
 
 class Index:
