@@ -428,18 +428,17 @@ def test_a_job_whose_driver_stops_goes_on_file_for_file(nodes, tmp_path, one_thr
     assert_same_cloaks(deltas(out), deltas(expected))
     assert set(index_rows(out)) == {f"p{i:03}" for i in range(24)}
 
-    # A Ray Dataset, with photos as paths and as bytes.
+    # A Ray Dataset, with photos as bytes.
     data = import_module("ray.data")
+    some = [people / name for name in ("p000", "p001", "p002")]
     rows = [
-        {"person": name, "photos": sorted(map(str, (people / name).iterdir()))} for name in ("p000", "p001", "p002")
+        {"person": person.name, "photos": [photo.read_bytes() for photo in sorted(person.iterdir())]} for person in some
     ]
-    as_bytes = [{**row, "photos": [Path(photo).read_bytes() for photo in row["photos"]]} for row in rows]
-    for number, source in enumerate((rows, as_bytes)):
-        again = tmp_path / f"again{number}"
-        summary = fit_dataset(data.from_items(source), TinyNet(), again, num_gpus=0, people_per_batch=2, **OPTIONS)
-        assert (summary.people, summary.fitted) == (3, 3)
-        for name, delta in deltas(again).items():
-            assert torch.equal(delta, fastcloak.load(expected / name).delta)
+    again = tmp_path / "again"
+    summary = fit_dataset(data.from_items(rows), TinyNet(), again, num_gpus=0, people_per_batch=2, **OPTIONS)
+    assert (summary.people, summary.fitted) == (3, 3)
+    for name, delta in deltas(again).items():
+        assert torch.equal(delta, fastcloak.load(expected / name).delta)
 
     # From outside of the cluster, in another process.
     code = (
