@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ from fastcloak.atomic import atomic_write
 from fastcloak.cluster import Row, table
 
 __all__ = ["COLUMNS", "INDEX", "Index"]
+
+log = logging.getLogger("fastcloak")
 
 INDEX = "index"
 ROWS_PER_PART = 1000
@@ -43,7 +46,8 @@ loss of the last step, image-gradients and seconds of the person's steps; or the
 class Index:
     """`index/part-*.parquet` in a folder of cloaks, .jsonl where pyarrow is not installed; to be used with `with`.
 
-    At the beginning rows of failures are dropped, since they are tried again, and rows whose cloak was removed.
+    At the beginning rows of failures are dropped, since they are tried again, and rows whose cloak was removed. What
+    was written as .jsonl becomes Parquet once pyarrow is installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,11 +60,18 @@ class Index:
         self._parts.mkdir(exist_ok=True)
         known = [self._known]
         for part in sorted(self._parts.glob("part-*")):
-            rows = _read(part)
-            kept = [row for row in rows if row["error"] is None and (self._folder / row["path"]).exists()]
-            if len(kept) < len(rows):
-                self._write(kept)
+            try:
+                rows = _read(part)
+                kept = [row for row in rows if row["error"] is None and (self._folder / row["path"]).exists()]
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                log.warning("%s cannot be read, its rows are made anew of the cloaks: %s", part, error)
                 part.unlink()
+                continue
+            new = part.with_suffix(_suffix())
+            if len(kept) < len(rows) or new != part:
+                self._write(kept, new)  # in the place of the old one, so that a crash leaves no row twice
+                if not kept or new != part:
+                    part.unlink()
             known.append(np.array([_key(row["person"]) for row in kept], np.uint64))
         self._known = np.sort(np.concatenate(known))
         return self
@@ -81,20 +92,23 @@ class Index:
             self._flush()
 
     def _flush(self) -> None:
-        self._write(self._rows)
+        self._write(self._rows, self._parts / f"part-{secrets.token_hex(8)}{_suffix()}")
         self._rows, self._written = [], time.monotonic()
 
-    def _write(self, rows: Iterable[Row]) -> None:
+    def _write(self, rows: Iterable[Row], path: Path) -> None:
         rows = [{name: row[name] for name in COLUMNS} for row in rows]
         if not rows:
             return
-        name = self._parts / f"part-{secrets.token_hex(8)}"
-        if find_spec("pyarrow") is None:
-            atomic_write(name.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+        if path.suffix == ".jsonl":
+            atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         else:
             payload = io.BytesIO()
             import_module("pyarrow.parquet").write_table(table(rows, COLUMNS), payload)
-            atomic_write(name.with_suffix(".parquet"), payload.getvalue())
+            atomic_write(path, payload.getvalue())
+
+
+def _suffix() -> str:
+    return ".jsonl" if find_spec("pyarrow") is None else ".parquet"
 
 
 def _read(part: Path) -> list[Row]:

@@ -152,6 +152,20 @@ def test_a_lost_index_is_made_of_the_cloaks(tmp_path, tiny_net):
     assert index_rows(out) == expected
 
 
+def test_a_damaged_index_is_made_of_the_cloaks(tmp_path, tiny_net, caplog):
+    people = save_people(tmp_path / "people", 2)
+    out = tmp_path / "cloaks"
+    fit_dataset(people, tiny_net, out, concurrency=0, **OPTIONS)
+    expected = index_rows(out)
+    for damage in (lambda whole: whole[:50], lambda whole: b"", lambda whole: b"x" * len(whole)):
+        (part,) = (out / "index").iterdir()
+        part.write_bytes(damage(part.read_bytes()))
+        caplog.clear()
+        assert fit_dataset(people, tiny_net, out, concurrency=0, **OPTIONS).done_before == 2
+        assert "made anew" in caplog.text
+        assert index_rows(out) == expected
+
+
 def test_what_is_no_cloak_is_never_written_over(tmp_path, tiny_net):
     people = save_people(tmp_path / "people", 1)
     out = tmp_path / "cloaks"
@@ -296,6 +310,11 @@ def test_without_ray_one_process_does_it_and_says_what_to_install(tmp_path, tiny
     for options in ({"concurrency": 2}, {"address": "auto"}):
         with pytest.raises(fastcloak.MissingExtraError, match=r"pip install 'fastcloak\[ray\]'"):
             fit_dataset(people, tiny_net, out, **options, **OPTIONS)
+    monkeypatch.undo()
+    expected = index_rows(out)
+    assert fit_dataset(people, tiny_net, out, concurrency=0, **OPTIONS).done_before == 2
+    assert index_rows(out) == expected
+    assert {part.suffix for part in (out / "index").iterdir()} == {".parquet"}
 
 
 def test_a_surrogate_holds_nothing_that_pickle_looks_up_in_the_caller_s_script(tiny_net):
