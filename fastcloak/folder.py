@@ -196,11 +196,12 @@ def _protect(
     try:
         payload = source.read_bytes()
         entry = {**made_by, "source": _sha256(payload)}
+        # Before the claim: the words must not depend on which of two photos with one destination comes first.
+        if destination.exists() and _file_id(destination) in originals:
+            raise FileExistsError(f"{destination} is one of the originals; name another folder")
         record.claim(destination, source)
         claimed = True
         if destination.exists():
-            if _file_id(destination) in originals:
-                raise FileExistsError(f"{destination} is one of the originals; name another folder")
             there = record.written(destination, _sha256(destination.read_bytes()))
             if there is not None and there == entry:
                 return Outcome(source, destination, DONE_BEFORE, seconds=time.perf_counter() - began)
