@@ -523,7 +523,7 @@ def _fit_many(arguments: argparse.Namespace) -> int:
             arguments.output,
             concurrency=arguments.workers,
             num_gpus=arguments.gpus_per_worker,
-            people_per_batch=arguments.people_per_batch or "auto",
+            people_per_batch="auto" if arguments.people_per_batch is None else arguments.people_per_batch,
             address=arguments.address,
             progress=told,
             **_fit_options(arguments),

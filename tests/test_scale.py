@@ -577,5 +577,7 @@ def test_the_command_line_fits_and_protects_many(tmp_path, capsys, monkeypatch):
     assert "1    not there" in printed.out
     assert cli.main([*protect, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["photos"] == {"done before": 6}
+    assert cli.main([*fit, "--people-per-batch", "0"]) == 1
+    assert "people_per_batch must be" in capsys.readouterr().err
     assert cli.main(["fit-many", str(people / "p000"), "-o", str(tmp_path / "x"), "--workers", "0"]) == 1
     assert "at least one person" in capsys.readouterr().err
