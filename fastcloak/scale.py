@@ -295,6 +295,10 @@ def _failed(columns: dict[str, str], person: Row, error: Exception) -> Row:
     return _row(columns, person, FAILED, type(error).__name__, str(error) or repr(error))
 
 
+class _MachineError(RuntimeError):
+    """Nobody's photos are to blame: the job ends."""
+
+
 class _Deaths:
     """How often a process died while it worked on a person, so that nobody's photos kill one worker after the other.
 
@@ -313,9 +317,12 @@ class _Deaths:
     @contextmanager
     def counted(self, names: Sequence[str]) -> Iterator[None]:
         files = [self._file(name) for name in names]
-        for file in files:
-            with open(file, "ab") as one:
-                one.write(b".")
+        try:
+            for file in files:
+                with open(file, "ab") as one:
+                    one.write(b".")
+        except OSError as error:
+            raise _MachineError(f"cannot write below {self._folder}: {error}") from error
         try:
             yield
         finally:
@@ -352,7 +359,7 @@ class _Reader:
                 return self._deaths.row(FACES, person)
             with self._deaths.counted([person["person"]]):
                 faces = load_faces(_photos(person["photos"]))
-        except MissingExtraError as error:  # nobody's fault but the machine's
+        except (MissingExtraError, _MachineError) as error:
             return _row(FACES, person, STOP, error=str(error))
         except Exception as error:  # one person's photos must not end the others' work
             return _failed(FACES, person, error)

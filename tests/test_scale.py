@@ -273,6 +273,17 @@ def test_a_disk_that_is_full_ends_the_job_with_words(tmp_path, tiny_net, monkeyp
         fit_dataset(people, tiny_net, tmp_path / "cloaks", concurrency=0, **OPTIONS)
 
 
+def test_a_disk_that_is_full_before_the_first_photo_is_nobody_s_failure(tmp_path, tiny_net, monkeypatch):
+    people = save_people(tmp_path / "people", 2)
+
+    def full(path, mode):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(fastcloak.scale, "open", full, raising=False)
+    with pytest.raises(RuntimeError, match="cannot write below .*No space left"):
+        fit_dataset(people, tiny_net, tmp_path / "cloaks", concurrency=0, **OPTIONS)
+
+
 def test_a_worker_that_cannot_begin_ends_the_job_with_words(tmp_path, tiny_net):
     people = save_people(tmp_path / "people", 2)
     with pytest.raises(RuntimeError, match="device must be"):
