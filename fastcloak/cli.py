@@ -261,6 +261,7 @@ def _add_protect_options(protect: argparse.ArgumentParser) -> None:
         help="of JPEG, HEIC and lossy WebP, 1 to 100 (default: 95, or a JPEG's own where that is better)",
     )
     protect.add_argument("--strip-gps", action="store_true", help="leave out where photos were taken")
+    protect.add_argument("--strip-metadata", action="store_true", help="leave out all metadata but for the colours")
     protect.add_argument(
         "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
     )
@@ -475,6 +476,7 @@ def _protect(arguments: argparse.Namespace) -> int:
             enrolment=enrolment,
             quality=arguments.quality,
             strip_gps=arguments.strip_gps,
+            strip_metadata=arguments.strip_metadata,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
             jobs=arguments.jobs,
@@ -507,7 +509,7 @@ def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
     lines.append((by_status[FAILED_PHOTO], FAILED_PHOTO))
     lines += _reasons(Counter(outcome.reason for outcome in outcomes if outcome.reason))
     lines.append((sum(outcome.faces for outcome in outcomes), "faces"))
-    lines.append((sum(bool(outcome.warnings) for outcome in outcomes), "photos with a small face"))
+    lines.append((sum(bool(outcome.warnings) for outcome in outcomes), "photos with a warning"))
     return _counts(output, lines)
 
 
@@ -550,6 +552,7 @@ def _protect_many(arguments: argparse.Namespace) -> int:
             who=arguments.who,
             quality=arguments.quality,
             strip_gps=arguments.strip_gps,
+            strip_metadata=arguments.strip_metadata,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
         )

@@ -116,6 +116,7 @@ def protect_photos(
     enrolment: Enrolment | None = None,
     quality: int | None = None,
     strip_gps: bool = False,
+    strip_metadata: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     jobs: int = 1,
@@ -129,7 +130,7 @@ def protect_photos(
     Args:
         plan: from `plan_photos`.
         cloak: the person's.
-        who, enrolment, quality, strip_gps: see `protect_photo`.
+        who, enrolment, quality, strip_gps, strip_metadata: see `protect_photo`.
         overwrite: replace other files that are in the way too, but never an original.
         dry_run: do everything but write.
         jobs: photos at a time, in threads. Each takes about 20 bytes a pixel of memory.
@@ -146,7 +147,7 @@ def protect_photos(
     check_who(who, enrolment)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs must be a whole number, 1 or more, got {jobs!r}")
-    options = {"who": who, "quality": quality, "strip_gps": strip_gps}
+    options = {"who": who, "quality": quality, "strip_gps": strip_gps, "strip_metadata": strip_metadata}
     made_by: dict[str, Any] = {**options, "cloak": cloak.id, "person": _person(enrolment)}
     originals = {_file_id(source) for source, _ in plan.photos if source.exists()}
     work = partial(

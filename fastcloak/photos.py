@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from io import BytesIO
 from os import PathLike
@@ -17,7 +18,6 @@ from PIL import (
     BmpImagePlugin,
     ExifTags,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -28,6 +28,8 @@ from PIL import (
 
 from fastcloak.assets import MissingExtraError, require
 from fastcloak.atomic import atomic_write
+from fastcloak.metadata import Block, pixels_only, read_exif
+from fastcloak.profiles import COLOR_CHUNKS, HDR_TRANSFERS, color_profile, in_srgb, kept_profile
 
 __all__ = [
     "LEAST_QUALITY",
@@ -36,10 +38,12 @@ __all__ = [
     "PhotoError",
     "decode_photo",
     "encode_photo",
+    "fit_format",
     "photo_files",
     "photo_from_pil",
     "read_photo",
     "without_gps",
+    "without_metadata",
     "write_photo",
 ]
 
@@ -90,11 +94,18 @@ _REFUSED = {
     "F": "floating point",
 }
 
-# EXIF says how the picture was taken. These tags say how its bytes were stored (a TIFF has both in one table) or hold a
-# small copy of it (XMP 700, IPTC 33723, Photoshop 34377): the first would be wrong in the new file, the second would
-# show the unprotected face.
-_NOT_KEPT = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 282, 283, 284, 296, 301, 317, 320, 322, 323}
-_NOT_KEPT |= {324, 325, 330, 332, 338, 339, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What files with a second picture say that holds only the brightness of an HDR screen: Adobe and Android, Apple, ISO.
+_GAIN_MAPS = (b"hdrgm:", b"HDRGainMap", b"hdrgainmap", b"urn:iso:std:iso:ts:21496")
 
 
 class PhotoError(ValueError):
@@ -110,11 +121,13 @@ class Photo:
         grey: the file holds one grey channel, and will again.
         alpha: [H, W], uint8, or None.
         lossless: the file keeps every pixel exactly (PNG, TIFF, BMP, PGM, lossless WebP).
-        icc_profile: the colour profile; the pixels are in its colours.
-        exif: the EXIF block without orientation, thumbnail and storage tags.
+        icc_profile: the colour profile; the pixels are in its colours. Only tags that say colours, and texts.
+        color: what the file says of its colours besides, as chunks of a PNG: see `profiles.COLOR_CHUNKS`.
+        exif: what is kept of the EXIF block: see `metadata`. Without orientation and resolution.
         dpi: (horizontal, vertical), of the upright photo.
         jpeg: of a JPEG how it was coded, as Pillow's options: `qtables` (quantisation), `subsampling`, `progressive`.
         heif_chroma: of a HEIC its colour resolution, 420, 422 or 444.
+        warnings: what could not be kept and a person would miss, such as HDR.
     """
 
     pixels: Pixels
@@ -122,10 +135,12 @@ class Photo:
     alpha: Pixels | None = None
     lossless: bool = True
     icc_profile: bytes | None = None
+    color: Mapping[bytes, bytes] = field(default_factory=dict)
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     jpeg: Mapping[str, Any] | None = None
     heif_chroma: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def photo_files(paths: str | PathLike[str] | Iterable[str | PathLike[str]], *, recursive: bool = False) -> list[Path]:
@@ -195,17 +210,13 @@ def decode_photo(payload: bytes, *, name: str) -> Photo:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(BytesIO(payload), formats=formats) as image:
+            opened = pixels_only(payload) if payload[:2] in (b"II", b"MM") else payload
+            with Image.open(BytesIO(opened), formats=formats) as image:
                 # The depth in the file: Pillow would cut 16-bit colours to 8 in silence.
                 deep = ";16" in str([tile[3] for tile in image.tile])
                 frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 if not deep and frames == 1:
-                    image.load()
-                    return replace(
-                        photo_from_pil(image, name=name, lossless=_is_lossless(image, payload)),
-                        jpeg=_jpeg_coding(image),
-                        heif_chroma=image.info.get("chroma") if image.format == "HEIF" else None,
-                    )
+                    return _decoded(image, payload, name)
         except PhotoError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -227,22 +238,29 @@ def decode_photo(payload: bytes, *, name: str) -> Photo:
     raise PhotoError(f"{name} must hold one picture, got {frames}; save the one you want as PNG or JPEG first")
 
 
-def photo_from_pil(image: Image.Image, *, name: str, lossless: bool = True) -> Photo:
+def photo_from_pil(image: Image.Image, *, name: str, lossless: bool = True, exif_block: bytes | None = None) -> Photo:
     """Turn an open PIL image into a photo, upright.
 
     Args:
         image: mode L, LA, RGB, RGBA, P or PA; not changed.
         name: what errors call it, such as its path.
         lossless: see `Photo`.
+        exif_block: whatever `read_exif` takes, for an image that does not have its own as it is in the file.
 
     Raises:
         PhotoError: another mode.
     """
     mode = _pixel_mode(image, name)
-    upright = ImageOps.exif_transpose(image)
-    dpi = _dpi(image)
-    if dpi and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-        dpi = dpi[::-1]
+    orientation = _orientation(image)
+    image.load()
+    left = _orientation(image)  # a TIFF turns itself upright while it loads
+    upright = image.transpose(_TURNS[left]) if left in _TURNS else image
+    exif_block = _exif_block(image) if exif_block is None else exif_block
+    block = Block() if exif_block is None else read_exif(exif_block)
+    warnings: tuple[str, ...] = ()
+    if block.damaged:
+        warnings = ("its EXIF block is damaged, and what cannot be read of it is left out",)
+    dpi = _dpi(image) or block.resolution
     pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
     alpha = None
     if mode.endswith("A"):
@@ -251,26 +269,54 @@ def photo_from_pil(image: Image.Image, *, name: str, lossless: bool = True) -> P
         pixels = pixels[..., None]
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
+    profile = image.info.get("icc_profile")
+    kept = kept_profile(profile) if isinstance(profile, bytes) else None
+    if profile and kept is None:
+        warnings += ("its colour profile is damaged or of another kind, and is left out",)
     return Photo(
         pixels=np.ascontiguousarray(pixels),
         grey=mode in ("L", "LA"),
         alpha=alpha,
         lossless=lossless,
-        icc_profile=image.info.get("icc_profile"),
-        exif=_exif(image, upright.size, name),
-        dpi=dpi,
+        icc_profile=kept,
+        exif=block.payload(size=upright.size),
+        dpi=dpi[::-1] if dpi and orientation in (5, 6, 7, 8) else dpi,
+        warnings=warnings,
     )
 
 
 def without_gps(photo: Photo) -> Photo:
     """The same photo without the place where it was taken: the GPS table of its EXIF block is left out."""
-    if photo.exif is None:
+    return photo if photo.exif is None else replace(photo, exif=read_exif(photo.exif).payload(gps=False))
+
+
+def without_metadata(photo: Photo) -> Photo:
+    """The same photo without EXIF block and resolution; what says its colours stays, but for EXIF's Adobe RGB."""
+    return replace(photo, exif=None, dpi=None)
+
+
+def fit_format(photo: Photo, path: str | PathLike[str]) -> Photo:
+    """The photo as a file of the format that the suffix of `path` names can hold it, looking the same.
+
+    What a PNG or HEIC says of its colours outside a profile becomes a profile where there is no other place for it. For
+    BMP and PGM, which hold none, the pixels are converted to sRGB. What no format can hold becomes a warning.
+
+    Args:
+        photo: as read; `encode_photo` does this too, but then after a cloak was added, whose size a conversion changes.
+        path: its suffix is one of `SUFFIXES`.
+    """
+    kind = _FORMATS.get(Path(path).suffix.lower())
+    coding = photo.color.get(b"cICP", bytes(4))
+    says_color = kind == "PNG" or (kind == "HEIF" and any(coding))
+    if kind is None or says_color or not (photo.color or photo.icc_profile):
         return photo
-    exif = Image.Exif()
-    exif.load(photo.exif)
-    if ExifTags.IFD.GPSInfo in exif:
-        del exif[ExifTags.IFD.GPSInfo]
-    return replace(photo, exif=exif.tobytes() if len(exif) else None)
+    profile, warnings = photo.icc_profile or color_profile(photo.color, grey=photo.grey), photo.warnings
+    if coding[1] in HDR_TRANSFERS and photo.icc_profile is None:
+        warnings += (f"its HDR colours cannot be said in a {kind} file and will look pale; write it as .png or .heic",)
+    photo = replace(photo, icc_profile=profile, color={}, warnings=warnings)
+    if profile is None or kind not in ("BMP", "PPM"):
+        return photo
+    return replace(photo, pixels=in_srgb(photo.pixels, profile, grey=photo.grey), icc_profile=None)
 
 
 def write_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None = None) -> None:
@@ -293,8 +339,8 @@ def write_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None 
 def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None = None) -> bytes:
     """Turn a photo into the bytes of a file of the format that the suffix of `path` names; nothing is written.
 
-    Alpha, colour profile, EXIF and DPI are kept as far as the format can hold them (BMP and PGM hold no profile and no
-    EXIF). A lossless photo becomes a WebP without loss.
+    Alpha, colours (see `fit_format`), EXIF and DPI are kept as far as the format can hold them. A lossless photo
+    becomes a WebP without loss.
 
     Args:
         photo: what `read_photo` returned, possibly with other pixels (`dataclasses.replace(photo, pixels=...)`).
@@ -320,9 +366,13 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
         raise PhotoError(
             f"{path} must be .png or .jpg for a photo in colour, got .pgm, which holds grey only; rename it"
         )
+    photo = fit_format(photo, path)
     options: dict[str, Any] = {}
     if kind in _WITH_METADATA:
         options |= {"icc_profile": photo.icc_profile, "exif": photo.exif}
+        if kind not in _WITH_DPI and photo.dpi:
+            block = read_exif(photo.exif) if photo.exif else Block()
+            options["exif"] = block.payload(resolution=photo.dpi)
     if kind in _WITH_DPI:
         options["dpi"] = photo.dpi
     if kind == "JPEG":
@@ -345,13 +395,17 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
         except MissingExtraError as error:
             raise PhotoError(f"{path} must be of a format that needs no extra, got HEIC; {error}") from error
         options |= {"quality": LEAST_QUALITY if quality is None else quality, "chroma": photo.heif_chroma or 444}
+        if b"cICP" in photo.color:
+            primaries, transfer, _, _ = photo.color[b"cICP"]
+            options |= {"color_primaries": primaries, "transfer_characteristics": transfer}
+            options |= {"matrix_coefficients": 6, "full_range_flag": 1}  # of the YCbCr that is written
     image = _to_pil(photo)
     buffer = BytesIO()
     try:
         image.save(buffer, format=kind, **{key: value for key, value in options.items() if value is not None})
     except (OSError, ValueError, RuntimeError) as error:
         raise PhotoError(f"{path}: this photo cannot be written as {kind} ({error}); choose another format") from error
-    return buffer.getvalue()
+    return _with_color(buffer.getvalue(), photo.color) if kind == "PNG" else buffer.getvalue()
 
 
 def _to_pil(photo: Photo) -> Image.Image:
@@ -467,21 +521,73 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     return (across, down) if 1 < across < 65536 and 1 < down < 65536 else None
 
 
-def _exif(image: Image.Image, upright_size: tuple[int, int], name: str) -> bytes | None:
-    # Written anew, not copied: that leaves the thumbnail out, which shows the unprotected face.
+def _decoded(image: Image.Image, payload: bytes, name: str) -> Photo:
+    block = payload if image.format == "TIFF" else None
+    photo = photo_from_pil(image, name=name, lossless=_is_lossless(image, payload), exif_block=block)
+    color, warnings = _color(image, payload), photo.warnings
+    if image.format in ("MPO", "HEIF", "JPEG") and any(mark in payload for mark in _GAIN_MAPS):
+        warnings += ("its HDR gain map is left out: it looks as on a screen without HDR",)
+    depth = image.info.get("bit_depth", 8)
+    if depth > 8:
+        warnings += (f"its {depth} bits per channel become 8",)
+    chroma = image.info.get("chroma") if image.format == "HEIF" else None
+    return replace(photo, color=color, jpeg=_jpeg_coding(image), heif_chroma=chroma, warnings=warnings)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "HEIF":  # turned by the decoder; what EXIF says does not count: ISO/IEC 23008-12, annex A
+        return 1
     try:
-        exif = Image.Exif()
-        exif.load(image.getexif().tobytes())
-        for tag in _NOT_KEPT | {ExifTags.Base.Orientation.value}:
-            if tag in exif:
-                del exif[tag]
-        # Asking for a table that is not there would write an empty one.
-        details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
-        for key, size in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), upright_size, strict=True):
-            if key in details:
-                details[key] = size
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation
+    except Exception:  # Pillow's reader meets a damaged block
+        return read_exif(_exif_block(image) or b"").orientation
+
+
+def _exif_block(image: Image.Image) -> bytes | None:
+    """The EXIF block of an image, as it is in the file where Pillow has it; empty if that cannot be known."""
+    block, text = image.info.get("exif"), image.info.get("Raw profile type exif")
+    if isinstance(block, bytes):
+        return block
+    try:
+        if text is not None:  # of a PNG, as ImageMagick writes it: name, length, hexadecimal digits
+            return bytes.fromhex("".join(text.split("\n")[3:]))
+        exif = image.getexif()
         return exif.tobytes() if len(exif) else None
-    # Cameras and editors write EXIF that Pillow reads and cannot write; a photo without it is better than none.
-    except Exception as error:
-        logger.warning("%s: its EXIF block is damaged and is left out (%s: %s)", name, type(error).__name__, error)
-        return None
+    except Exception:
+        return b""
+
+
+def _color(image: Image.Image, payload: bytes) -> dict[bytes, bytes]:
+    """What a file says of its colours outside a profile, as chunks of a PNG."""
+    if image.format == "PNG":
+        chunks = dict(_png_chunks(payload))
+        return {name: chunks[name] for name, size in COLOR_CHUNKS.items() if len(chunks.get(name, b"")) == size}
+    nclx = image.info.get("nclx_profile")
+    if image.format == "HEIF" and nclx:
+        primaries, transfer = nclx["color_primaries"], nclx["transfer_characteristics"]
+        # 2: not said. sRGB is what files mean that say nothing.
+        if 2 not in (primaries, transfer) and (primaries, transfer) != (1, 13):
+            return {b"cICP": bytes([primaries, transfer, 0, 1])}
+    return {}
+
+
+def _png_chunks(payload: bytes) -> Iterable[tuple[bytes, bytes]]:
+    """Names and contents of a PNG's chunks before the picture."""
+    at = 8
+    while at + 8 <= len(payload):
+        size, name = int.from_bytes(payload[at : at + 4], "big"), payload[at + 4 : at + 8]
+        if name == b"IDAT":
+            return
+        yield name, payload[at + 8 : at + 8 + size]
+        at += 12 + size
+
+
+def _with_color(png: bytes, color: Mapping[bytes, bytes]) -> bytes:
+    """A PNG with chunks behind its header; Pillow writes only some of these."""
+    chunks = b""
+    for name, content in color.items():
+        checked = name + content
+        chunks += len(content).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
+    header = 8 + 25
+    return png[:header] + chunks + png[header:]

@@ -22,7 +22,7 @@ from fastcloak.atomic import atomic_write
 from fastcloak.cloak import Cloak
 from fastcloak.enrolment import Enrolment
 from fastcloak.faces import SIZE, TEMPLATE_112, Face, check_pixels, find_faces, similarity_transform, warp
-from fastcloak.photos import decode_photo, encode_photo, without_gps
+from fastcloak.photos import decode_photo, encode_photo, fit_format, without_gps, without_metadata
 
 __all__ = ["WHO", "ProtectedPhoto", "check_who", "face_mask", "protect", "protect_payload", "protect_photo"]
 
@@ -56,7 +56,8 @@ class ProtectedPhoto:
         faces: how many faces were cloaked.
         face_sizes: per face the side of its aligned square in pixels of the photo; 112 is the size that networks see,
             and a mask on a much smaller face loses detail.
-        warnings: what a person should know, such as a face that is too small to keep much of the cloak.
+        warnings: what a person should know: a face that is too small to keep much of the cloak, and what of the file
+            could not be kept, such as HDR.
     """
 
     source: Path
@@ -114,11 +115,13 @@ def protect_photo(
     overwrite: bool = False,
     quality: int | None = None,
     strip_gps: bool = False,
+    strip_metadata: bool = False,
 ) -> ProtectedPhoto:
     """Read a photo, add a cloak to its faces and write it, as the kind of photo that it was.
 
-    Orientation, size, grey or colour, alpha, colour profile, EXIF, DPI and a JPEG's quality from 95 up are kept: see
-    `read_photo` and `encode_photo`. What could show the unprotected face (thumbnail, XMP, IPTC) is left out.
+    Orientation, size, grey or colour, alpha, colours, DPI and a JPEG's quality from 95 up are kept: see `read_photo`
+    and `encode_photo`. Of the metadata only tags of EXIF that people need are kept (`fastcloak.metadata` lists them):
+    anything else could show the unprotected face.
 
     Args:
         source: the photo.
@@ -129,6 +132,7 @@ def protect_photo(
         overwrite: allow `destination` to be the source itself.
         quality: of JPEG, HEIC and lossy WebP; None: the photo's own, but at least 95.
         strip_gps: leave out where the photo was taken.
+        strip_metadata: leave out all metadata but for the colours.
 
     Raises:
         FileExistsError: the destination is the source, by whatever name, and `overwrite` is not set.
@@ -143,7 +147,15 @@ def protect_photo(
             "overwrite=True to lose the original"
         )
     payload, done = protect_payload(
-        source.read_bytes(), source, destination, cloak, who, enrolment=enrolment, quality=quality, strip_gps=strip_gps
+        source.read_bytes(),
+        source,
+        destination,
+        cloak,
+        who,
+        enrolment=enrolment,
+        quality=quality,
+        strip_gps=strip_gps,
+        strip_metadata=strip_metadata,
     )
     atomic_write(destination, payload)
     return done
@@ -159,6 +171,7 @@ def protect_payload(
     enrolment: Enrolment | None,
     quality: int | None,
     strip_gps: bool,
+    strip_metadata: bool,
 ) -> tuple[bytes, ProtectedPhoto]:
     """What `protect_photo` does between reading and writing: the bytes of a photo -> those of the protected photo.
 
@@ -166,12 +179,17 @@ def protect_payload(
         payload: content of `source`.
         source: named in errors.
         destination: its suffix names the format; nothing is written.
-        cloak, who, enrolment, quality, strip_gps: see `protect_photo`.
+        cloak, who, enrolment, quality, strip_gps, strip_metadata: see `protect_photo`.
     """
-    photo = decode_photo(payload, name=str(source))
+    photo = fit_format(decode_photo(payload, name=str(source)), destination)
     pixels, face_sizes = _protect(photo.pixels, cloak, who, None, enrolment, str(source))
-    photo = replace(without_gps(photo) if strip_gps else photo, pixels=pixels)
-    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, _warnings(face_sizes))
+    photo = replace(photo, pixels=pixels)
+    if strip_gps:
+        photo = without_gps(photo)
+    if strip_metadata:
+        photo = without_metadata(photo)
+    warnings = (*photo.warnings, *_warnings(face_sizes))
+    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, warnings)
     return encode_photo(photo, destination, quality=quality), done
 
 

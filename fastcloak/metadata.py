@@ -1,0 +1,360 @@
+"""What a photo says about itself in its EXIF block: read without trust, kept by a list, written again.
+
+Cameras and editors put copies of the picture into maker notes, private tags, second tables and free text. Nobody can
+list all of these places, so nothing is kept for want of being known as bad. A value is kept only if its tag is in one
+of the tables below, has the type and at most the length that the table says, and, where it is text, reads as text.
+
+Source of tags and types: CIPA DC-008-2023 (Exif 3.0), 4.6; TIFF 6.0, section 2; BigTIFF, libtiff's bigtiff page.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Block", "is_text", "pixels_only", "read_exif"]
+
+HEADER = b"Exif\0\0"
+
+# Bytes of a value of each type: BYTE, ASCII, SHORT, LONG, RATIONAL, SBYTE, UNDEFINED, SSHORT, SLONG, SRATIONAL, FLOAT,
+# DOUBLE, IFD; of BigTIFF LONG8, SLONG8, IFD8; UTF-8.
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8, 129: 1}
+_POINTERS = (4, 13, 16, 18)
+# No table of a camera is longer; a hostile one would only take time.
+_MOST_ENTRIES = 1000
+
+_LONGEST_TEXT, _LONGEST_FOREIGN = 2000, 100
+# Base64 or hexadecimal digits, which could be a picture: no word is as long.
+_CODED = re.compile(r"[A-Za-z0-9+/=_-]{64}")
+# Of UserComment and its kin: how the text is coded, eight bytes (CIPA DC-008, 4.6.6, table 9).
+_CODINGS = {b"ASCII\0\0\0": ("utf-8",), b"UNICODE\0": ("utf-16-le", "utf-16-be"), bytes(8): ("utf-8",)}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    types: tuple[int, ...]
+    most: int  # values, or bytes of text
+
+
+_TEXT, _COMMENT = _Rule((2, 129), _LONGEST_TEXT), _Rule((7,), 8 + _LONGEST_TEXT)
+_SHORT, _NUMBER, _BYTE = _Rule((3,), 1), _Rule((3, 4), 1), _Rule((1,), 1)
+_SHORT_TEXT, _FOUR = _Rule((2,), 32), _Rule((1, 7), 4)
+
+
+def _rationals(count: int = 1) -> _Rule:
+    return _Rule((5, 10), count)
+
+
+EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
+WIDTH, HEIGHT = 0xA002, 0xA003
+
+_MAIN: Mapping[int, _Rule] = {
+    **dict.fromkeys((0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x013B, 0x8298), _TEXT),  # names, camera, author, rights
+    0x0132: _SHORT_TEXT,  # date and time
+    0x013E: _rationals(2),  # white point
+    0x013F: _rationals(6),  # primaries
+    **dict.fromkeys((0x4746, 0x4749), _SHORT),  # rating
+}
+_DETAILS: Mapping[int, _Rule] = {
+    **dict.fromkeys((0x9003, 0x9004, 0x9010, 0x9011, 0x9012, 0x9290, 0x9291, 0x9292), _SHORT_TEXT),  # dates and times
+    **dict.fromkeys((0xA430, 0xA433, 0xA434, 0xA436, 0xA437), _TEXT),  # owner, lens, title, photographer
+    0x9286: _COMMENT,
+    **dict.fromkeys((0x829A, 0x829D, 0x9102, *range(0x9201, 0x9207), 0x920A), _rationals()),  # exposure
+    **dict.fromkeys((0xA20B, 0xA20E, 0xA20F, 0xA215, 0xA404, 0xA500), _rationals()),
+    0xA432: _rationals(4),  # lens
+    0x8827: _Rule((3,), 3),  # ISO
+    **dict.fromkeys((0x8822, 0x8830, 0x9207, 0x9208, 0x9209, 0xA001, 0xA210, 0xA217), _SHORT),
+    **dict.fromkeys((*range(0xA401, 0xA404), *range(0xA405, 0xA40B), 0xA40C), _SHORT),
+    **dict.fromkeys((0x8831, 0x8832, 0x8833, 0x8834, 0x8835, WIDTH, HEIGHT), _NUMBER),
+    **dict.fromkeys((0x9000, 0x9101, 0xA000), _FOUR),
+    **dict.fromkeys((0xA300, 0xA301), _Rule((7,), 1)),
+}
+_GPS: Mapping[int, _Rule] = {
+    0: _Rule((1,), 4),
+    **dict.fromkeys((1, 3, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25, 29), _SHORT_TEXT),
+    **dict.fromkeys((2, 4, 7, 20, 22), _rationals(3)),
+    5: _BYTE,
+    **dict.fromkeys((6, 11, 13, 15, 17, 24, 26, 31), _rationals()),
+    **dict.fromkeys((27, 28), _COMMENT),
+    30: _SHORT,
+}
+_INTEROPERABILITY: Mapping[int, _Rule] = {1: _SHORT_TEXT, 2: _FOUR}
+
+
+# Of a TIFF: how its pixels are stored, which way up, and their profile.
+_STORAGE = {*range(254, 260), 262, 266, ORIENTATION, 273, *range(277, 280), 284, 292, 293, 317, *range(320, 326)}
+_STORAGE |= {332, 338, 339, 340, 341, 347, *range(512, 522), *range(529, 533), 34675, 50674}
+
+
+@dataclass(frozen=True)
+class _Value:
+    type: int
+    count: int
+    payload: bytes
+
+
+_Table = dict[int, _Value]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is kept of an EXIF block.
+
+    Attributes:
+        order: "<" or ">", of the bytes.
+        main: tag -> value, of the first table.
+        details: of the Exif table.
+        gps: of the GPS table.
+        interoperability: of the table of that name, which says with ColorSpace whether colours are Adobe RGB.
+        orientation: 1..8; 1 where there is none or another.
+        resolution: pixels per inch, across and down, or None.
+        damaged: something could not be read.
+    """
+
+    order: str = "<"
+    main: _Table = field(default_factory=dict)
+    details: _Table = field(default_factory=dict)
+    gps: _Table = field(default_factory=dict)
+    interoperability: _Table = field(default_factory=dict)
+    orientation: int = 1
+    resolution: tuple[float, float] | None = None
+    damaged: bool = False
+
+    def payload(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        resolution: tuple[float, float] | None = None,
+        gps: bool = True,
+    ) -> bytes | None:
+        """Write the block: `Exif`, two zeros, a TIFF header and the tables; None if there is nothing to say.
+
+        Args:
+            size: (width, height) of the picture, for blocks that name one.
+            resolution: pixels per inch, for files that have no other place for it.
+            gps: with the place.
+        """
+        order, main, details = self.order, dict(self.main), dict(self.details)
+        gps_table = self.gps if gps else {}
+        if size is not None:
+            details |= {
+                tag: _long(order, side) for tag, side in zip((WIDTH, HEIGHT), size, strict=True) if tag in details
+            }
+        if resolution is not None:
+            main |= {
+                tag: _hundredths(order, dpi) for tag, dpi in zip((X_RESOLUTION, Y_RESOLUTION), resolution, strict=True)
+            }
+            main[RESOLUTION_UNIT] = _Value(3, 1, struct.pack(order + "H", 2))
+        pointers = [
+            (details, INTEROPERABILITY, self.interoperability),
+            (main, EXIF, details),
+            (main, GPS, gps_table),
+        ]
+        for holder, tag, table in pointers:
+            if table:
+                holder[tag] = _long(order, 0)
+        if not main:
+            return None
+        # A pointer is as long whatever it points to: each table's place is known before any pointer is.
+        written, places = b"", {}
+        for table in (main, details, gps_table, self.interoperability):
+            places[id(table)] = 8 + len(written)
+            written += _written(table, order, 8 + len(written))
+        for holder, tag, table in pointers:
+            if table:
+                holder[tag] = _long(order, places[id(table)])
+        written = b""
+        for table in (main, details, gps_table, self.interoperability):
+            written += _written(table, order, 8 + len(written))
+        return HEADER + {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HL", 42, 8) + written
+
+
+def read_exif(block: bytes) -> Block:
+    """Read what is kept of an EXIF block; whatever is wrong with the rest does not matter.
+
+    Args:
+        block: as in JPEG (with `Exif` and two zeros before), as in PNG (without), or a whole TIFF or BigTIFF file.
+
+    Returns:
+        An empty one with `damaged` where nothing can be read.
+    """
+    try:
+        reader = _Reader(block.removeprefix(HEADER))
+        main = reader.table(reader.first, _MAIN, {ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, EXIF, GPS})
+    except (struct.error, ValueError, OverflowError):
+        return Block(damaged=True)
+    order, orientation = reader.order, reader.number(main.pop(ORIENTATION, None)) or 1
+    across, down, unit = (main.pop(tag, None) for tag in (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT))
+    tables: list[_Table] = []
+    for holder, tag, rules in ((main, EXIF, _DETAILS), (main, GPS, _GPS), (None, INTEROPERABILITY, _INTEROPERABILITY)):
+        pointer = reader.number((tables[0] if holder is None else holder).pop(tag, None))
+        try:
+            pointed = {INTEROPERABILITY} if tag == EXIF else set()
+            tables.append({} if pointer is None else reader.table(pointer, rules, pointed))
+        except (struct.error, ValueError, OverflowError):
+            reader.damaged = True
+            tables.append({})
+    details, gps, interoperability = tables
+    return Block(
+        order,
+        main,
+        details,
+        gps,
+        interoperability,
+        orientation if orientation in range(1, 9) else 1,
+        _resolution(order, across, down, unit),
+        reader.damaged,
+    )
+
+
+def pixels_only(tiff: bytes) -> bytes:
+    """A TIFF or BigTIFF file whose first table tells of nothing but pixels: decoders stumble over the rest.
+
+    The file is as long as before, and what the table told of is still in it.
+    """
+    try:
+        reader = _Reader(tiff)
+        entries, at = reader.entries(reader.first)
+    except (struct.error, ValueError, OverflowError):
+        return tiff  # the decoder says why it cannot be read
+    kept = [entry for tag, entry in entries if tag in _STORAGE]
+    table = b"".join(kept)
+    end = at + sum(len(entry) for _, entry in entries)
+    link = tiff[end : end + reader.inline]
+    count = struct.pack(reader.order + reader.count, len(kept))
+    table = count + table + link
+    start = at - len(count)
+    return tiff[:start] + table + tiff[start + len(table) :]
+
+
+class _Reader:
+    """Tables of a TIFF stream.
+
+    Attributes:
+        order: "<" or ">".
+        first: where the first table is.
+        count, entry: how the number of entries, and of one its tag, type and count, are stored, as for `struct`.
+        inline: bytes of an entry's value, or of the place where it is.
+        damaged: something was left out because it could not be read.
+    """
+
+    def __init__(self, stream: bytes) -> None:
+        orders = {b"II": "<", b"MM": ">"}
+        if stream[:2] not in orders:
+            raise ValueError("no TIFF header")
+        self.order, self.damaged, self._stream = orders[stream[:2]], False, stream
+        (magic,) = struct.unpack_from(self.order + "H", stream, 2)
+        if magic not in (42, 43):
+            raise ValueError("no TIFF header")
+        big = magic == 43
+        self.count, self.entry, self.inline = ("Q", "HHQ", 8) if big else ("H", "HHL", 4)
+        (self.first,) = struct.unpack_from(self.order + self.count.replace("H", "L"), stream, 8 if big else 4)
+        self._seen: set[int] = set()
+
+    def number(self, value: _Value | None) -> int | None:
+        """The whole number of a value that has one."""
+        codes = {3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
+        if value is None or value.count != 1 or value.type not in codes:
+            return None
+        number: int = struct.unpack(self.order + codes[value.type], value.payload)[0]
+        return number
+
+    def table(self, at: int, rules: Mapping[int, _Rule], pointers: Collection[int]) -> _Table:
+        """The values of a table that the rules keep, and numbers that are read here and not kept."""
+        if at in self._seen:
+            raise ValueError("a table is its own")
+        self._seen.add(at)
+        table: _Table = {}
+        head = struct.calcsize("=" + self.entry)
+        entries, start = self.entries(at)
+        for i, (tag, entry) in enumerate(entries):
+            _, kind, number = struct.unpack_from(self.order + self.entry, entry)
+            rule = _Rule((3, 5, *_POINTERS), 1) if tag in pointers else rules.get(tag)
+            if rule is None or kind not in rule.types or not 1 <= number <= rule.most:
+                continue
+            length, place = number * _SIZES[kind], start + i * len(entry) + head
+            if length > self.inline:
+                (place,) = struct.unpack_from(self.order + "LQ"[self.inline == 8], entry, head)
+            payload = self._stream[place : place + length]
+            if len(payload) < length:
+                self.damaged = True
+            elif _reads(kind, payload):
+                table[tag] = _Value(kind, number, payload)
+        return table
+
+    def entries(self, at: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Tag and bytes of each entry of a table, as far as they go, and where the first is."""
+        (count,) = struct.unpack_from(self.order + self.count, self._stream, at)
+        start, size = at + struct.calcsize("=" + self.count), struct.calcsize("=" + self.entry) + self.inline
+        entries = []
+        for place in range(start, start + min(count, _MOST_ENTRIES) * size, size):
+            entry = self._stream[place : place + size]
+            if len(entry) < size:
+                self.damaged = True
+                break
+            entries.append((struct.unpack_from(self.order + "H", entry)[0], entry))
+        return entries, start
+
+
+def _reads(kind: int, payload: bytes) -> bool:
+    """Whether a value of a type for text is text; others are numbers, and too short for anything else."""
+    if kind in (2, 129):
+        return all(map(is_text, payload.rstrip(b"\0").split(b"\0")))  # Copyright has two parts
+    if kind == 7 and len(payload) > 4:
+        return any(is_text(payload[8:], coding) for coding in _CODINGS.get(payload[:8], ()))
+    return True
+
+
+def is_text(payload: bytes, coding: str = "utf-8") -> bool:
+    """Whether bytes are text that people read: of printable characters, and no picture in disguise."""
+    plain = payload.decode("latin-1")
+    try:
+        text = payload.decode(coding)
+    except UnicodeDecodeError:
+        text = plain  # as older cameras and programs write names
+    text = text.rstrip("\0")
+    # Nearly every pair of bytes is a character of UTF-16, and half of all bytes are one of Latin-1.
+    disguise = coding != "utf-8" or text == plain
+    if disguise and len(text) > _LONGEST_FOREIGN and 2 * sum(map(str.isascii, text)) < len(text):
+        return False
+    return all(c.isprintable() or c in "\t\r\n" for c in text) and not _CODED.search(text) and not _CODED.search(plain)
+
+
+def _resolution(
+    order: str, across: _Value | None, down: _Value | None, unit: _Value | None
+) -> tuple[float, float] | None:
+    if across is None or down is None or (across.type, down.type) != (5, 5):
+        return None
+    inches = 2.54 if unit is not None and unit.payload == struct.pack(order + "H", 3) else 1.0
+    numbers = [struct.unpack(order + "LL", value.payload) for value in (across, down)]
+    if not all(below for _, below in numbers):
+        return None
+    (x, x_below), (y, y_below) = numbers
+    return inches * x / x_below, inches * y / y_below
+
+
+def _long(order: str, number: int) -> _Value:
+    return _Value(4, 1, struct.pack(order + "L", number))
+
+
+def _hundredths(order: str, number: float) -> _Value:
+    return _Value(5, 1, struct.pack(order + "LL", round(100 * number), 100))
+
+
+def _written(table: _Table, order: str, at: int) -> bytes:
+    """A table, placed `at` bytes behind the start of the stream, with its values behind it."""
+    if not table:
+        return b""
+    head, values = struct.pack(order + "H", len(table)), b""
+    behind = at + 2 + 12 * len(table) + 4
+    for tag, value in sorted(table.items()):
+        head += struct.pack(order + "HHL", tag, value.type, value.count)
+        if len(value.payload) <= 4:
+            head += value.payload.ljust(4, b"\0")
+        else:
+            head += struct.pack(order + "L", behind + len(values))
+            values += value.payload + bytes(len(value.payload) % 2)
+    return head + bytes(4) + values
