@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -524,6 +525,8 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 def _decoded(image: Image.Image, payload: bytes, name: str) -> Photo:
     block = payload if image.format == "TIFF" else None
     photo = photo_from_pil(image, name=name, lossless=_is_lossless(image, payload), exif_block=block)
+    if image.format == "BMP":
+        photo = replace(photo, icc_profile=_bmp_profile(payload))
     color, warnings = _color(image, payload), photo.warnings
     if image.format in ("MPO", "HEIF", "JPEG") and any(mark in payload for mark in _GAIN_MAPS):
         warnings += ("its HDR gain map is left out: it looks as on a screen without HDR",)
@@ -563,6 +566,17 @@ def _color(image: Image.Image, payload: bytes) -> dict[bytes, bytes]:
     if image.format == "PNG":
         chunks = dict(_png_chunks(payload))
         return {name: chunks[name] for name, size in COLOR_CHUNKS.items() if len(chunks.get(name, b"")) == size}
+    # BITMAPV4HEADER: corners as XYZ of 2.30 bits and the exponents of light, for files that have colours of their own.
+    if image.format == "BMP" and payload[14] in (108, 124) and payload[70:74] == bytes(4):
+        corners = np.frombuffer(payload, "<i4", 9, 74).reshape(3, 3) / 2.0**30
+        exponents = np.frombuffer(payload, "<u4", 3, 110) / 2.0**16
+        xyz = np.vstack([corners.sum(0), corners])
+        sums = xyz.sum(1, keepdims=True)
+        if (corners[:, 1] > 0).all() and (sums > 0).all() and (exponents > 0).all():
+            chromaticities = (xyz / sums)[:, :2].ravel()
+            numbers = [round(100_000 * number) for number in chromaticities.clip(0, 2).tolist()]
+            gamma = round(100_000 / exponents.mean().item())
+            return {b"gAMA": struct.pack(">L", gamma), b"cHRM": struct.pack(">8L", *numbers)}
     nclx = image.info.get("nclx_profile")
     if image.format == "HEIF" and nclx:
         primaries, transfer = nclx["color_primaries"], nclx["transfer_characteristics"]
@@ -570,6 +584,15 @@ def _color(image: Image.Image, payload: bytes) -> dict[bytes, bytes]:
         if 2 not in (primaries, transfer) and (primaries, transfer) != (1, 13):
             return {b"cICP": bytes([primaries, transfer, 0, 1])}
     return {}
+
+
+def _bmp_profile(payload: bytes) -> bytes | None:
+    """The profile in a BMP with a header of version 5, or None."""
+    header = payload[14:138]
+    if len(header) < 124 or header[:4] != struct.pack("<L", 124) or header[56:60] != b"DEBM":
+        return None
+    at, size = struct.unpack_from("<LL", header, 112)
+    return kept_profile(payload[14 + at : 14 + at + size])
 
 
 def _png_chunks(payload: bytes) -> Iterable[tuple[bytes, bytes]]:

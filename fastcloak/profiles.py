@@ -140,8 +140,14 @@ def in_srgb(pixels: Pixels, profile: bytes, *, grey: bool) -> Pixels:
         grey: of one channel, three times.
     """
     cms = ImageCms.ImageCmsProfile(BytesIO(profile))
+    # littlecms' own table of grid points is up to 10 levels beside in shadows: NOOPTIMIZE computes each colour.
     transform = ImageCms.buildTransform(
-        cms, _srgb(), "L" if grey else "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC
+        cms,
+        _srgb(),
+        "L" if grey else "RGB",
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.NOOPTIMIZE,
     )
 
     def converted(picture: Pixels) -> Pixels:
@@ -252,6 +258,8 @@ def _profile(header: bytes, elements: Mapping[bytes, bytes]) -> bytes:
 
 def _made(primaries: tuple[float, ...], curve: tuple[float, ...], grey: bool) -> bytes | None:
     white, *corners = (np.array([x, y, 1 - x - y]) for x, y in zip(primaries[::2], primaries[1::2], strict=True))
+    if not white[1] > 0:
+        return None
     try:
         white = white / white[1]
         columns = np.stack(corners, 1)
@@ -270,7 +278,7 @@ def _made(primaries: tuple[float, ...], curve: tuple[float, ...], grey: bool) ->
             elements |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), trc)
             for tag, xyz in ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue)):
                 elements[tag] = b"XYZ " + bytes(4) + _fixed(xyz)
-    except (np.linalg.LinAlgError, struct.error, ZeroDivisionError, ValueError):  # corners in a line, white of no light
+    except (np.linalg.LinAlgError, struct.error, ZeroDivisionError, ValueError):  # corners in a line
         return None
     space = b"GRAY" if grey else b"RGB "
     header = bytes(8) + b"\x04\x30\0\0mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28) + _fixed(d50)

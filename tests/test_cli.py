@@ -484,3 +484,6 @@ def test_protect_writes_a_single_photo_as_asked(orl, cloak_file, tmp_path, capsy
     assert "safe.jpg exists" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"protected": 1}
+    assert main([*command, "--overwrite", "--strip-metadata"]) == 0
+    with Image.open(tmp_path / "safe.jpg") as image:
+        assert not dict(image.getexif())
