@@ -137,16 +137,54 @@ class Block:
             resolution: pixels per inch, for files that have no other place for it.
             gps: with the place.
         """
-        order, main, details = self.order, dict(self.main), dict(self.details)
+        tables = self._laid(8, size=size, resolution=resolution, gps=gps)
+        if not tables:
+            return None
+        return HEADER + {"<": b"II", ">": b"MM"}[self.order] + struct.pack(self.order + "HL", 42, 8) + tables
+
+    def added_to(self, tiff: bytes, *, size: tuple[int, int]) -> bytes:
+        """The same TIFF file, of one picture, with what the block says behind it; Pillow would write other types.
+
+        Args:
+            tiff: not a BigTIFF; its own tags go before those of the block.
+            size: (width, height) of the picture.
+        """
+        reader = _Reader(tiff)
+        own = {}
+        for tag, entry in reader.entries(reader.first)[0]:
+            _, kind, count = struct.unpack_from(reader.order + "HHL", entry)
+            own[tag] = _Value(kind, count, entry[8:])  # the value, or where it is
+        at = len(tiff) + len(tiff) % 2
+        tables = self._in(reader.order)._laid(at, size=size, own=own)
+        return tiff[:4] + struct.pack(reader.order + "L", at) + tiff[8:] + bytes(len(tiff) % 2) + tables
+
+    def _in(self, order: str) -> Block:
+        if order == self.order:
+            return self
+        main, details, gps, interoperability = (
+            {tag: _Value(value.type, value.count, _swapped(value)) for tag, value in table.items()}
+            for table in (self.main, self.details, self.gps, self.interoperability)
+        )
+        return Block(order, main, details, gps, interoperability)
+
+    def _laid(
+        self,
+        at: int,
+        *,
+        size: tuple[int, int] | None = None,
+        resolution: tuple[float, float] | None = None,
+        gps: bool = True,
+        own: _Table | None = None,
+    ) -> bytes:
+        """The tables, of which the first stands `at` bytes behind the start of the stream; none if all are empty."""
+        order, main, details = self.order, {**self.main, **(own or {})}, dict(self.details)
         gps_table = self.gps if gps else {}
         if size is not None:
-            details |= {
-                tag: _long(order, side) for tag, side in zip((WIDTH, HEIGHT), size, strict=True) if tag in details
-            }
+            sides = zip((WIDTH, HEIGHT), size, strict=True)
+            details |= {tag: _long(order, side) for tag, side in sides if tag in details}
         if resolution is not None:
-            main |= {
-                tag: _hundredths(order, dpi) for tag, dpi in zip((X_RESOLUTION, Y_RESOLUTION), resolution, strict=True)
-            }
+            numbers = zip((X_RESOLUTION, Y_RESOLUTION), resolution, strict=True)
+            main |= {tag: _hundredths(order, dpi) for tag, dpi in numbers}
             main[RESOLUTION_UNIT] = _Value(3, 1, struct.pack(order + "H", 2))
         pointers = [
             (details, INTEROPERABILITY, self.interoperability),
@@ -156,20 +194,16 @@ class Block:
         for holder, tag, table in pointers:
             if table:
                 holder[tag] = _long(order, 0)
-        if not main:
-            return None
+        tables = [table for table in (main, details, gps_table, self.interoperability) if table]
         # A pointer is as long whatever it points to: each table's place is known before any pointer is.
-        written, places = b"", {}
-        for table in (main, details, gps_table, self.interoperability):
-            places[id(table)] = 8 + len(written)
-            written += _written(table, order, 8 + len(written))
+        places, end = {}, at
+        for table in tables:
+            places[id(table)] = end
+            end += len(_written(table, order, end))
         for holder, tag, table in pointers:
             if table:
                 holder[tag] = _long(order, places[id(table)])
-        written = b""
-        for table in (main, details, gps_table, self.interoperability):
-            written += _written(table, order, 8 + len(written))
-        return HEADER + {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HL", 42, 8) + written
+        return b"".join(_written(table, order, places[id(table)]) for table in tables)
 
 
 def read_exif(block: bytes) -> Block:
@@ -344,10 +378,15 @@ def _hundredths(order: str, number: float) -> _Value:
     return _Value(5, 1, struct.pack(order + "LL", round(100 * number), 100))
 
 
+def _swapped(value: _Value) -> bytes:
+    """A value's bytes in the other order."""
+    # Of each number; a rational is two.
+    unit = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8}.get(value.type, 1)
+    return b"".join(value.payload[i : i + unit][::-1] for i in range(0, len(value.payload), unit))
+
+
 def _written(table: _Table, order: str, at: int) -> bytes:
     """A table, placed `at` bytes behind the start of the stream, with its values behind it."""
-    if not table:
-        return b""
     head, values = struct.pack(order + "H", len(table)), b""
     behind = at + 2 + 12 * len(table) + 4
     for tag, value in sorted(table.items()):

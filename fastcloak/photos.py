@@ -388,8 +388,10 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
         lossless = {"lossless": True, "exact": True}
         options |= lossless if photo.lossless else {"quality": LEAST_QUALITY if quality is None else quality}
     elif kind == "TIFF":
-        # Pillow compresses by libtiff, which takes no EXIF.
-        options["compression"] = "raw" if photo.exif else "tiff_adobe_deflate"
+        options |= {
+            "compression": "tiff_adobe_deflate",
+            "exif": None,
+        }  # Pillow compresses by libtiff, which takes no EXIF
     elif kind == "HEIF":
         try:
             require("pillow_heif", extra="heic").register_heif_opener(thumbnails=False)
@@ -406,7 +408,10 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
         image.save(buffer, format=kind, **{key: value for key, value in options.items() if value is not None})
     except (OSError, ValueError, RuntimeError) as error:
         raise PhotoError(f"{path}: this photo cannot be written as {kind} ({error}); choose another format") from error
-    return _with_color(buffer.getvalue(), photo.color) if kind == "PNG" else buffer.getvalue()
+    written = buffer.getvalue()
+    if kind == "PNG":
+        return _with_color(written, photo.color)
+    return read_exif(photo.exif).added_to(written, size=image.size) if kind == "TIFF" and photo.exif else written
 
 
 def _to_pil(photo: Photo) -> Image.Image:

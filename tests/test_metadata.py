@@ -310,7 +310,7 @@ def needed(order):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".heic"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".heic"])
 def test_what_people_need_is_kept_to_the_byte(order, suffix):
     tables = {"main": [], "details": [], "gps": [], "inter": []}
     for where, *entry in needed(order):
@@ -322,6 +322,9 @@ def test_what_people_need_is_kept_to_the_byte(order, suffix):
     kept = read_exif(again.exif)
     for where, tag, kind, count, value in needed(order):
         held = {"main": kept.main, "details": kept.details, "gps": kept.gps, "inter": kept.interoperability}[where][tag]
+        if suffix == ".tif" and order == ">":  # the file has one order, that of the machine
+            unit = {3: 2, 5: 4, 10: 4}.get(kind, 1)
+            value = b"".join(value[i : i + unit][::-1] for i in range(0, len(value), unit))
         assert (held.type, held.count, held.payload) == (kind, count, value), hex(tag)
     # Another reader sees the same.
     exif = Image.Exif()
