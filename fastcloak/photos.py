@@ -519,6 +519,8 @@ def _riff_chunks(payload: bytes) -> list[bytes]:
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
+        return None  # Pillow would take that of EXIF, across, for both
     dpi: Sequence[float] | None = image.info.get("dpi")
     if dpi is None or len(dpi) != 2:
         return None

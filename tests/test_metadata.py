@@ -371,6 +371,12 @@ def test_resolution_turns_with_the_photo_and_is_kept_in_every_format(suffix, tmp
         assert again.dpi == pytest.approx((150, 300), abs=0.1), kind
 
 
+def test_the_resolution_of_an_exif_block_is_read_across_and_down():
+    block = exif_with(main=[(0x011A, 5, 1, struct.pack("<LL", 300, 1)), (0x011B, 5, 1, struct.pack("<LL", 150, 1))])
+    photo = decode_photo(stored(picture(), "JPEG", exif=b"Exif\0\0" + block), name="photo.jpg")
+    assert photo.dpi == (300, 150)
+
+
 DAMAGED = {
     "junk": b"junkjunkjunk",
     "no table": b"II*\0",
