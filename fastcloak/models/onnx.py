@@ -10,7 +10,6 @@ import logging
 import math
 import operator
 import os
-import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -123,24 +122,23 @@ def _external(tensor: Any, path: Path, most: int) -> bytes:
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or set(name) & set("\0\\:"):
         raise ValueError(f"{what}; it must be a relative name inside the folder of the .onnx file, without '..'")
-    folder = path.parent.resolve()
-    file = (folder / name).resolve()
+    folder = os.path.realpath(path.parent)
+    file = Path(os.path.realpath(Path(folder, name)))
     if not file.is_relative_to(folder):
         raise ValueError(f"{what}, a link out of its folder; put the file itself there")
     try:
-        # Not blocking: a pipe would wait for a writer for ever.
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        stream = file.open("rb") if file.is_file() else None
     except OSError as error:
         raise ValueError(f"{what}, which cannot be read ({error.strerror}); put both files into one folder") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{what}, which must be an ordinary file")
+    if stream is None:
+        raise ValueError(f"{what}, which is no ordinary file there; put both files into one folder")
+    with stream:
+        size = os.fstat(stream.fileno()).st_size
         offset = _whole(what, "offset", entries.get("offset", "0"))
-        length = _whole(what, "length", entries.get("length", str(max(found.st_size - offset, 0))))
-        if offset + length > found.st_size:
+        length = _whole(what, "length", entries.get("length", str(max(size - offset, 0))))
+        if offset + length > size:
             raise ValueError(
-                f"{what} at {offset} to {offset + length}, but that has {found.st_size} bytes; it is cut off or of "
+                f"{what} at {offset} to {offset + length}, but that has {size} bytes; it is cut off or of "
                 "another network"
             )
         numbers = math.prod(tensor.dims)
@@ -150,7 +148,8 @@ def _external(tensor: Any, path: Path, most: int) -> bytes:
                 f"{list(tensor.dims)} in {length} bytes"
             )
         stream.seek(offset)
-        return stream.read(length)
+        content: bytes = stream.read(length)
+    return content
 
 
 def _whole(what: str, key: str, text: str) -> int:
@@ -168,9 +167,13 @@ def _build(model: Any, path: str | Path, input_size: int | None) -> OnnxNet:
         )
     nodes = _needed(model.graph)
     _refuse_unknown(nodes, path)
-    values: dict[str, Value | Known] = {
-        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-    }
+    values: dict[str, Value | Known] = {}
+    for tensor in model.graph.initializer:
+        try:
+            values[tensor.name] = numpy_helper.to_array(tensor)
+        # whatever the reader of `onnx` trips over
+        except Exception as error:
+            raise ValueError(f"{path}: the weights {tensor.name!r} are damaged ({error})") from error
     build = Builder()
     # Initialisers may be listed as inputs too, and inputs may be left over that nothing reads.
     read = {name for node in nodes for name in node.input}
