@@ -231,8 +231,8 @@ def _resize(build: Builder, op: Operation) -> Value:
     for axis, size, scale in zip(axes, sizes, scales, strict=True):
         if size == shape[axis] and scale == 1:
             continue
-        if ndim != 4 or axis < 2 or not 1 <= size <= _MAX_SIDE:
-            raise ValueError(f"must resize height and width to [1, {_MAX_SIDE}], got {list(shape)} to {sizes}")
+        if ndim != 4 or axis < 2 or not 1 <= size <= _MAX_SIDE >= shape[axis]:
+            raise ValueError(f"must resize height and width, within [1, {_MAX_SIDE}], got {list(shape)} to {sizes}")
         matrix = _resize_matrix(op, shape[axis], size, scale, old).astype(np.float32)
         x = build.call(torch.matmul, matrix, x) if axis == 2 else build.call(torch.matmul, x, matrix.T)
     return x
