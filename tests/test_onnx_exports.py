@@ -1,6 +1,7 @@
 """Networks as users export them: PyTorch's exporter writes the file, onnxruntime says what it computes."""
 
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -309,6 +310,8 @@ def test_an_exported_network_gives_every_picture_its_own_embedding(tmp_path, nam
     faces = torch.rand(5, 3, 112, 112, generator=torch.Generator().manual_seed(3))
     alone = torch.cat([surrogate(face[None]) for face in faces])
     assert (surrogate(faces) - alone).abs().max() <= 1e-5 * alone.abs().max()
+    # and still after a way to another process
+    assert torch.equal(pickle.loads(pickle.dumps(surrogate))(faces), surrogate(faces))
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -167,7 +167,8 @@ def as_tensor(array: Known) -> Tensor:
 
 def for_each_picture(constant: Tensor, value: Tensor, size: int) -> Tensor:
     """A constant [a, b] -> [n * a, b] for the n pictures of a value [n * size, ...]."""
-    return constant.expand(value.shape[0] // size, *constant.shape).flatten(0, 1)
+    # Starts at the value, so that it can be traced again, which pickling a graph does.
+    return (value.new_ones((value.shape[0] // size, *[1] * constant.ndim)) * constant).flatten(0, 1)
 
 
 def check(value: Value) -> None:
