@@ -297,6 +297,7 @@ CASES = {
         [node("LayerNormalization", "x,s", axis=1, epsilon=1e-3)],
         {"s": f32(3, 9, 9)},
     ),
+    "local_response": ([node("LRN", size=3, alpha=0.5, beta=0.6, bias=0.9)], {}),
     "global_max_pool": ([node("GlobalMaxPool")], {}),
     "global_pools_of_lists": (
         [
@@ -728,6 +729,37 @@ BAD = {
         r"block_size must be in \[0, 4\]",
     ),
     "wide_prelu": (model([node("PRelu", "x,w")], w=f32(3, 9, 9)), r"slope must be one number or 3"),
+    "uncountable_parts": (
+        model([node("Split", "x", "y,z", axis=1, num_outputs=2**40)], opset=18),
+        r"num_outputs must be 2, got 1099511627776",
+    ),
+    "complex_sizes": (model([node("Reshape", "x,s")], s=np.array([1, -1j])), r"must be whole numbers, got complex128"),
+    "computed_condition": (
+        model([node("Equal", "x,x", "c"), node("Where", "c,x,x")]),
+        r"Equal \(node 0 ''\): must have constants of the file as its inputs, got a computed value",
+    ),
+    "softmax_over_the_batch": (model([node("Softmax", axis=0)]), r"axis 0 is the batch and must be left alone"),
+    "split_of_the_batch": (model([node("Split", "x", "y", axis=0)], opset=11), r"axis 0 is the batch"),
+    "first_picture_only": (
+        model([node("Slice", "x,a,e,d")], a=i64(0), e=i64(1), d=i64(0)),
+        r"axis 0 is the batch and must be left alone",
+    ),
+    "squeezes_the_batch": (model([node("Squeeze", "x,a")], a=i64(0)), r"axis 0 is the batch and must be left alone"),
+    "einsum_of_three": (
+        model([node("Einsum", "x,x,x", equation="bcij,bcij,bcij->bc")]),
+        r"equation must have one or two operands of letters, got 'bcij,bcij,bcij->bc'",
+    ),
+    "odd_resize": (
+        model(
+            [node("Resize", "x,,z", coordinate_transformation_mode="tf_crop_and_resize")], z=np.ones(4, np.float32) * 2
+        ),
+        r"must (resize height and width|be half_pixel)",
+    ),
+    "norm_of_another_length": (
+        model([node("LayerNormalization", "x,s")], s=f32(8)),
+        r"LayerNormalization \(node 0 ''\)",
+    ),
+    "third_norm": (model([node("LpNormalization", p=3)]), r"p must be 1 or 2, got 3"),
     "to_integers": (model([node("Cast", to=TensorProto.INT64)]), r"must stay a float"),
     "quantized_activations": (
         model([node("DequantizeLinear", "x,s")], s=np.float32(1)),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastcloak import assets
-from fastcloak.models.onnx_build import Builder, Known, Operation, Value, as_tensor, check
+from fastcloak.models.onnx_build import Builder, Known, Operation, Value, as_tensor, check, whole_numbers
 from fastcloak.models.onnx_ops import FLOATS, OPERATORS
 from fastcloak.models.surrogate import FACE_SIZE
 
@@ -300,6 +300,8 @@ def _arrays(op: Operation) -> list[Known]:
 # a node without any computed input, as if its first one were a picture
 def _made_by_torch(op: Operation) -> list[Known]:
     array = op.known(0)
+    if array.dtype.kind != "f":
+        raise ValueError(f"input 0 must hold floats, got {array.dtype}")
     build = Builder()
     first = build.pictures(array.shape or (1,), batch=False)
     made = OPERATORS[op.kind](build, replace(op, inputs=(first, *op.inputs[1:])))
@@ -355,16 +357,16 @@ def _bound(op: Operation) -> tuple[int, ...]:
     arrays = _arrays(op)
     shapes = [array.shape for array in arrays]
     if op.kind == "Expand":
-        shapes[1] = tuple(int(size) for size in arrays[1].flatten())
+        shapes[1] = tuple(whole_numbers(arrays[1]))
     if op.kind in _BROADCASTS:
         return np.broadcast_shapes(*shapes)
     if op.kind == "ConstantOfShape":
-        return tuple(int(size) for size in arrays[0].flatten())
+        return tuple(whole_numbers(arrays[0]))
     if op.kind == "Range":
         start, limit, delta = (array.item() for array in arrays)
         return (max(math.ceil((limit - start) / delta), 0),)
     if op.kind == "Tile":
-        return tuple(size * int(number) for size, number in zip(shapes[0], arrays[1].flatten(), strict=True))
+        return tuple(size * number for size, number in zip(shapes[0], whole_numbers(arrays[1]), strict=True))
     if op.kind == "Gather":
         return (*shapes[1], arrays[0].size // max(shapes[0][op.attributes.get("axis", 0)], 1))
     return (sum(array.size for array in arrays),)

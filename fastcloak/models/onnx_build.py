@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["Builder", "Known", "Operation", "Value", "as_tensor", "axis_from_front", "check", "for_each_picture"]
+__all__ = [
+    "Builder",
+    "Known",
+    "Operation",
+    "Value",
+    "as_tensor",
+    "axis_from_front",
+    "check",
+    "for_each_picture",
+    "whole_numbers",
+]
 
 # A guard against files written to exhaust memory: far above any face network.
 _MAX_NUMBERS = 1 << 24
@@ -145,8 +155,7 @@ class Operation:
     def ints(self, name: str, index: int, since: int, default: Sequence[int] | None = None) -> list[int] | None:
         """Whole numbers that are an attribute before opset `since` and input `index` from then on."""
         got = self.attributes.get(name) if self.opset < since else self.known(index) if self.has(index) else None
-        numbers = default if got is None else np.atleast_1d(np.asarray(got)).flatten()
-        return None if numbers is None else [int(number) for number in numbers]
+        return list(default) if got is None and default is not None else None if got is None else whole_numbers(got)
 
     def axes(self, name: str, index: int, since: int, value: Value) -> list[int] | None:
         """Return axes of a value counted from the front; a batch is refused."""
@@ -155,7 +164,7 @@ class Operation:
 
     def sizes(self, index: int) -> list[int]:
         """Return an input that lists sizes; a front one that is the file's own number of pictures becomes 1."""
-        sizes = [int(size) for size in self.known(index).flatten()]
+        sizes = whole_numbers(self.known(index))
         return [1, *sizes[1:]] if self.pictures > 1 and sizes[:1] == [self.pictures] else sizes
 
 
@@ -163,6 +172,14 @@ def as_tensor(array: Known) -> Tensor:
     """Known array -> tensor of its own memory, float32 if it holds floats."""
     tensor = torch.from_numpy(np.array(array, order="C"))
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def whole_numbers(given: Known | Sequence[int] | int) -> list[int]:
+    """Whole numbers that the file gives, as a list."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "iu" and array.size:
+        raise ValueError(f"must be whole numbers, got {array.dtype}")
+    return [int(number) for number in array.flatten()]
 
 
 def for_each_picture(constant: Tensor, value: Tensor, size: int) -> Tensor:

@@ -27,6 +27,7 @@ from fastcloak.models.onnx_build import (
     as_tensor,
     axis_from_front,
     for_each_picture,
+    whole_numbers,
 )
 
 __all__ = ["FLOATS", "OPERATORS"]
@@ -340,6 +341,16 @@ def _layer_normalization(build: Builder, op: Operation) -> Value:
     return _along(build, x, [axis_from_front(op.attributes.get("axis", -1), x)], normalise)
 
 
+def _local_response(build: Builder, op: Operation) -> Value:
+    size = op.attributes["size"]
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size must be an odd number, got {size}")
+    alpha, beta, bias = (
+        op.attributes.get(name, value) for name, value in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
+    )
+    return build.module(nn.LocalResponseNorm(size, alpha, beta, bias), op.value())
+
+
 def _lp_normalization(build: Builder, op: Operation) -> Value:
     x, p = op.value(), op.attributes.get("p", 2)
     if p not in (1, 2):
@@ -582,6 +593,8 @@ def _split(build: Builder, op: Operation) -> list[Value]:
     size, parts = x.shape[axis], op.attributes.get("num_outputs", op.outputs)
     sizes = op.ints("split", 1, 13)
     if sizes is None:
+        if parts != op.outputs:
+            raise ValueError(f"num_outputs must be {op.outputs}, got {parts}")
         each = -(-size // parts)
         sizes = [each] * (parts - 1) + [size - each * (parts - 1)]
     if len(sizes) != op.outputs or min(sizes) < 0 or sum(sizes) != size:
@@ -605,7 +618,7 @@ def _expand(build: Builder, op: Operation) -> Value:
 
 
 def _tile(build: Builder, op: Operation) -> Value:
-    x, repeats = op.value(), [int(number) for number in op.known(1).flatten()]
+    x, repeats = op.value(), whole_numbers(op.known(1))
     if len(repeats) != len(x.shape) or min(repeats) < 0:
         raise ValueError(f"repeats must be {len(x.shape)} whole numbers, got {repeats}")
     if repeats[0] == 1:
@@ -725,6 +738,7 @@ OPERATORS: dict[str, _Emit] = {
     "HardSwish": _activation(nn.Hardswish),
     "Identity": _same,
     "InstanceNormalization": _group_normalization,
+    "LRN": _local_response,
     "LayerNormalization": _layer_normalization,
     "LeakyRelu": _activation(nn.LeakyReLU, alpha=0.01),
     "Less": _constants_only,
