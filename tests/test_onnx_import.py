@@ -835,6 +835,21 @@ def test_weights_outside_the_folder_are_refused(tmp_path, name):
         load_onnx_net(path)
 
 
+def test_a_name_of_weights_that_is_no_text_is_refused(tmp_path):
+    path, _ = with_weights_beside(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"net.data", b"net\xff\xfeata"))
+    with pytest.raises(ValueError, match=r"net\.onnx: "):
+        load_onnx_net(path)
+
+
+def test_weights_in_a_folder_within_the_folder_are_read(tmp_path):
+    path, alter = with_weights_beside(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "net.data").rename(tmp_path / "weights" / "net.data")
+    alter(location="weights/net.data")
+    assert load_onnx_net(path).net(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 5, 7, 7)
+
+
 def test_a_link_to_weights_outside_the_folder_is_refused(tmp_path):
     (tmp_path / "inside").mkdir()
     path, _ = with_weights_beside(tmp_path / "inside")

@@ -116,7 +116,8 @@ def _read(path: str | Path) -> Any:
 
 def _external(tensor: Any, path: Path, most: int) -> bytes:
     """The bytes of a tensor that lie in another file of the same folder; `most` of them."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    # str: protobuf gives bytes where they are not UTF-8
+    entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
     name = entries.get("location", "")
     what = f"{path}: keeps {tensor.name!r} in the file {name!r}"
     parts = Path(name).parts
