@@ -624,6 +624,11 @@ def test_a_fixed_batch_in_the_file_is_freed(tmp_path):
     assert load_onnx_net(saved(tmp_path, made)).net(torch.zeros(5, 3, 9, 9)).shape == (5, 243)
 
 
+def test_a_batch_that_an_exporter_left_in_the_file_is_freed(tmp_path):
+    made = model([node("Reshape", "x,s", "r"), node("Reshape", "r,t")], s=i64(8, 3, 81), t=i64(2, -1))
+    assert load_onnx_net(saved(tmp_path, made)).net(torch.zeros(5, 3, 9, 9)).shape == (5, 243)
+
+
 def test_an_open_size_is_112_unless_said(tmp_path):
     path = saved(tmp_path, model([node("GlobalAveragePool")], shape=["n", 3, "h", "w"]))
     assert load_onnx_net(path).input_size == 112

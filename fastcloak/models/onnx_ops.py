@@ -523,13 +523,13 @@ def _flatten(build: Builder, op: Operation) -> Value:
 
 
 def _reshape(build: Builder, op: Operation) -> Value:
-    x, target = op.value(), op.sizes(1)
+    x, target = op.value(), whole_numbers(op.known(1))
     shape = x.shape
     if not op.attributes.get("allowzero", 0):
         target = [shape[i] if size == 0 and i < len(shape) else size for i, size in enumerate(target)]
     numbers = math.prod(shape)
-    # A batch may be written as -1 where another size is -1 too: it is 1 for one picture.
-    if x.batch and target.count(-1) == 2 and target[0] == -1:
+    # The front size of a batch is the batch, whatever it says, if the others take in one picture.
+    if x.batch and target and (-1 in target[1:] or math.prod(target[1:]) == numbers):
         target[0] = 1
     if target.count(-1) == 1:
         others = math.prod(size for size in target if size != -1)
