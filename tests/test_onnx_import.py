@@ -552,9 +552,13 @@ def test_every_operator_agrees_with_onnxruntime(name, tmp_path):
         # The seed of a case is its own, so that it can be run alone.
         pictures = torch.from_numpy(np.random.default_rng(n).normal(size=(n, 3, SIZE, SIZE)).astype(np.float32))
         expected = by_onnxruntime(made, pictures)
-        got = net(pictures)
+        got = net(pictures.requires_grad_())
         assert got.shape == expected.shape
         assert (got - expected).abs().max() <= 1e-4
+        direction = torch.from_numpy(np.random.default_rng(9).normal(size=got.shape).astype(np.float32))
+        (gradient,) = torch.autograd.grad((got * direction).sum(), pictures)
+        assert gradient.isfinite().all()
+        assert (gradient != 0).any()
         if "shape" in options:  # one picture at a time
             return
 
