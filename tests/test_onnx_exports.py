@@ -208,6 +208,32 @@ class Odds(nn.Module):
         return self.last(x / x.norm(dim=1, keepdim=True)) ** 3
 
 
+class Mirrored(Inception):
+    """The mean of a picture and its mirror image, which go through as one batch."""
+
+    def forward(self, x):
+        return super().forward(torch.cat([x, x.flip(3)])).reshape(2, -1, 16).mean(0)
+
+
+class Windows(nn.Module):
+    """Attention in shifted windows, which are merged with the batch, with a table of positions: Swin."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.attention, self.last = nn.Conv2d(3, 16, 4, 4), Attention(16, 2), nn.Linear(16, 16)
+        self.table = nn.Parameter(torch.randn(49, 16))
+        self.register_buffer("index", torch.arange(49).repeat(6)[: 16 * 16].reshape(16, 16))
+
+    def forward(self, x):
+        x = torch.roll(self.patches(x).permute(0, 2, 3, 1), (-2, -2), (1, 2))
+        n, height, width, channels = x.shape
+        x = x.view(n, height // 4, 4, width // 4, 4, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, channels)
+        x = self.attention(x + self.table[self.index.view(-1)].view(16, 16, 16).mean(0))
+        x = x.view(n, height // 4, width // 4, 4, 4, channels).permute(0, 1, 3, 2, 4, 5)
+        x = torch.roll(x.reshape(n, height, width, channels), (2, 2), (1, 2))
+        return self.last(x.mean((1, 2)))
+
+
 class Encoder(nn.Module):
     """PyTorch's own transformer, tokens or pictures in front."""
 
@@ -228,6 +254,8 @@ NETS = {
     "iresnet": IResNet,
     "facenet": Inception,
     "odds": Odds,
+    "mirrored": Mirrored,
+    "windows": Windows,
     "encoder": lambda: Encoder(True),
     "encoder_tokens_in_front": lambda: Encoder(False),
     "vit_fused": lambda: ViT(FusedAttention),

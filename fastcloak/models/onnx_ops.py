@@ -576,7 +576,8 @@ def _unsqueeze(build: Builder, op: Operation) -> Value:
 def _concat(build: Builder, op: Operation) -> Value:
     operands = _operands(op)
     like = next(operand for operand in operands if isinstance(operand, Value))
-    axis = axis_from_front(op.attributes["axis"], like)
+    # In front too: a picture and its mirror image may go through as a batch of two for every picture.
+    axis = axis_from_front(op.attributes["axis"], replace(like, batch=False))
     parts = []
     for operand in operands:
         if isinstance(operand, np.ndarray):
