@@ -534,7 +534,10 @@ def _i64(*numbers: int) -> np.ndarray[Any, Any]:
 
 
 def network_files() -> list[bytes]:
-    """Two small networks as ONNX files: an ordinary one, and one with quantised weights and computed shapes."""
+    """Small networks as ONNX files: an ordinary one, one with quantised weights, one with attention.
+
+    The last two compute shapes.
+    """
     from onnx import helper, numpy_helper
 
     rng = np.random.default_rng(0)
@@ -565,6 +568,27 @@ def network_files() -> list[bytes]:
         helper.make_node("Reshape", ["a", "to"], ["f"]),
         helper.make_node("MatMul", ["f", "g"], ["y"]),
     ]
+    third = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[6, 6]),
+        helper.make_node("Reshape", ["c", "tokens"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Shape", ["t"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["n"], axis=0),
+        helper.make_node("Concat", ["n", "rest"], ["to"], axis=0),
+        helper.make_node("Expand", ["token", "to"], ["first"]),
+        helper.make_node("Concat", ["first", "t"], ["a"], axis=1),
+        helper.make_node("LayerNormalization", ["a", "s", "b"], ["l"]),
+        helper.make_node("MatMul", ["l", "g"], ["m"]),
+        helper.make_node("Split", ["m"], ["q", "k", "v"], axis=2, num_outputs=3),
+        helper.make_node("Einsum", ["q", "k"], ["scores"], equation="nic,njc->nij"),
+        helper.make_node("Softmax", ["scores"], ["weights"]),
+        helper.make_node("MatMul", ["weights", "v"], ["h"]),
+        helper.make_node("Gelu", ["h"], ["u"]),
+        helper.make_node("Slice", ["u", "zero", "one", "one"], ["front"]),
+        helper.make_node("Squeeze", ["front", "one"], ["e"]),
+        helper.make_node("ReduceL2", ["e", "one"], ["length"]),
+        helper.make_node("Div", ["e", "length"], ["y"]),
+    ]
     constants = [
         {"w": f32(8, 3, 3, 3), **norm, "slope": f32(8, 1, 1), "g": f32(6, 288), "h": f32(6)},
         {
@@ -577,10 +601,21 @@ def network_files() -> list[bytes]:
             "rest": _i64(-1),
             "g": f32(8, 6),
         },
+        {
+            "w": f32(8, 3, 6, 6),
+            "tokens": _i64(0, 8, -1),
+            "zero": _i64(0),
+            "one": _i64(1),
+            "rest": _i64(1, 8),
+            "token": f32(1, 1, 8),
+            "s": f32(8),
+            "b": f32(8),
+            "g": f32(8, 24),
+        },
     ]
     return [
         onnx_file(nodes, {name: numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()})
-        for nodes, arrays in zip((first, second), constants, strict=True)
+        for nodes, arrays in zip((first, second, third), constants, strict=True)
     ]
 
 
@@ -604,9 +639,9 @@ def network_case(kind: str, raws: Sequence[bytes], rng: Random) -> bytes:
         raws: what `network_files` returned.
         rng: decides all the rest.
     """
-    first = int(rng.integers(2))
+    first = int(rng.integers(len(raws)))
     if kind in BYTES:
-        return BYTES[kind](raws[first], raws[1 - first], rng)
+        return BYTES[kind](raws[first], raws[first - 1], rng)
     return _odd_fields(raws[first], rng) if kind == "fields" else _hostile(rng)
 
 
@@ -661,7 +696,7 @@ def _hostile(rng: Random) -> bytes:
     from onnx import helper, numpy_helper
 
     size = int(2 ** rng.uniform(10, 20))
-    what = int(rng.integers(7))
+    what = int(rng.integers(13))
     node = helper.make_node
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     nodes = [node("GlobalAveragePool", ["big"], ["a"]), node("Flatten", ["a"], ["y"])]
@@ -695,6 +730,34 @@ def _hostile(rng: Random) -> bytes:
     elif what == 5:  # an index list
         nodes.insert(0, node("Gather", ["x", "index"], ["big"], axis=int(rng.integers(1, 4))))
         arrays["index"] = np.zeros(size, np.int64)
+    elif what == 6:  # constants by their sizes
+        kinds = (("Expand", ["one", "sizes"]), ("ConstantOfShape", ["sizes"]), ("Tile", ["one", "sizes"]))
+        kind, inputs = kinds[size % 3]
+        nodes[:0] = [node(kind, inputs, ["c"]), node("Add", ["x", "c"], ["big"])]
+        arrays |= {"one": np.zeros((1, 1, 1), np.float32), "sizes": _i64(3, size, size)}
+    elif what == 7:  # a list of all whole numbers, added up
+        nodes[:0] = [
+            node("Range", ["zero", "many", "step"], ["r"]),
+            node("Cast", ["r"], ["c"], to=1),
+            node("Add", ["x", "c"], ["big"]),
+        ]
+        arrays |= {"zero": np.int64(0), "many": np.int64(2 ** int(rng.integers(16, 63))), "step": np.int64(1)}
+    elif what == 8:  # copies of a picture
+        nodes.insert(0, node("Tile", ["x", "sizes"], ["big"]))
+        arrays["sizes"] = _i64(1, 1, size, size)
+    elif what == 9:  # resizing
+        nodes.insert(0, node("Resize", ["x", "", "scales"], ["big"], mode="linear"))
+        arrays["scales"] = np.array([1, 1, size, size], np.float32)
+    elif what == 10:  # an outer product
+        nodes[:0] = [node("Reshape", ["x", "s"], ["r"]), node("Einsum", ["r", "r"], ["e"], equation="ni,nj->nij")]
+        nodes[2:2] = [node("Reshape", ["e", "t"], ["wide"]), node("MatMul", ["wide", "w"], ["big"])]
+        arrays |= {"s": _i64(-1, 1728), "t": _i64(-1, 1, 1728 * 1728, 1), "w": np.zeros((1, size), np.float32)}
+    elif what == 11:  # many copies of a constant
+        names = ["c0", *(f"c{i}" for i in range(1, 40)), "c"]
+        nodes[:0] = [node("Neg", [a], [b]) for a, b in itertools.pairwise(names)]
+        nodes[:0] = [node("ConstantOfShape", ["sizes"], ["c0"])]
+        nodes.insert(-2, node("Add", ["x", "c"], ["big"]))
+        arrays["sizes"] = _i64(2 ** int(rng.integers(20, 26)))
     else:  # a constant of constants
         nodes[:0] = [node("Add", ["a1", "b1"], ["c1"]), node("Add", ["x", "c1"], ["big"])]
         arrays |= {"a1": np.zeros((size, 1), np.float32), "b1": np.zeros((1, size), np.float32)}

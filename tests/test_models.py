@@ -297,8 +297,8 @@ def test_a_nested_list_is_an_ensemble_of_ensembles():
 # ONNX files ---------------------------------------------------------------------------------------------------------
 
 
-def onnx_file(path, *, head=(), shape=("n", 3, 112, 112), **constants):
-    picture = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+def onnx_file(path, *, head=(), shape=("n", 3, 112, 112), kind=TensorProto.FLOAT, **constants):
+    picture = helper.make_tensor_value_info("x", kind, shape)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     last = head[-1].output[0] if head else "x"
     nodes = [*head, helper.make_node("GlobalAveragePool", [last], ["y"])]
@@ -339,6 +339,30 @@ def test_an_onnx_file_that_normalises_0_to_1_is_loaded_silently(tmp_path, caplog
     with caplog.at_level(logging.WARNING, "fastcloak"):
         load_model(onnx_file(tmp_path / "a.onnx", head=head, a=2, b=-1))
     assert not caplog.text
+
+
+CAST = [helper.make_node("Cast", ["x"], ["c"], to=TensorProto.FLOAT), helper.make_node("Div", ["c", "b"], ["d"])]
+
+
+@pytest.mark.parametrize("shape", [("n", 3, 112, 112), (1, 112, 112, 3), ("n", "h", "w", 3)])
+def test_an_onnx_file_that_takes_uint8_gets_0_to_255(tmp_path, caplog, shape):
+    last = shape[-1] == 3
+    head = [helper.make_node("Transpose", ["d"], ["t"], perm=[0, 3, 1, 2])] if last else []
+    path = onnx_file(tmp_path / "a.onnx", head=[*CAST, *head], shape=shape, kind=TensorProto.UINT8, b=51)
+    faces = torch.rand(2, 3, 112, 112, requires_grad=True)
+    with caplog.at_level(logging.WARNING, "fastcloak"):
+        embeddings = load_model(path)(faces)
+    assert not caplog.text
+    assert torch.allclose(embeddings, 5 * faces.mean((2, 3)), atol=1e-4)
+    (gradient,) = torch.autograd.grad(embeddings.sum(), faces)
+    assert torch.allclose(gradient, torch.full_like(gradient, 5 / 112**2))
+    shifted = load_model(path, shift=51.0)(faces)
+    assert torch.allclose(shifted, embeddings + 1, atol=1e-4)
+
+
+def test_a_given_scale_stays_where_an_onnx_file_takes_uint8(tmp_path):
+    path = onnx_file(tmp_path / "a.onnx", head=CAST, kind=TensorProto.UINT8, b=51)
+    assert torch.allclose(load_model(path, scale=51.0)(torch.ones(1, 3, 112, 112)), torch.ones(1, 3), atol=1e-5)
 
 
 def test_idle_arithmetic_at_the_head_is_no_normalisation(tmp_path, caplog):

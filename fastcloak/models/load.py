@@ -50,6 +50,9 @@ def load_model(
     The network gets faces * scale + shift, faces being RGB in [0, 1]. What is published as (x - 127.5) / 128 for
     pictures in 0..255 is scale=255 / 128, shift=-127.5 / 128.
 
+    An .onnx file that takes uint8 pictures gets faces * 255 unless `scale` is given, as floats without rounding: a
+    gradient has to get through.
+
     Args:
         what: "sface" or "dlib" (real networks of the extra `faces`); the path of an .onnx file; a torch module, of
             which a frozen copy in eval mode is taken; any callable [n, 3, S, S] -> [n, D], used as it is; a Surrogate,
@@ -59,7 +62,7 @@ def load_model(
             files load on the CPU.
         name: what to call it; by default its own name, the file's, the class's or the function's.
         input_size: S, the side in pixels that the network takes, 112 by default; files usually say it themselves.
-        scale: one number, or three in RGB order.
+        scale: one number, or three in RGB order; for a file that takes uint8 pictures 255 by default.
         shift: one number, or three in RGB order.
         bgr: whether the network takes blue, green, red.
         mean_embedding: [D], subtracted from every embedding.
@@ -97,7 +100,9 @@ def load_model(
             raise TypeError(f"what must be a network, got the class {what.__name__}; pass an instance of it")
         if isinstance(what, Path) or (isinstance(what, str) and what.lower().endswith(".onnx")):
             file = load_onnx_net(what, input_size)
-            if _equal(scale, 1.0) and _equal(shift, 0.0):
+            if file.uint8 and _equal(scale, 1.0):
+                given["scale"] = 255.0
+            elif _equal(scale, 1.0) and _equal(shift, 0.0):
                 _warn_of_range(what, file)
             given["input_size"] = file.input_size
             return _measured(file.net, place, name or Path(what).stem, given)

@@ -2,14 +2,17 @@
 
 Convolutions become nn.Conv2d, batch normalisations nn.BatchNorm2d and so on, so that folding them or putting dropout
 between them is a generic pass over the graph. Nothing in the file is executed: operators come from a closed list, names
-are made here, and whatever does not depend on the picture is evaluated by the reference implementation in `onnx`.
+are made here, and whatever does not depend on the picture is evaluated once, by the reference implementation in
+`onnx` or by the same modules.
 """
 
 import logging
 import math
 import operator
+import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastcloak import assets
-from fastcloak.models.onnx_build import BATCH, Builder, Known, Operation, Value, check
-from fastcloak.models.onnx_ops import OPERATORS
+from fastcloak.models.onnx_build import Builder, Known, Operation, Value, as_tensor, check, whole_numbers
+from fastcloak.models.onnx_ops import FLOATS, OPERATORS
 from fastcloak.models.surrogate import FACE_SIZE
 
 __all__ = ["OnnxNet", "load_onnx_net"]
@@ -29,13 +32,22 @@ _log = logging.getLogger("fastcloak")
 _OLDEST_OPSET = 7  # the first with today's broadcasting
 _MAX_SIDE = 1024
 
-# What may be done with a list of sizes that holds BATCH: nothing that computes with it.
-_MOVES_SIZES = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+_UINT8 = 2  # TensorProto.DataType
 
-# What is evaluated when all of its inputs are constants, besides the above: nothing that makes them much larger.
-_BROADCASTS = {"Add", "Div", "Mul", "Sub"}
-_EVALUATED = {*_MOVES_SIZES, *_BROADCASTS, "Abs", "Constant", "Flatten", "Shape", "Transpose"}
+# What may be done with a picture of whole numbers before it is cast to floats: nothing that computes.
+_MOVES = {"Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+
+# What the reference implementation evaluates when all inputs are constants; other operators run as they do on pictures.
+_BROADCASTS = {"Add", "And", "Div", "Equal", "Expand", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min"}
+_BROADCASTS |= {"Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where"}
+_EVALUATED = {*_BROADCASTS, *_MOVES, "Abs", "Ceil", "Constant", "ConstantOfShape", "Cos", "CumSum", "Exp", "Flatten"}
+_EVALUATED |= {"Floor", "Log", "Neg", "Not", "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin"}
+_EVALUATED |= {"ReduceProd", "ReduceSum", "Shape", "Sin", "Size", "Sqrt", "Tanh", "Tile"}
 _MAX_CONSTANT = 1 << 26  # 256 MB; the largest matrix of a face network, 512 x 25088, has 13 million numbers
+_MAX_MADE = 1 << 28  # numbers of all constants that are made from others, 1 GB
+
+# Bytes of weights beside the file: as many as protobuf takes inside one.
+_MAX_EXTERNAL = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -46,24 +58,28 @@ class OnnxNet:
         net: float32 [n, 3, input_size, input_size] -> [n, ...], frozen.
         input_size: the side of the pictures it takes.
         black, white: [1, 3, 1, 1], what 0 and 1 become by the normalisation at the head of the file's own graph.
+        uint8: whether the file takes whole numbers in 0..255, which `net` gets as floats.
     """
 
     net: fx.GraphModule
     input_size: int
     black: Tensor
     white: Tensor
+    uint8: bool
 
 
 def load_onnx_net(path: str | Path, input_size: int | None = None) -> OnnxNet:
     """Read a network from an ONNX file, opset 7 or later.
 
+    It is read as what the file does for one picture; in a batch every picture goes through alone.
+
     Args:
-        path: the file; weights must be inside it.
+        path: the file; weights may be in other files of its folder.
         input_size: side of the pictures, for a file that leaves it open (112 if not given).
 
     Raises:
-        ValueError: the file is corrupt, keeps its weights elsewhere, takes something else than one RGB picture, or
-            needs an operator (or a use of one) that is not supported.
+        ValueError: the file is corrupt, its weights are not in its folder, it takes something else than one RGB
+            picture, or needs an operator (or a use of one) that is not supported.
         MissingExtraError: the package onnx is not installed.
         OSError: the file cannot be read.
     """
@@ -89,12 +105,58 @@ def _read(path: str | Path) -> Any:
     if not model.graph.node or not model.graph.output:
         raise ValueError(f"{path}: not an ONNX file, or an empty one: it holds no network")
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-        raise ValueError(
-            f"{path}: keeps its weights in another file, which is not supported; put them inside with "
-            "onnx.save(onnx.load(path), 'one.onnx', save_as_external_data=False)"
-        )
+    left = _MAX_EXTERNAL
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.raw_data = _external(tensor, Path(path), left)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            left -= len(tensor.raw_data)
     return model
+
+
+def _external(tensor: Any, path: Path, most: int) -> bytes:
+    """The bytes of a tensor that lie in another file of the same folder; `most` of them."""
+    # str: protobuf gives bytes where they are not UTF-8
+    entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+    name = entries.get("location", "")
+    what = f"{path}: keeps {tensor.name!r} in the file {name!r}"
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or set(name) & set("\0\\:"):
+        raise ValueError(f"{what}; it must be a relative name inside the folder of the .onnx file, without '..'")
+    folder = os.path.realpath(path.parent)
+    file = Path(os.path.realpath(Path(folder, name)))
+    if not file.is_relative_to(folder):
+        raise ValueError(f"{what}, a link out of its folder; put the file itself there")
+    try:
+        stream = file.open("rb") if file.is_file() else None
+    except OSError as error:
+        raise ValueError(f"{what}, which cannot be read ({error.strerror}); put both files into one folder") from error
+    if stream is None:
+        raise ValueError(f"{what}, which is no ordinary file there; put both files into one folder")
+    with stream:
+        size = os.fstat(stream.fileno()).st_size
+        offset = _whole(what, "offset", entries.get("offset", "0"))
+        length = _whole(what, "length", entries.get("length", str(max(size - offset, 0))))
+        if offset + length > size:
+            raise ValueError(
+                f"{what} at {offset} to {offset + length}, but that has {size} bytes; it is cut off or of "
+                "another network"
+            )
+        numbers = math.prod(tensor.dims)
+        if not 0 <= numbers <= _MAX_CONSTANT or length > min(16 * numbers, most):
+            raise ValueError(
+                f"{what}: must have at most {_MAX_CONSTANT} numbers, and {_MAX_EXTERNAL} bytes in all, got shape "
+                f"{list(tensor.dims)} in {length} bytes"
+            )
+        stream.seek(offset)
+        content: bytes = stream.read(length)
+    return content
+
+
+def _whole(what: str, key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ValueError(f"{what}: {key} must be a whole number, got {text[:40]!r}")
+    return int(text)
 
 
 def _build(model: Any, path: str | Path, input_size: int | None) -> OnnxNet:
@@ -106,26 +168,38 @@ def _build(model: Any, path: str | Path, input_size: int | None) -> OnnxNet:
         )
     nodes = _needed(model.graph)
     _refuse_unknown(nodes, path)
-    values: dict[str, Value | Known] = {
-        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-    }
+    values: dict[str, Value | Known] = {}
+    for tensor in model.graph.initializer:
+        try:
+            values[tensor.name] = numpy_helper.to_array(tensor)
+        # whatever the reader of `onnx` trips over
+        except Exception as error:
+            raise ValueError(f"{path}: the weights {tensor.name!r} are damaged ({error})") from error
     build = Builder()
     # Initialisers may be listed as inputs too, and inputs may be left over that nothing reads.
     read = {name for node in nodes for name in node.input}
     pictures = [entry for entry in model.graph.input if entry.name not in values and entry.name in read]
-    size, picture = _input(pictures, build, path, input_size)
-    values[picture[0]] = picture[1]
+    size, picture, together = _input(pictures, build, path, input_size)
+    uint8 = not picture.example.is_floating_point()
+    values[pictures[0].name] = picture
+    made = 0
 
     for i, node in enumerate(nodes):
         try:
             inputs = tuple(values[name] if name else None for name in node.input)
             attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-            op = Operation(node.op_type, opset, inputs, attributes)
-            values[node.output[0]] = _run(build, op, node, model)
+            op = Operation(node.op_type, opset, inputs, attributes, len(node.output), together)
+            results = _run(build, op, node, model)
+            made += sum(result.size for result in results if isinstance(result, np.ndarray))
+            if made > _MAX_MADE:
+                raise ValueError(f"must make at most {_MAX_MADE} numbers of constants in all")
+            values.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
         except MemoryError:
             raise
         except Exception as error:
             words = f"no value named {error}" if isinstance(error, KeyError) else str(error)
+            if together > 1:
+                words += f" (the file takes {together} pictures at a time; export it for 1, or leave the number open)"
             raise ValueError(f"{path}: {node.op_type} (node {i} {node.name!r}): {words}") from error
 
     output = model.graph.output[0].name
@@ -134,11 +208,18 @@ def _build(model: Any, path: str | Path, input_size: int | None) -> OnnxNet:
     embedding = values.get(output)
     if not isinstance(embedding, Value):
         raise ValueError(f"{path}: the output {output!r} does not depend on the picture")
+    if len(embedding.shape) > 1 and embedding.shape[0] != 1:
+        raise ValueError(
+            f"{path}: the output {output!r} must keep pictures apart and leave the batch in front, [n, D], got "
+            f"{list(embedding.shape)} for one picture"
+        )
+    if len(embedding.shape) == 1:
+        embedding = build.reshape(embedding, (1, *embedding.shape))
     build.graph.output(embedding.node)
     net = fx.GraphModule(build.root, build.graph, "OnnxNet")
     _write_prelu(net)
     black, white = _normalisation(net)
-    return OnnxNet(net.eval().requires_grad_(False), size, black, white)
+    return OnnxNet(net.eval().requires_grad_(False), size, black, white, uint8)
 
 
 # nodes that the first output depends on, in the file's order (which the format requires to be topological)
@@ -147,7 +228,7 @@ def _needed(graph: Any) -> list[Any]:
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             needed.append(node)
-            wanted.update(node.input)
+            wanted.update(name for name in node.input if name)
     return needed[::-1]
 
 
@@ -166,13 +247,15 @@ def _refuse_unknown(nodes: list[Any], path: str | Path) -> None:
 
 def _input(
     inputs: list[Any], build: Builder, path: str | Path, input_size: int | None
-) -> tuple[int, tuple[str, Value]]:
+) -> tuple[int, Value, int]:  # the side, the picture, and how many the file takes at a time (0: any number)
     if len(inputs) != 1:
         raise ValueError(f"{path}: must take one picture, got {len(inputs)} inputs: {[i.name for i in inputs]}")
     kind = inputs[0].type.tensor_type
     sizes = [dim.dim_value for dim in kind.shape.dim]  # 0 where the file leaves it open
-    if kind.elem_type not in (1, 10, 11, 16) or len(sizes) != 4:
-        raise ValueError(f"{path}: must take float pictures [n, 3, H, W], got sizes {sizes} of type {kind.elem_type}")
+    if kind.elem_type not in (*FLOATS, _UINT8) or len(sizes) != 4:
+        raise ValueError(
+            f"{path}: must take float pictures [n, 3, H, W], or uint8 ones, got sizes {sizes} of type {kind.elem_type}"
+        )
     channels_last = sizes[3] == 3 and sizes[1] != 3
     channels, height, width = (sizes[3], sizes[1], sizes[2]) if channels_last else sizes[1:]
     if channels not in (0, 3) or height != width or height > _MAX_SIDE:
@@ -180,10 +263,9 @@ def _input(
     if height and input_size not in (None, height):
         raise ValueError(f"{path}: input_size must be {height}, which the file itself says, got {input_size}")
     size = height or input_size or FACE_SIZE
-    value = Value(
-        build.graph.placeholder("pictures"), torch.empty(2, 3, size, size, dtype=torch.float32, device="meta")
-    )
-    return size, (inputs[0].name, build.call(torch.permute, value, (0, 2, 3, 1)) if channels_last else value)
+    dtype = torch.uint8 if kind.elem_type == _UINT8 else torch.float32
+    value = build.pictures((1, 3, size, size), batch=sizes[0] != 1, dtype=dtype)
+    return size, build.call(torch.permute, value, (0, 2, 3, 1)) if channels_last else value, sizes[0]
 
 
 def _attribute(attribute: Any) -> Any:
@@ -193,25 +275,44 @@ def _attribute(attribute: Any) -> Any:
 
 
 @torch.no_grad()
-def _run(build: Builder, op: Operation, node: Any, model: Any) -> Value | Known:
-    if op.kind == "Shape" and isinstance(op.inputs[0], Value):
-        sizes = np.array([BATCH, *op.inputs[0].example.shape[1:]], np.int64)
-        return sizes[op.attributes.get("start", 0) : op.attributes.get("end", len(sizes))]
-    if not any(isinstance(value, Value) for value in op.inputs):
-        holds_batch = any(v is not None and v.dtype.kind == "i" and (v == BATCH).any() for v in _arrays(op))
-        if holds_batch and op.kind not in _MOVES_SIZES:
-            raise ValueError("computes with the number of pictures, which must stay free")
+def _run(build: Builder, op: Operation, node: Any, model: Any) -> Sequence[Value | Known]:
+    values = [value for value in op.inputs if isinstance(value, Value)]
+    if values and op.kind == "Shape":
+        return [np.array(values[0].shape, np.int64)[op.attributes.get("start", 0) : op.attributes.get("end")]]
+    if values and op.kind == "Size":
+        return [np.array(math.prod(values[0].shape), np.int64)]
+    if not values:
         if op.kind == "DequantizeLinear":
-            return _dequantize(op)
-        if op.kind in _EVALUATED:
-            return _evaluate(op, node, model)
-    value = OPERATORS[op.kind](build, op)
-    check(value)
-    return value
+            return [_dequantize(op)]
+        return _evaluate(op, node, model) if op.kind in _EVALUATED else _made_by_torch(op)
+    if op.kind not in _MOVES and not all(value.example.is_floating_point() for value in values):
+        raise ValueError("a picture of whole numbers must be cast to float before it is computed with")
+    made = OPERATORS[op.kind](build, op)
+    results = made if isinstance(made, list) else [made]
+    for result in results:
+        check(result)
+    return results
 
 
 def _arrays(op: Operation) -> list[Known]:
     return [value for value in op.inputs if isinstance(value, np.ndarray)]
+
+
+# a node without any computed input, as if its first one were a picture
+def _made_by_torch(op: Operation) -> list[Known]:
+    array = op.known(0)
+    if array.dtype.kind != "f":
+        raise ValueError(f"input 0 must hold floats, got {array.dtype}")
+    build = Builder()
+    first = build.pictures(array.shape or (1,), batch=False)
+    made = OPERATORS[op.kind](build, replace(op, inputs=(first, *op.inputs[1:])))
+    results = made if isinstance(made, list) else [made]
+    for result in results:
+        check(result)
+    build.graph.output(tuple(result.node for result in results))
+    tensors = fx.GraphModule(build.root, build.graph)(as_tensor(array).reshape(first.shape))
+    shapes = [result.shape if array.shape else () for result in results]
+    return [tensor.numpy().reshape(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
 
 
 # (q - zero point) * scale, with one of each for the whole tensor, for each index of an axis, or for each block of it
@@ -230,29 +331,50 @@ def _dequantize(op: Operation) -> Known:
         along = [1] * quantized.ndim
         along[axis] = -1
         scale, zero = scale.reshape(along), zero.reshape(along)
+    _refuse_large(np.broadcast_shapes(quantized.shape, scale.shape, zero.shape))
     return (quantized - zero) * scale
 
 
 # a node without any computed input, by the reference implementation that comes with onnx
-def _evaluate(op: Operation, node: Any, model: Any) -> Known:
+def _evaluate(op: Operation, node: Any, model: Any) -> list[Known]:
     helper = assets.require("onnx.helper", extra="faces")
     reference = assets.require("onnx.reference", extra="faces")
+    _refuse_large(_bound(op))
     feeds = {name: value for name, value in zip(node.input, op.inputs, strict=True) if name}
     anything = helper.make_tensor_type_proto(1, None)
-    entries = [[helper.make_value_info(name, anything) for name in names] for names in (feeds, node.output[:1])]
+    entries = [[helper.make_value_info(name, anything) for name in names] for names in (feeds, node.output)]
     graph = helper.make_graph([node], "constant", *entries)
     one = helper.make_model(graph, opset_imports=model.opset_import, functions=[])
-    if op.kind in _BROADCASTS:
-        _refuse_large(np.broadcast_shapes(*(array.shape for array in _arrays(op))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = np.asarray(reference.ReferenceEvaluator(one).run(None, feeds)[0])
-    _refuse_large(result.shape)
-    return result
+        results = [np.asarray(result) for result in reference.ReferenceEvaluator(one).run(None, feeds)]
+    for result in results:
+        _refuse_large(result.shape)
+    return results
+
+
+# the shape of the result of a node of constants, or another one of at least as many numbers
+def _bound(op: Operation) -> tuple[int, ...]:
+    arrays = _arrays(op)
+    shapes = [array.shape for array in arrays]
+    if op.kind == "Expand":
+        shapes[1] = tuple(whole_numbers(arrays[1]))
+    if op.kind in _BROADCASTS:
+        return np.broadcast_shapes(*shapes)
+    if op.kind == "ConstantOfShape":
+        return tuple(whole_numbers(arrays[0]))
+    if op.kind == "Range":
+        start, limit, delta = (array.item() for array in arrays)
+        return (max(math.ceil((limit - start) / delta), 0),)
+    if op.kind == "Tile":
+        return tuple(size * number for size, number in zip(shapes[0], whole_numbers(arrays[1]), strict=True))
+    if op.kind == "Gather":
+        return (*shapes[1], arrays[0].size // max(shapes[0][op.attributes.get("axis", 0)], 1))
+    return (sum(array.size for array in arrays),)
 
 
 def _refuse_large(shape: tuple[int, ...]) -> None:
-    if math.prod(shape) > _MAX_CONSTANT:
+    if min(shape, default=0) < 0 or math.prod(shape) > _MAX_CONSTANT:
         raise ValueError(f"must make a constant of at most {_MAX_CONSTANT} numbers, got shape {list(shape)}")
 
 

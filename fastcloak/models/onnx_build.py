@@ -1,21 +1,32 @@
 """A torch.fx graph that is built one ONNX operation at a time, and followed on the shapes of an example as it is built.
 
+A file is read as what it does for one picture: shapes are those of one picture, and computing with them is computing
+with constants. The pictures of a batch stand one after the other along the front axis: where the file has [a, b, c] for
+one picture, the graph has [n * a, b, c] for n. So pictures cannot meet, whatever the file does with its axes.
+
 Shapes only (torch's meta device): a small file may ask for values that fill the memory, and is refused before they are
 made.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["BATCH", "Builder", "Known", "Operation", "Value", "as_tensor", "batch_free_axis", "check"]
-
-BATCH = -(2**31) + 1
-"""Stands for the number of pictures in what Shape returns; no real size is negative."""
+__all__ = [
+    "Builder",
+    "Known",
+    "Operation",
+    "Value",
+    "as_tensor",
+    "axis_from_front",
+    "check",
+    "for_each_picture",
+    "whole_numbers",
+]
 
 # A guard against files written to exhaust memory: far above any face network.
 _MAX_NUMBERS = 1 << 24
@@ -25,10 +36,22 @@ Known = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Value:
-    """A value that depends on the picture: where it is computed, and its shape for two pictures, on the meta device."""
+    """A value that depends on the picture.
+
+    Attributes:
+        node: where it is computed.
+        example: [2 * a, b, c], what it is for two pictures, on the meta device; in the file's type.
+        batch: whether the front axis is the number of pictures, which the file leaves open.
+    """
 
     node: fx.Node
     example: Tensor
+    batch: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What the file has for one picture."""
+        return (self.example.shape[0] // 2, *self.example.shape[1:])
 
 
 @dataclass
@@ -39,6 +62,11 @@ class Builder:
     graph: fx.Graph = field(default_factory=fx.Graph)
     _count: int = 0
 
+    def pictures(self, shape: Sequence[int], *, batch: bool, dtype: torch.dtype = torch.float32) -> Value:
+        """Return what the graph gets: of `shape` for one picture."""
+        example = torch.empty(2 * shape[0], *shape[1:], dtype=dtype, device="meta")
+        return Value(self.graph.placeholder("pictures"), example, batch)
+
     def module(self, module: nn.Module, value: Value) -> Value:
         """Apply a module to a value."""
         module.eval().requires_grad_(False)
@@ -46,11 +74,11 @@ class Builder:
         self.root.add_module(name, module)
         tensors = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
         example = torch.func.functional_call(module, tensors, (value.example,))
-        return Value(self.graph.call_module(name, (value.node,)), example)
+        return Value(self.graph.call_module(name, (value.node,)), example, value.batch)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Value:
         """Call a function on values, known arrays (which become buffers) and plain arguments."""
-        nodes, examples = [], []
+        nodes, examples, batch = [], [], False
         for arg in args:
             node, example = arg, arg
             if isinstance(arg, np.ndarray):
@@ -60,12 +88,29 @@ class Builder:
                 example = constant.to("meta")
                 node = self.graph.get_attr(name)
             elif isinstance(arg, Value):
-                node, example = arg.node, arg.example
+                node, example, batch = arg.node, arg.example, batch or arg.batch
             elif isinstance(arg, list):
                 node, example = [item.node for item in arg], [item.example for item in arg]
+                batch = batch or any(item.batch for item in arg)
             nodes.append(node)
             examples.append(example)
-        return Value(self.graph.call_function(function, tuple(nodes)), function(*examples))
+        return Value(self.graph.call_function(function, tuple(nodes)), function(*examples), batch)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """Give a value the shape that the file has for one picture; always right, for pictures lie in front."""
+        if tuple(shape) == value.shape:
+            return value
+        reshaped = self.call(torch.reshape, value, (-1, *shape[1:])) if shape else value
+        return replace(reshaped, batch=value.batch and shape[0] == 1)
+
+    def lift(self, value: Value, ndim: int = 0) -> Value:
+        """Axes of size 1 in front, up to `ndim` and one more: nothing that is done to the others touches pictures."""
+        ones = max(ndim - len(value.shape), 0)
+        return self.reshape(value, (*[1] * (ones + 1), *value.shape))
+
+    def lower(self, value: Value) -> Value:
+        """Take away the front axis of size 1 that `lift` added."""
+        return replace(self.reshape(value, value.shape[1:]), batch=False)
 
     # Names never come from the file: fx writes them into Python source.
     def _name(self, kind: str) -> str:
@@ -75,12 +120,19 @@ class Builder:
 
 @dataclass(frozen=True)
 class Operation:
-    """One node of the file with its inputs looked up."""
+    """One node of the file with its inputs looked up.
+
+    Attributes:
+        outputs: how many results the node has.
+        pictures: how many pictures the file says it takes at a time; 0 where it leaves that open.
+    """
 
     kind: str
     opset: int
     inputs: tuple[Value | Known | None, ...]
     attributes: dict[str, Any]
+    outputs: int = 1
+    pictures: int = 0
 
     def has(self, index: int) -> bool:
         """Whether the optional input is given."""
@@ -103,15 +155,17 @@ class Operation:
     def ints(self, name: str, index: int, since: int, default: Sequence[int] | None = None) -> list[int] | None:
         """Whole numbers that are an attribute before opset `since` and input `index` from then on."""
         got = self.attributes.get(name) if self.opset < since else self.known(index) if self.has(index) else None
-        numbers = default if got is None else [int(number) for number in np.atleast_1d(np.asarray(got))]
-        if numbers is not None and BATCH in numbers:
-            raise ValueError(f"{name} depends on the number of pictures, which must stay free")
-        return None if numbers is None else list(numbers)
+        return list(default) if got is None and default is not None else None if got is None else whole_numbers(got)
 
-    def axes(self, name: str, index: int, since: int, ndim: int) -> list[int] | None:
-        """Return axes counted from the front; the batch is refused."""
+    def axes(self, name: str, index: int, since: int, value: Value) -> list[int] | None:
+        """Return axes of a value counted from the front; a batch is refused."""
         axes = self.ints(name, index, since)
-        return None if axes is None else [batch_free_axis(axis, ndim) for axis in axes]
+        return None if axes is None else [axis_from_front(axis, value) for axis in axes]
+
+    def sizes(self, index: int) -> list[int]:
+        """Return an input that lists sizes; a front one that is the file's own number of pictures becomes 1."""
+        sizes = whole_numbers(self.known(index))
+        return [1, *sizes[1:]] if self.pictures > 1 and sizes[:1] == [self.pictures] else sizes
 
 
 def as_tensor(array: Known) -> Tensor:
@@ -120,23 +174,36 @@ def as_tensor(array: Known) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def whole_numbers(given: Known | Sequence[int] | int) -> list[int]:
+    """Whole numbers that the file gives, as a list."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "iu" and array.size:
+        raise ValueError(f"must be whole numbers, got {array.dtype}")
+    return [int(number) for number in array.flatten()]
+
+
+def for_each_picture(constant: Tensor, value: Tensor, size: int) -> Tensor:
+    """A constant [a, b] -> [n * a, b] for the n pictures of a value [n * size, ...]."""
+    # Starts at the value, so that it can be traced again, which pickling a graph does.
+    return (value.new_ones((value.shape[0] // size, *[1] * constant.ndim)) * constant).flatten(0, 1)
+
+
 def check(value: Value) -> None:
-    """Raise if the batch is no longer dimension 0, or the value is absurdly large."""
-    shape = tuple(value.example.shape)
-    if not shape or shape[0] != 2:
-        raise ValueError(f"must keep the pictures in dimension 0, got {list(shape)} for 2 pictures")
+    """Raise if a value is absurdly large."""
     if value.example.numel() > 2 * _MAX_NUMBERS:
-        raise ValueError(f"must make at most {_MAX_NUMBERS} numbers a picture, got shape {list(shape[1:])}")
+        shape = list(value.shape[1:] if value.batch else value.shape)
+        raise ValueError(f"must make at most {_MAX_NUMBERS} numbers a picture, got shape {shape}")
 
 
 def _words(value: Value | Known | None) -> str:
     return "nothing" if value is None else "a constant" if isinstance(value, np.ndarray) else "a computed value"
 
 
-def batch_free_axis(axis: int, ndim: int) -> int:
-    """Count an axis from the front, and raise if it is the batch."""
+def axis_from_front(axis: int, value: Value) -> int:
+    """Count an axis of a value from the front, and raise if it is the batch."""
+    ndim = len(value.shape)
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis must be in [{-ndim}, {ndim - 1}], got {axis}")
-    if axis % ndim == 0:
+    if axis % ndim == 0 and value.batch:
         raise ValueError("axis 0 is the batch and must be left alone")
     return axis % ndim
