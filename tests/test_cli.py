@@ -200,8 +200,9 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
 
     monkeypatch.setattr(fastcloak, "fit", interrupt)
     monkeypatch.setattr(fastcloak.folder, "protect_payload", interrupt_second)
-    for name in ("run_demo", "diagnose", "check_photos"):
-        monkeypatch.setattr(f"fastcloak.cli.{name}", interrupt)
+    monkeypatch.setattr(fastcloak, "check_photos", interrupt)
+    monkeypatch.setattr("fastcloak.demo.run_demo", interrupt)
+    monkeypatch.setattr("fastcloak.diagnosis.diagnose", interrupt)
     _, b = photo_folders
     out = tmp_path / "out"
     for arguments, words in (
@@ -212,7 +213,7 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
         (["check", str(b), str(b)], ""),
         (["check", str(b), str(b), "--html", str(tmp_path / "r.html")], "; no report was written"),
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == 130
         assert capsys.readouterr().err == f"fastcloak: interrupted{words}\n"
     assert sorted(file.name for file in out.iterdir()) == [".fastcloak.jsonl", "x.png"]
 
@@ -315,7 +316,7 @@ def test_check_never_writes_over_a_file_that_is_no_report(photo_folders, capsys,
     def too_late(*arguments, **options):
         raise AssertionError("work was done before the output was looked at")
 
-    monkeypatch.setattr("fastcloak.cli.check_photos", too_late)
+    monkeypatch.setattr(fastcloak, "check_photos", too_late)
     a, b = photo_folders
     (b / "mine.html").write_text("mine")
     before = (a / "x.png").read_bytes()

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "assets": set(),
     "atomic": set(),
-    "hull": set(),
-    "augment": set(),
-    "config": {"augment", "hull"},
+    "config": set(),
+    "hull": {"config"},
+    "augment": {"config"},
     "device": set(),
     "engine": set(),
     "kernels": {"kernels"},
