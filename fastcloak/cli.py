@@ -15,6 +15,8 @@ try:
     import json
     import logging
     import os
+    import signal
+    import threading
     from collections import Counter
     from collections.abc import Callable, Iterator, Sequence
     from dataclasses import asdict
@@ -40,6 +42,8 @@ except KeyboardInterrupt:  # within the first tenth of a second
     sys.exit(130)
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from fastcloak.folder import Outcome
 
 OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -64,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     with contextlib.redirect_stdout(cast(TextIO, out)), contextlib.redirect_stderr(cast(TextIO, err)):
         try:
-            _parser().parse_args(_with_json_target(sys.argv[1:] if arguments is None else arguments), parsed)
-            code: int = parsed.run(parsed)
+            with _careful_interruption(parsed):
+                _parser().parse_args(_with_json_target(sys.argv[1:] if arguments is None else arguments), parsed)
+                code: int = parsed.run(parsed)
         except KeyboardInterrupt:
             _tell(f"fastcloak: interrupted{parsed.kept}")
             code = INTERRUPTED
@@ -80,6 +85,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out.drop_rest()
             err.drop_rest()
     return code if out.error is None else code or FAILED
+
+
+@contextlib.contextmanager
+def _careful_interruption(parsed: argparse.Namespace) -> Iterator[None]:
+    """Ctrl-C ends the program where it meets an import: KeyboardInterrupt aborts some C++ modules, or is lost in them."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code is not main.__code__:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                _tell(f"fastcloak: interrupted{parsed.kept}")
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    # Not where it is ignored, as in background jobs, nor where a program has a handler of its own.
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Stream:
