@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _careful_interruption(parsed: argparse.Namespace) -> Iterator[None]:
-    """Ctrl-C ends the program where it meets an import: KeyboardInterrupt aborts some C++ modules, or is lost in them."""
+    """Ctrl-C in an import ends the program at once: KeyboardInterrupt aborts some C++ modules or is lost in them."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         while frame is not None and frame.f_code is not main.__code__:

@@ -485,3 +485,39 @@ def test_protect_writes_a_single_photo_as_asked(orl, cloak_file, tmp_path, capsy
     assert "safe.jpg exists" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"protected": 1}
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--version"], 0), (["fit"], 2), (["nonsense"], 2)])
+def test_help_and_wrong_usage_import_nothing_heavy(arguments, code):
+    program = (
+        "import sys\nfrom fastcloak.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: code = stop.code\n"
+        "assert not {'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)\nsys.exit(code)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True).returncode == code
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full"])
+def test_closed_and_full_streams_lose_no_work(closed, cloak_file, tmp_path):
+    Image.new("RGB", (112, 112)).save(tmp_path / "a\x1b[31m.png")
+    (tmp_path / "b\x1b\n.png").write_bytes(b"nonsense")
+    command = f"{sys.executable} -m fastcloak.cli protect {cloak_file} {tmp_path}/*.png -o {tmp_path}/out {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "out" / "a\x1b[31m.png").exists()
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_summaries_name_reasons_in_words():
+    from collections import Counter
+
+    from fastcloak.cli import _reasons
+
+    reasons = Counter(["PhotoError", "UnicodeDecodeError", "IsADirectoryError", "ZeroDivisionError", "Foreign"])
+    assert dict((words.strip(), number) for number, words in _reasons(reasons)) == {
+        "cannot be read or written as a photo": 1,
+        "cannot be used": 1,
+        "cannot be read or written": 1,
+        "unexpected error": 2,
+    }
