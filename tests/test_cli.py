@@ -515,7 +515,7 @@ def test_summaries_name_reasons_in_words():
     from fastcloak.cli import _reasons
 
     reasons = Counter(["PhotoError", "UnicodeDecodeError", "IsADirectoryError", "ZeroDivisionError", "Foreign"])
-    assert dict((words.strip(), number) for number, words in _reasons(reasons)) == {
+    assert {words.strip(): number for number, words in _reasons(reasons)} == {
         "cannot be read or written as a photo": 1,
         "cannot be used": 1,
         "cannot be read or written": 1,
