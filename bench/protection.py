@@ -410,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(lines, given.against, markdown=given.markdown)
         sys.stdout.flush()
     except BrokenPipeError:
-        drop_output()
+        drop_output(sys.stdout)
     if given.plots is not None:
         given.plots.mkdir(parents=True, exist_ok=True)
         plot(lines, given.plots)

@@ -13,23 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcloak.config import AUGMENTATIONS
+
 __all__ = ["AUGMENTATIONS", "DRAWS", "Views", "blur_matrix"]
-
-AUGMENTATIONS = ("mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
-"""In the order in which they are applied.
-
-mix: the face, not the mask, fades by up to `MIX` into one of `TEXTURES` random pictures with the spectrum of photos.
-photo: the mask is enlarged or shrunk into a photo and the aligned face cut out of it again, as `protect` and a
-    recogniser do, at a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
-color: contrast and brightness.
-blur: Gaussian, sigma up to `BLUR`.
-jpeg: JPEG with 4:2:0 colour at a quality in `JPEG_QUALITY`; its rounding passes gradients through.
-geometry: shift, scale and rotation, as between the alignments of two detectors.
-flip: every second picture mirrored.
-
-Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; mix: Admix,
-Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017.
-"""
 
 MIX = 0.5
 TEXTURES = 64

@@ -11,6 +11,7 @@ The rates with distractors are those of `fastcloak.evaluation`, for this person 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from os import PathLike
@@ -107,7 +108,8 @@ def check_photos(
     photos: list[PhotoCheck] = []
     features: list[list[list[list[Tensor | None]]]] = [[] for _ in networks]  # model, photo, side, survival: [D]
     reason = ""
-    for name, read in tqdm(pairs, desc="checking", unit="photo", disable=None if progress is None else not progress):
+    disable = sys.stderr is None or (None if progress is None else not progress)
+    for name, read in tqdm(pairs, desc="checking", unit="photo", disable=disable):
         try:
             photo, versions = _versions(name, *read(), keep_pictures)
         except (ValueError, OSError) as error:

@@ -1,49 +1,52 @@
 """The command line: reads arguments, calls the library, prints. No logic of its own.
 
-Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, the others are done.
+Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, the others are done; 130 interrupted.
+PyTorch, NumPy and tqdm are imported by the commands that need them: `--help` and wrong usage answer at once.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import count
-from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
+try:
+    import argparse
+    import builtins
+    import contextlib
+    import json
+    import logging
+    import os
+    import signal
+    import threading
+    from collections import Counter
+    from collections.abc import Callable, Iterator, Sequence
+    from dataclasses import asdict
+    from itertools import count
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
-import fastcloak
-from fastcloak import Cloak, checkpoint
-from fastcloak.assets import ORL_PEOPLE, MissingExtraError
-from fastcloak.atomic import atomic_write
-from fastcloak.augment import AUGMENTATIONS
-from fastcloak.check import check_photos
-from fastcloak.checkpoint import CheckpointError
-from fastcloak.cloak import CloakFileError
-from fastcloak.config import ENSEMBLES, GA_BATCH_SIZE, GA_INNER_STEPS, METHODS, PRESETS, FitConfig
-from fastcloak.demo import run_demo
-from fastcloak.diagnosis import diagnose
-from fastcloak.enrolment import enrol
-from fastcloak.fitting import FitInterrupted
-from fastcloak.folder import DONE_BEFORE, PROTECTED, Outcome, plan_photos, protect_photos
-from fastcloak.folder import FAILED as FAILED_PHOTO
-from fastcloak.hull import OBJECTIVES
-from fastcloak.index import INDEX
-from fastcloak.models import Surrogate, load_model
-from fastcloak.page import check_page_may_go_to, write_page
-from fastcloak.photos import photo_files
-from fastcloak.protect import WHO
-from fastcloak.scale import fit_dataset, protect_dataset
+    import fastcloak
+    from fastcloak.assets import ORL_PEOPLE
+    from fastcloak.check_results import plain_name
+    from fastcloak.config import (
+        AUGMENTATIONS,
+        ENSEMBLES,
+        GA_BATCH_SIZE,
+        GA_INNER_STEPS,
+        METHODS,
+        OBJECTIVES,
+        PRESETS,
+        FitConfig,
+    )
+except KeyboardInterrupt:  # within the first tenth of a second
+    print("fastcloak: interrupted", file=sys.stderr)
+    sys.exit(130)
 
-OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from fastcloak.folder import Outcome
+
+OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 MODEL_HELP = (
     "sface, dlib, or an ONNX file, with its normalisation where that is not in the file: "
@@ -58,21 +61,104 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None takes them from the process.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    parsed = _parser().parse_args(_with_json_target(sys.argv[1:] if arguments is None else arguments))
+    parsed = argparse.Namespace(kept="")
+    out, err = _Stream(sys.stdout), _Stream(sys.stderr)
+    handler = logging.StreamHandler(cast(TextIO, err))
+    handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    with contextlib.redirect_stdout(cast(TextIO, out)), contextlib.redirect_stderr(cast(TextIO, err)):
+        try:
+            with _careful_interruption(parsed):
+                _parser().parse_args(_with_json_target(sys.argv[1:] if arguments is None else arguments), parsed)
+                code: int = parsed.run(parsed)
+        except KeyboardInterrupt:
+            _tell(f"fastcloak: interrupted{parsed.kept}")
+            code = INTERRUPTED
+        except (ValueError, TypeError, OSError, FloatingPointError, fastcloak.MissingExtraError, RuntimeError) as error:
+            _tell(f"fastcloak: {error}")
+            code = FAILED
+        finally:
+            logging.getLogger().removeHandler(handler)
+            out.flush()
+            if out.error is not None and not isinstance(out.error, BrokenPipeError):
+                _tell(f"fastcloak: what was to be printed is lost: {out.error}{parsed.kept}")
+            out.drop_rest()
+            err.drop_rest()
+    return code if out.error is None else code or FAILED
+
+
+@contextlib.contextmanager
+def _careful_interruption(parsed: argparse.Namespace) -> Iterator[None]:
+    """Ctrl-C in an import ends the program at once: KeyboardInterrupt aborts some C++ modules or is lost in them."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code is not main.__code__:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                _tell(f"fastcloak: interrupted{parsed.kept}")
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    # Not where it is ignored, as in background jobs, nor where a program has a handler of its own.
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        code: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        drop_output()
-        return FAILED
-    except (ValueError, TypeError, OSError, FloatingPointError, MissingExtraError, RuntimeError) as error:
-        print(f"fastcloak: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"fastcloak: interrupted{parsed.kept}", file=sys.stderr)
-        return FAILED
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Stream:
+    """A standard stream that never stops the work: what it cannot write is dropped, and `error` says why.
+
+    It may be closed (`>&-`), full, or a pipe whose reader is gone, as in `fastcloak info me.safetensors | head -1`.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: TextIO = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self.error: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        # Other streams than a terminal's may be ASCII only.
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError) as error:
+            self.error = self.error or error
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self.error = self.error or error
+
+    def drop_rest(self) -> None:
+        if self.error is not None:
+            with contextlib.suppress(OSError, ValueError):
+                drop_output(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _PlainFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain_name(super().formatMessage(record))
+
+
+def _say(*lines: str) -> None:
+    """Prints lines to stdout, whatever file names they hold."""
+    print("\n".join(map(plain_name, lines)), flush=True)
+
+
+def _tell(line: str) -> None:
+    """Prints a line to stderr, whatever file names it holds."""
+    print(plain_name(line), file=sys.stderr)
 
 
 def _with_json_target(arguments: Sequence[str]) -> list[str]:
@@ -86,18 +172,18 @@ def _with_json_target(arguments: Sequence[str]) -> list[str]:
     return given
 
 
-def drop_output() -> None:
-    """Sends what is left to print nowhere: whoever read it is gone, as in `fastcloak info me.safetensors | head -1`.
+def drop_output(stream: TextIO) -> None:
+    """Sends what is left to print nowhere. Without it Python's last flush fails too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    Without it Python's last flush fails too.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(plain_name(message))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fastcloak", description="Class-universal privacy cloaks: one small mask per person."
-    )
+    parser = _Parser(prog="fastcloak", description="Class-universal privacy cloaks: one small mask per person.")
     parser.add_argument("--version", action="version", version=fastcloak.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -157,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     protect.add_argument(
         "--who",
-        choices=WHO,
+        choices=("largest", "all", "me"),
         default="largest",
         help="which faces of a photo get the cloak; me: only the person of --enrolment (default: %(default)s)",
     )
@@ -269,7 +355,7 @@ def _add_protect_options(protect: argparse.ArgumentParser) -> None:
 
 
 def _add_fit_options(fit: argparse.ArgumentParser) -> None:
-    default = FitConfig()
+    default = FitConfig  # the class: an instance checks itself, which takes NumPy
     fit.add_argument("--model", action="append", help=f"the surrogate: {MODEL_HELP} as an ensemble (default: sface)")
     fit.add_argument(
         "--method",
@@ -341,31 +427,35 @@ def _add_fit_options(fit: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from fastcloak.demo import run_demo
+
     quiet = arguments.json
     arguments.kept = f"; any finished files are in {arguments.output}"
     demo = run_demo(
         arguments.output,
         people=arguments.people,
         progress=False if quiet else None,
-        say=(lambda line: None) if quiet else lambda line: print(line, flush=True),
+        say=(lambda line: None) if quiet else _say,
     )
     if quiet:
         _print_json({**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]}, quiet)
     else:
-        print(f"\n{demo.evaluation.table()}\n\nWritten: {', '.join(str(file) for file in demo.files)}")
+        _say("", *demo.evaluation.table().split("\n"), "", f"Written: {', '.join(str(file) for file in demo.files)}")
     return OK
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    from fastcloak import checkpoint
+
     _check_cloak_may_go_to(arguments.output)
     if arguments.restart and arguments.checkpoint is None:
         raise ValueError("--restart needs --checkpoint DIR: without one there is nothing to go on from")
     arguments.kept = "; no cloak was written"
     try:
         cloak = _fitted(arguments)
-    except (FitInterrupted, CheckpointError) as stop:
+    except (fastcloak.FitInterrupted, fastcloak.CheckpointError) as stop:
         arguments.kept = _keep_unfinished(stop, arguments.output, arguments.checkpoint)
-        if isinstance(stop, CheckpointError):
+        if isinstance(stop, fastcloak.CheckpointError):
             raise OSError(f"{stop}{arguments.kept}") from stop
         raise
     cloak.save(arguments.output)
@@ -376,14 +466,16 @@ def _fit(arguments: argparse.Namespace) -> int:
         _print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info}, arguments.json)
     else:
         info = cloak.info
-        print(
+        _say(
             f"{arguments.output}: a cloak from {info['photos']} photos, learnt on {' + '.join(info['models'])} with "
             f"{info['image_gradients']} image-gradients in {info['seconds']:.1f} s"
         )
     return OK
 
 
-def _fitted(arguments: argparse.Namespace) -> Cloak:
+def _fitted(arguments: argparse.Namespace) -> fastcloak.Cloak:
+    from fastcloak.photos import photo_files
+
     return fastcloak.fit(
         photo_files(arguments.photos),
         _models(arguments.model or ["sface"]),
@@ -419,7 +511,9 @@ def _fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _keep_unfinished(stop: FitInterrupted | CheckpointError, output: Path, folder: Path | None) -> str:
+def _keep_unfinished(
+    stop: fastcloak.FitInterrupted | fastcloak.CheckpointError, output: Path, folder: Path | None
+) -> str:
     """Writes the best cloak of a fit that was stopped, never over an older one; says where it is."""
     goes_on = f"; the same command goes on from what is saved in {folder}" if folder is not None else ""
     if "" in stop.cloaks:
@@ -444,18 +538,23 @@ def _check_cloak_may_go_to(output: Path) -> None:
     if output.exists():
         try:
             fastcloak.load(output)
-        except CloakFileError as error:
+        except fastcloak.CloakFileError as error:
             raise FileExistsError(f"-o may replace a cloak only: {error}; name another file") from None
 
 
 def _protect(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from fastcloak.folder import DONE_BEFORE, FAILED, PROTECTED
+    from fastcloak.photos import photo_files
+
     if (arguments.who == "me") != (arguments.enrolment is not None) or (arguments.model and arguments.who != "me"):
         raise ValueError("--who me needs --enrolment FOLDER with photos of the person, and only --who me takes it")
     cloak = fastcloak.load(arguments.cloak)
-    plan = plan_photos(arguments.photos, arguments.output)
+    plan = fastcloak.plan_photos(arguments.photos, arguments.output)
     enrolment = None
     if arguments.who == "me":
-        enrolment = enrol(photo_files(arguments.enrolment), parse_model(arguments.model or "sface"))
+        enrolment = fastcloak.enrol(photo_files(arguments.enrolment), parse_model(arguments.model or "sface"))
     outcomes: list[Outcome] = []
     with tqdm(total=len(plan.photos), desc="protecting", unit="photo", disable=True if arguments.json else None) as bar:
 
@@ -467,9 +566,9 @@ def _protect(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 for words in filter(None, (outcome.error, *outcome.warnings)):
                     named = words if words.startswith(str(outcome.source)) else f"{outcome.source}: {words}"
-                    bar.write(named, file=sys.stderr)
+                    bar.write(plain_name(named), file=sys.stderr)
 
-        protect_photos(
+        fastcloak.protect_photos(
             plan,
             cloak,
             who=arguments.who,
@@ -488,25 +587,40 @@ def _protect(arguments: argparse.Namespace) -> int:
         photos = [asdict(outcome) for outcome in outcomes]
         _print_json({"cloak": cloak.id, "counts": counts, "photos": photos}, arguments.json)
     else:
-        print(_summary(outcomes, arguments.output))
-    return _code(sum(outcome.status == FAILED_PHOTO for outcome in outcomes), len(outcomes))
+        _say(*_summary(outcomes, arguments.output))
+    return _code(sum(outcome.status == FAILED for outcome in outcomes), len(outcomes))
 
 
 REASONS = {
     "FaceNotFoundError": "no face found",
     "PersonNotFoundError": "not the enrolled person",
     "PhotoError": "cannot be read or written as a photo",
+    "CloakFileError": "the cloak file is damaged or foreign",
+    "CheckpointError": "what was learnt could not be saved",
+    "EngineError": "the engine cannot run the network",
+    "AlteredFileError": "a network's file was changed",
+    "MissingExtraError": "a part of fastcloak is not installed",
+    "ProcessDied": "its process died",
+    "OutOfMemoryError": "not enough memory",
+    "MemoryError": "not enough memory",
+    "FloatingPointError": "the network gives numbers that are not finite",
     "FileExistsError": "the place is taken",
     "FileNotFoundError": "not there",
+    "PermissionError": "not permitted",
+    "OSError": "cannot be read or written",
     "ValueError": "cannot be used",
+    "Exception": "unexpected error",
 }
+"""Kinds of error, and of built-in ones those that they derive from, in words."""
 
 
-def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
+def _summary(outcomes: Sequence[Outcome], output: Path) -> list[str]:
     """A table of how many photos came to what, with the reasons of failures below."""
+    from fastcloak.folder import FAILED
+
     by_status = Counter(outcome.status for outcome in outcomes)
-    lines = [(number, status) for status, number in by_status.items() if status != FAILED_PHOTO]
-    lines.append((by_status[FAILED_PHOTO], FAILED_PHOTO))
+    lines = [(number, status) for status, number in by_status.items() if status != FAILED]
+    lines.append((by_status[FAILED], FAILED))
     lines += _reasons(Counter(outcome.reason for outcome in outcomes if outcome.reason))
     lines.append((sum(outcome.faces for outcome in outcomes), "faces"))
     lines.append((sum(bool(outcome.warnings) for outcome in outcomes), "photos with a warning"))
@@ -517,6 +631,9 @@ MOST_ERRORS_SHOWN = 20
 
 
 def _fit_many(arguments: argparse.Namespace) -> int:
+    from fastcloak.index import INDEX
+    from fastcloak.scale import fit_dataset
+
     arguments.kept = f"; who is finished has a cloak in {arguments.output}, and the same command goes on"
     with _people_bar("fitting", arguments) as told:
         summary = fit_dataset(
@@ -534,12 +651,15 @@ def _fit_many(arguments: argparse.Namespace) -> int:
         _print_json({"cloaks": str(arguments.output), **summary.to_json()}, arguments.json)
     else:
         lines = [(summary.fitted, "people fitted"), (summary.done_before, "done before"), (summary.failed, "failed")]
-        print(_counts(arguments.output, [*lines, *_reasons(summary.reasons)]))
-        print(f"{summary.people_per_hour:.0f} people per hour; a row for each: {arguments.output / INDEX}")
+        _say(*_counts(arguments.output, [*lines, *_reasons(summary.reasons)]))
+        _say(f"{summary.people_per_hour:.0f} people per hour; a row for each: {arguments.output / INDEX}")
     return _code(summary.failed, summary.people)
 
 
 def _protect_many(arguments: argparse.Namespace) -> int:
+    from fastcloak.folder import FAILED
+    from fastcloak.scale import protect_dataset
+
     arguments.kept = f"; what is finished is in {arguments.output}, and the same command goes on"
     with _people_bar("protecting", arguments) as told:
         summary = protect_dataset(
@@ -561,13 +681,15 @@ def _protect_many(arguments: argparse.Namespace) -> int:
     else:
         lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
         photos = [(number, f"photos {status}") for status, number in summary.photos.items()]
-        print(_counts(arguments.output, [*lines, *photos, *_reasons(summary.reasons)]))
-    return _code(summary.failed + summary.photos[FAILED_PHOTO], summary.people + summary.photos.total())
+        _say(*_counts(arguments.output, [*lines, *photos, *_reasons(summary.reasons)]))
+    return _code(summary.failed + summary.photos[FAILED], summary.people + summary.photos.total())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _people_bar(doing: str, arguments: argparse.Namespace) -> Iterator[Callable[[dict[str, Any], int | None], None]]:
     """A bar of people, above which the first errors are written; what is yielded takes their rows."""
+    from tqdm import tqdm
+
     shown = 0
     with tqdm(desc=doing, unit="person", disable=True if arguments.json else None) as bar:
 
@@ -581,22 +703,26 @@ def _people_bar(doing: str, arguments: argparse.Namespace) -> Iterator[Callable[
             for error in errors if not arguments.json else ():
                 shown += 1
                 if shown <= MOST_ERRORS_SHOWN:
-                    bar.write(error, file=sys.stderr)
+                    bar.write(plain_name(error), file=sys.stderr)
 
         yield told
     if shown > MOST_ERRORS_SHOWN:
-        print(f"{shown - MOST_ERRORS_SHOWN} more errors", file=sys.stderr)
+        _tell(f"{shown - MOST_ERRORS_SHOWN} more errors")
 
 
 def _reasons(reasons: Counter[str]) -> list[tuple[int, str]]:
-    return [(number, f"  {REASONS.get(reason, reason)}") for reason, number in reasons.most_common()]
+    words: Counter[str] = Counter()
+    for reason, number in reasons.items():
+        kinds = [reason, *(kind.__name__ for kind in getattr(builtins, reason, Exception).__mro__)]
+        words[next(REASONS[kind] for kind in kinds if kind in REASONS)] += number
+    return [(number, f"  {reason}") for reason, number in words.most_common()]
 
 
-def _counts(output: Path, lines: Sequence[tuple[int, str]]) -> str:
+def _counts(output: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     """A table of numbers and what they count, without those that are 0."""
     shown = [(str(number), what) for number, what in lines if number]
     width = max((len(number) for number, _ in shown), default=0)
-    return "\n".join([f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in shown)])
+    return [f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in shown)]
 
 
 def _code(failed: int, of: int) -> int:
@@ -606,10 +732,12 @@ def _code(failed: int, of: int) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from fastcloak.page import check_page_may_go_to
+
     if arguments.html is not None:
         check_page_may_go_to(arguments.html)
         arguments.kept = "; no report was written"
-    check = check_photos(
+    check = fastcloak.check_photos(
         arguments.originals,
         arguments.protected,
         _models(arguments.model or ["sface", "dlib"]),
@@ -619,14 +747,14 @@ def _check(arguments: argparse.Namespace) -> int:
         progress=False if arguments.json else None,
     )
     if arguments.html is not None:
-        write_page(check, arguments.html)
+        fastcloak.write_page(check, arguments.html)
         arguments.kept = f"; the report is in {arguments.html}"
     if arguments.json:
         _print_json(check.to_json(), arguments.json)
     else:
-        print(check.table())
+        _say(*check.table().split("\n"))
         if arguments.html is not None:
-            print(f"Report with pictures: {arguments.html}")
+            _say(f"Report with pictures: {arguments.html}")
     return OK if check.complete else SOME_FAILED
 
 
@@ -635,10 +763,10 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"eps": cloak.eps, "id": cloak.id, **cloak.info}, arguments.json)
         return OK
-    print(f"eps: {255 * cloak.eps:g} grey levels\nid: {cloak.id}")
+    _say(f"eps: {255 * cloak.eps:g} grey levels", f"id: {cloak.id}")
     for name, value in cloak.info.items():
         if name != "eps":
-            print(f"{_words(name)}: {_shown(name, value)}")
+            _say(f"{_words(name)}: {_shown(name, value)}")
     return OK
 
 
@@ -656,27 +784,29 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _words(value: Any) -> str:
-    """A value as JSON, text without quotes: no control character of a foreign file reaches the terminal."""
-    text = json.dumps(value).replace("\x7f", "\\u007f")
+    """A value as JSON, text without quotes."""
+    text = json.dumps(value)
     return text[1:-1] if isinstance(value, str) else text
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from fastcloak.diagnosis import diagnose
+
     findings = diagnose()
     if arguments.json:
         _print_json({finding.subject: asdict(finding) for finding in findings}, arguments.json)
     else:
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
-            print(f"{finding.subject:{width}}  {finding.answer}{': ' if finding.why else ''}{finding.why}")
+            _say(f"{finding.subject:{width}}  {finding.answer}{': ' if finding.why else ''}{finding.why}")
     return OK
 
 
-def _models(specifications: list[str]) -> list[Surrogate]:
+def _models(specifications: list[str]) -> list[fastcloak.Surrogate]:
     return [parse_model(specification) for specification in specifications]
 
 
-def parse_model(specification: str) -> Surrogate:
+def parse_model(specification: str) -> fastcloak.Surrogate:
     """Loads a model given in words: a name or file, then options, as in net.onnx,scale=1.99,shift=-0.99,bgr.
 
     Raises:
@@ -700,7 +830,7 @@ def parse_model(specification: str) -> Surrogate:
             raise ValueError(
                 f"model option must be scale=, shift=, input_size= or bgr, got {option!r} in {specification!r}"
             )
-    return load_model(what, **options)
+    return fastcloak.load_model(what, **options)
 
 
 def _path(text: str) -> Path:
@@ -727,7 +857,9 @@ def _grey_levels(text: str) -> float:
 
 
 def _print_json(value: Any, to: str) -> None:
-    text = json.dumps(value, indent=2, default=str)
+    from fastcloak.atomic import atomic_write
+
+    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
     if to == "-":
         print(text)
     else:

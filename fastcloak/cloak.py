@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors import torch as tensors
 
 from fastcloak.atomic import atomic_write
+from fastcloak.device import check_fork
 
 SHAPE = (3, 112, 112)
 FORMAT = "fastcloak.cloak"
@@ -65,6 +66,7 @@ class Cloak:
         object.__setattr__(self, "eps", float(eps))
         if not 0 <= self.eps <= 1:
             raise ValueError(f"eps must be in [0, 1], got {self.eps}; grey levels are divided by 255")
+        check_fork()
         largest = self.delta.abs().max().item()
         if not largest <= self.eps:  # also true for NaN
             raise ValueError(f"|delta| must be at most eps = {self.eps}, got {largest}")
@@ -97,6 +99,7 @@ class Cloak:
             ValueError: another size, dtype, range or PIL mode. For photos of any size use `fastcloak.protect`.
             TypeError: another type.
         """
+        check_fork()
         if isinstance(images, list):
             return [self.apply(image) for image in images]
         if isinstance(images, Image.Image):

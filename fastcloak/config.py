@@ -1,4 +1,4 @@
-"""The options that decide a cloak, checked once."""
+"""The options that decide a cloak, checked once. The command line lists them: PyTorch and NumPy are not imported."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from fastcloak.augment import AUGMENTATIONS
-from fastcloak.hull import OBJECTIVES
+if TYPE_CHECKING:
+    import torch
 
 METHODS = ("ga", "opom")
+OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
+"""The objectives of OPOM, in the order of the paper."""
+AUGMENTATIONS = ("mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
+"""In the order in which they are applied, with the numbers of `fastcloak.augment`.
+
+mix: the face, not the mask, fades by up to `MIX` into one of `TEXTURES` random pictures with the spectrum of photos.
+photo: the mask is enlarged or shrunk into a photo and the aligned face cut out of it again, as `protect` and a
+    recogniser do, at a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
+color: contrast and brightness.
+blur: Gaussian, sigma up to `BLUR`.
+jpeg: JPEG with 4:2:0 colour at a quality in `JPEG_QUALITY`; its rounding passes gradients through.
+geometry: shift, scale and rotation, as between the alignments of two detectors.
+flip: every second picture mirrored.
+
+Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; mix: Admix,
+Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017.
+"""
 _BOOSTED: dict[str, Any] = {
     "augment": ("geometry", "flip", "color"),
     "decay": 1.0,
@@ -165,7 +179,7 @@ class FitConfig:
         expected = f"{name} must be a whole number, {least} or more" + (
             "" if most == MOST_STEPS else f", at most {most}"
         )
-        if isinstance(got, (bool, np.bool_)):
+        if _is_switch(got):
             raise ValueError(f"{expected}, got {got!r}")
         try:
             number = operator.index(got)
@@ -178,7 +192,7 @@ class FitConfig:
     def _real(self, name: str, least: float, most: float, expected: str) -> None:
         got = getattr(self, name)
         try:
-            number = math.nan if isinstance(got, (bool, str, bytes, np.bool_)) else float(got)
+            number = math.nan if _is_switch(got) or isinstance(got, (str, bytes)) else float(got)
         except (TypeError, ValueError, RuntimeError):
             number = math.nan
         if not least <= number <= most:
@@ -187,9 +201,18 @@ class FitConfig:
 
     def _switch(self, name: str) -> None:
         got = getattr(self, name)
-        if not isinstance(got, (bool, np.bool_)):
+        if not _is_switch(got):
             raise ValueError(f"{name} must be True or False, got {got!r}")
         self._set(name, bool(got))
+
+
+def _is_switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return True
+    # Late, so that the command line answers at once.
+    import numpy as np
+
+    return isinstance(value, np.bool_)
 
 
 def configure(options: Mapping[str, Any]) -> FitConfig:

@@ -2,9 +2,76 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from functools import lru_cache
+
 import torch
 
-__all__ = ["has_fast_bfloat16", "resolve_device", "resolve_dtype"]
+__all__ = ["check_fork", "has_fast_bfloat16", "resolve_device", "resolve_dtype"]
+
+PATIENCE = 5.0
+"""Seconds after which an operation of a millisecond counts as hanging."""
+_FORKED = 0x40
+"""Of the flags in /proc/self/stat: PF_FORKNOEXEC, forked and no other program since."""
+
+
+def check_fork() -> None:
+    """Refuse a process in which PyTorch would wait for ever, for threads that its parent had and a fork does not copy.
+
+    Costs microseconds in processes that are not forked, and milliseconds once per thread in those that are.
+
+    Raises:
+        RuntimeError: PyTorch hangs in this thread.
+    """
+    # A process and thread that once answered, with a thread pool of its own, goes on answering.
+    _check_fork(os.getpid(), threading.get_ident(), torch.get_num_threads())
+
+
+@lru_cache
+def _check_fork(process: int, thread: int, threads: int) -> None:
+    if threads > 1 and _is_forked() and _hangs():
+        raise RuntimeError(
+            f"a process that was forked after PyTorch ran with {threads} threads must not use it, it would wait for "
+            "them for ever; start it with multiprocessing.get_context('spawn'), or call torch.set_num_threads(1) in it"
+        )
+
+
+def _is_forked() -> bool:
+    # Elsewhere there is no fork, or OpenMP begins again after it.
+    if not sys.platform.startswith("linux"):
+        return False
+    with open("/proc/self/stat", "rb") as file:
+        return bool(int(file.read().rpartition(b")")[2].split()[6]) & _FORKED)
+
+
+def _hangs() -> bool:
+    """Whether an operation on all threads does not end: tried in a child, since only the thread pool knows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks; this child runs one operation
+        child = os.fork()
+    if child == 0:
+        try:
+            torch.zeros(1 << 18).add_(1)
+        finally:
+            os._exit(0)
+    ended = False
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.001)
+            ended = os.waitpid(child, os.WNOHANG)[0] == child
+    except ChildProcessError:  # a program that ignores SIGCHLD: the child is gone
+        ended = True
+    finally:
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return not ended
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -12,7 +79,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
     Raises:
         ValueError: no such device here.
+        RuntimeError: as `check_fork`.
     """
+    check_fork()
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

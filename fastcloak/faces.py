@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fastcloak import assets
+from fastcloak.device import check_fork
 from fastcloak.photos import PhotoError, photo_files, photo_from_pil, read_photo
 
 __all__ = [
@@ -262,6 +263,7 @@ def load_faces(images: Any, *, who: str = "largest") -> torch.Tensor:
         FaceNotFoundError: a photo without a face.
         MissingExtraError: faces must be detected and the `faces` extra is not installed.
     """
+    check_fork()
     choose_faces([], who)
     faces = [face for name, picture in pictures(images) for face in _aligned(picture, name, who)]
     return torch.stack(faces).contiguous()

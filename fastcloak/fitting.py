@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -619,7 +620,7 @@ def _ticker(people: int, steps: int, progress: Progress) -> Iterator[Callable[[i
         yield tick
     else:
         # disable=None: silent when stderr is no terminal.
-        disable = None if progress is None else not progress
+        disable = sys.stderr is None or (None if progress is None else not progress)
         description = "fitting" if people == 1 else f"fitting {people} people"
         with tqdm(total=total, desc=description, unit="step", disable=disable) as bar:
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
-"""The objectives of OPOM, in the order of the paper."""
+from fastcloak.config import OBJECTIVES as OBJECTIVES
 
 INTERIOR_POINT_STEPS = 14
 """Newton steps of `interior_point`: on random, duplicate, near-duplicate and collinear sets of 2 to 30 points the

@@ -597,7 +597,7 @@ def test_ctrl_c_on_the_command_line_keeps_the_cloak_and_the_state(photos, tmp_pa
             told = program.communicate(timeout=60)[1]
         finally:
             program.kill()
-    assert program.returncode == 1
+    assert program.returncode == 130
     (line,) = told.splitlines()
     cloak = fastcloak.load(output)
     done = cloak.info["steps_done"]
@@ -625,7 +625,7 @@ def test_the_command_goes_on_and_removes_what_it_needs_no_more(photos, tiny_net,
     with monkeypatch.context() as patch:
         patch.setattr(fastcloak, "fit", stopped)
         for file in ("me", "me.partial", "me.partial2"):
-            assert command_line(patch, tiny_net, *arguments, "--restart") == 1
+            assert command_line(patch, tiny_net, *arguments, "--restart") == 130
             where = tmp_path / f"{file}.safetensors"
             assert f"interrupted; the cloak of 2 of 3 steps is in {where}; the same" in capsys.readouterr().err
             assert fastcloak.load(where).info["steps_done"] == 2
@@ -645,7 +645,7 @@ def test_the_command_says_when_not_one_step_was_done(photos, faces, tmp_path, mo
     def interrupts(x):
         raise KeyboardInterrupt
 
-    assert command_line(monkeypatch, interrupts, photos, "-o", tmp_path / "me.safetensors") == 1
+    assert command_line(monkeypatch, interrupts, photos, "-o", tmp_path / "me.safetensors") == 130
     told = capsys.readouterr().err
     assert told == "fastcloak: interrupted before the first step was done; no cloak was written\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]

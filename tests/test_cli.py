@@ -200,8 +200,9 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
 
     monkeypatch.setattr(fastcloak, "fit", interrupt)
     monkeypatch.setattr(fastcloak.folder, "protect_payload", interrupt_second)
-    for name in ("run_demo", "diagnose", "check_photos"):
-        monkeypatch.setattr(f"fastcloak.cli.{name}", interrupt)
+    monkeypatch.setattr(fastcloak, "check_photos", interrupt)
+    monkeypatch.setattr("fastcloak.demo.run_demo", interrupt)
+    monkeypatch.setattr("fastcloak.diagnosis.diagnose", interrupt)
     _, b = photo_folders
     out = tmp_path / "out"
     for arguments, words in (
@@ -212,7 +213,7 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
         (["check", str(b), str(b)], ""),
         (["check", str(b), str(b), "--html", str(tmp_path / "r.html")], "; no report was written"),
     ):
-        assert main(arguments) == 1
+        assert main(arguments) == 130
         assert capsys.readouterr().err == f"fastcloak: interrupted{words}\n"
     assert sorted(file.name for file in out.iterdir()) == [".fastcloak.jsonl", "x.png"]
 
@@ -315,7 +316,7 @@ def test_check_never_writes_over_a_file_that_is_no_report(photo_folders, capsys,
     def too_late(*arguments, **options):
         raise AssertionError("work was done before the output was looked at")
 
-    monkeypatch.setattr("fastcloak.cli.check_photos", too_late)
+    monkeypatch.setattr(fastcloak, "check_photos", too_late)
     a, b = photo_folders
     (b / "mine.html").write_text("mine")
     before = (a / "x.png").read_bytes()
@@ -487,3 +488,39 @@ def test_protect_writes_a_single_photo_as_asked(orl, cloak_file, tmp_path, capsy
     assert main([*command, "--overwrite", "--strip-metadata"]) == 0
     with Image.open(tmp_path / "safe.jpg") as image:
         assert not dict(image.getexif())
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--version"], 0), (["fit"], 2), (["nonsense"], 2)])
+def test_help_and_wrong_usage_import_nothing_heavy(arguments, code):
+    program = (
+        "import sys\nfrom fastcloak.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: code = stop.code\n"
+        "assert not {'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)\nsys.exit(code)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True).returncode == code
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full"])
+def test_closed_and_full_streams_lose_no_work(closed, cloak_file, tmp_path):
+    Image.new("RGB", (112, 112)).save(tmp_path / "a\x1b[31m.png")
+    (tmp_path / "b\x1b\n.png").write_bytes(b"nonsense")
+    command = f"{sys.executable} -m fastcloak.cli protect {cloak_file} {tmp_path}/*.png -o {tmp_path}/out {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "out" / "a\x1b[31m.png").exists()
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_summaries_name_reasons_in_words():
+    from collections import Counter
+
+    from fastcloak.cli import _reasons
+
+    reasons = Counter(["PhotoError", "UnicodeDecodeError", "IsADirectoryError", "ZeroDivisionError", "Foreign"])
+    assert {words.strip(): number for number, words in _reasons(reasons)} == {
+        "cannot be read or written as a photo": 1,
+        "cannot be used": 1,
+        "cannot be read or written": 1,
+        "unexpected error": 2,
+    }

@@ -17,20 +17,20 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "assets": set(),
     "atomic": set(),
-    "hull": set(),
-    "augment": set(),
-    "config": {"augment", "hull"},
+    "config": set(),
+    "hull": {"config"},
+    "augment": {"config"},
     "device": set(),
     "engine": set(),
     "kernels": {"kernels"},
     "metadata": set(),
     "profiles": {"metadata"},
     "photos": {"assets", "atomic", "metadata", "profiles"},
-    "faces": {"assets", "photos"},
+    "faces": {"assets", "device", "photos"},
     "models": {"assets", "device", "models"},
     "reference": {"hull"},
     "ops": {"reference", "kernels"},
-    "cloak": {"atomic"},
+    "cloak": {"atomic", "device"},
     "checkpoint": {"atomic", "cloak", "config", "models"},
     "member": {"config", "hull", "models"},
     "loop": {"augment", "cloak", "config", "engine", "hull", "member", "models"},
@@ -249,3 +249,28 @@ def test_threads_and_flags_are_not_set_at_import():
         "assert state() == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+def test_a_submodule_does_not_hide_the_function_of_its_name():
+    code = (
+        "import fastcloak.protect, fastcloak\nassert callable(fastcloak.protect)\n"
+        "assert sorted(fastcloak._MODULE_OF) == fastcloak.__all__\nassert {*fastcloak.__all__} <= {*dir(fastcloak)}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere OpenMP begins again after a fork")
+def test_a_forked_process_that_would_hang_is_refused_and_one_thread_works():
+    code = (
+        "import os, torch, fastcloak\ntorch.set_num_threads(2)\ntorch.rand(1 << 20).sin()\n"
+        "def child(threads):\n"
+        "    if os.fork(): return os.waitstatus_to_exitcode(os.wait()[1])\n"
+        "    try:\n"
+        "        torch.set_num_threads(threads)\n"
+        "        fastcloak.load_model(lambda x: x.mean((2, 3)))\n"
+        "        os._exit(0)\n"
+        "    except RuntimeError as error: os._exit(5 if 'spawn' in str(error) else 6)\n"
+        "print(child(2), child(1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "5 0\n", done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from fastcloak.device import check_fork
 from fastcloak.models.surrogate import Surrogate
 
 
@@ -23,6 +24,7 @@ def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 3
         ValueError: another batch size, or a network that does not give one embedding a face.
         FloatingPointError: an embedding is NaN, Inf or zero; names the surrogate and the face.
     """
+    check_fork()
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastcloak import assets
-from fastcloak.device import resolve_device
+from fastcloak.device import check_fork, resolve_device
 from fastcloak.models import dlib
 from fastcloak.models.dlib_mean import DLIB_MEAN_EMBEDDING
 from fastcloak.models.onnx import OnnxNet, load_onnx_net
@@ -77,6 +77,7 @@ def load_model(
         OSError: the file cannot be read.
         fastcloak.assets.MissingExtraError: the package that holds the network or reads the file is not installed.
     """
+    check_fork()
     given = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
     if input_size is not None:
         whole = isinstance(input_size, int) and not isinstance(input_size, bool)
