@@ -110,7 +110,7 @@ def check_photos(
     crowd, crowd_names, failed = _crowd(distractors)
     photos: list[PhotoCheck] = []
     features: list[list[list[list[Tensor | None]]]] = [[] for _ in networks]  # model, photo, side, survival: [D]
-    shown: list[Tensor] = []
+    shown: list[npt.NDArray[np.float32]] = []  # edges of every face, original and protected
     reason = ""
     for name, read in tqdm(pairs, desc="checking", unit="photo", disable=None if progress is None else not progress):
         try:
@@ -119,7 +119,7 @@ def check_photos(
             failed[name] = reason = str(error)
             continue
         photos.append(photo)
-        shown += [side[0] for side in versions if side[0] is not None]
+        shown += [_edges(side[0]) for side in versions if side[0] is not None]
         for network, kept in zip(networks, features, strict=True):
             kept.append(_features(network, versions, batch_size, plain_name(name)))
     if not photos:
@@ -253,15 +253,16 @@ def _crowd(distractors: Any) -> tuple[Tensor, list[str], dict[str, str]]:
     return torch.cat(list(groups.values())) if groups else saved_faces(None), names, failed
 
 
-def _copies(crowd: Tensor, shown: Sequence[Tensor]) -> Tensor:
-    """Which distractors are the same picture as an original or protected face, [M] bool."""
-    crowd_edges, own_edges = (
-        [edges(Image.fromarray(np.ascontiguousarray(face.permute(1, 2, 0).numpy())).convert("L")) for face in faces]
-        for faces in (crowd, shown)
-    )
-    if not crowd_edges:
+def _copies(crowd: Tensor, shown: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+    """Which distractors are the same picture as one of these faces, by their edges, [M] bool."""
+    if not len(crowd):
         return torch.zeros(0, dtype=torch.bool)
-    return torch.from_numpy((likeness(np.stack(crowd_edges), np.stack(own_edges)) >= LEAST_LIKENESS).any(1))
+    alike = likeness(np.stack([_edges(face) for face in crowd]), np.stack(shown))
+    return torch.from_numpy((alike >= LEAST_LIKENESS).any(1))
+
+
+def _edges(face: Tensor) -> npt.NDArray[np.float32]:  # [3, 112, 112] uint8
+    return edges(Image.fromarray(np.ascontiguousarray(face.permute(1, 2, 0).numpy())).convert("L"))
 
 
 def _versions(name: str, original: Pixels, protected: Pixels, keep_pictures: bool) -> tuple[PhotoCheck, Versions]:

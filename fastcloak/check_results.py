@@ -227,9 +227,9 @@ class Check:
             )
         if self.left_out:
             few = ", ".join(map(plain_name, self.left_out[:5])) + " ..." * (len(self.left_out) > 5)
+            given = counted(self.distractors + len(self.left_out), "distractor")
             lines.append(
-                f"Left out: {len(self.left_out)} of {counted(self.distractors + len(self.left_out), 'distractor')}. They "
-                f"show the person, or are copies of these photos: {few}."
+                f"Left out: {len(self.left_out)} of {given}. They show the person or are copies of these photos: {few}."
             )
         if self.omitted or self.failed:
             lines.append(

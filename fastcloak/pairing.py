@@ -62,7 +62,9 @@ def check_same_picture(original: Pixels, protected: Pixels) -> None:
         return
     for turn, words in TURNS.items():
         if _likeness(before, after.transpose(turn)) >= LEAST_LIKENESS:
-            raise ValueError(f"not a pair: the protected photo must be upright as its original is, got it {words}")
+            raise ValueError(
+                f"not a pair: the protected photo must be upright as its original is, got it {words}; turn it back"
+            )
     if not _one_shape(before, after):
         raise ValueError(
             f"not a pair: the protected photo must have the shape of its original, {before.width}x{before.height} "
@@ -88,7 +90,8 @@ def check_same_face(original: Pixels, protected: Pixels, box: Box) -> None:
         height, width = pixels.shape[:2]
         left, top, right, bottom = (near * [width, height, width, height]).tolist()
         grey = Image.fromarray(pixels).convert("L")
-        faces.append(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS, (left, top, right, bottom)))
+        side = min(SIDE, math.ceil(max(right - left, bottom - top)))
+        faces.append(grey.resize((side, side), Image.Resampling.LANCZOS, (left, top, right, bottom)))
     if (found := _likeness(faces[0], faces[1])) < LEAST_LIKENESS:
         raise _another("face", found)
     if original.shape == protected.shape:
@@ -117,6 +120,8 @@ def _likeness(before: Image.Image, after: Image.Image, side: int = SIDE) -> floa
     """Of two grey photos; 1 where both show nothing, -1 where they have not one shape."""
     if not _one_shape(before, after):
         return -1.0
+    # No finer than either is.
+    side = min(side, max(before.size), max(after.size))
     width, height = (max(1, round(side * length / max(before.size))) for length in before.size)
     a, b = edges(before, width, height), edges(after, width, height)
     if a.size == 0 or max((a * a).mean(), (b * b).mean()) < FLAT**2:
