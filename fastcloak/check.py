@@ -43,7 +43,7 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation import embed, is_empty, load_models, person_rates, saved_faces
 from fastcloak.faces import SIZE, Face, align, detect, find_faces, iou, pictures
 from fastcloak.models import Surrogate
-from fastcloak.pairing import LEAST_LIKENESS, check_same_face, check_same_picture, edges, likeness
+from fastcloak.pairing import COPY_SIDE, LEAST_LIKENESS, check_same_face, check_same_picture, edges, likeness
 from fastcloak.photos import photo_files, read_photo
 from fastcloak.survival import SURVIVALS, resized
 from fastcloak.verification import FALSE_ACCEPT_RATE, SAME_PERSON, verification_threshold
@@ -262,7 +262,8 @@ def _copies(crowd: Tensor, shown: Sequence[npt.NDArray[np.float32]]) -> Tensor:
 
 
 def _edges(face: Tensor) -> npt.NDArray[np.float32]:  # [3, 112, 112] uint8
-    return edges(Image.fromarray(np.ascontiguousarray(face.permute(1, 2, 0).numpy())).convert("L"))
+    picture = Image.fromarray(np.ascontiguousarray(face.permute(1, 2, 0).numpy())).convert("L")
+    return edges(picture, COPY_SIDE, COPY_SIDE)
 
 
 def _versions(name: str, original: Pixels, protected: Pixels, keep_pictures: bool) -> tuple[PhotoCheck, Versions]:
