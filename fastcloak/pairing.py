@@ -23,14 +23,14 @@ Floats = npt.NDArray[np.float32]
 Box = npt.NDArray[np.float64]
 
 # Measured on LFW photos of 250 pixels, whole and cut to the face. Protected photos, with masks of 8 to 32 grey levels,
-# reach 0.83 or more: as saved, after JPEG 20 and 75, at a half and a third of the size, grey, with 0.6 of the contrast or
-# a gamma of 1.5. Photos of other people reach 0.57 at most, other photos of the person 0.64, photos shifted by 4 % 0.63,
-# cut by 5 % at each edge 0.68, mirrored ones 0.72. Aligned faces reach 0.85 with masks of 16 grey levels, 0.74 with 32.
-# Photos taken one after the other can be as alike as this: 4 % of the pairs of ORL's, where people sit still.
+# reach 0.83 or more: as saved, after JPEG 20 and 75, at a half and a third of the size, grey, with 0.6 of the contrast
+# or a gamma of 1.5. Photos of other people reach 0.57 at most, other photos of the person 0.64, photos shifted by 4 %
+# 0.63, cut by 5 % at each edge 0.68, mirrored ones 0.72. Aligned faces reach 0.84 with masks of 16 grey levels, 0.74
+# with 32. Photos taken one after the other can be alike: 4 % of the pairs of ORL, whose people sit still, reach 0.8.
 LEAST_LIKENESS = 0.8
 SIDE = 24
 # Aligned faces that may be copies: those of two people reach 0.78 at most (495,300 pairs of LFW photos). Copies that
-# were saved as JPEG 20 to 95, or half or double the size, and aligned again reach 0.85 or more.
+# were saved as JPEG 20 to 95, or half or double the size, and aligned again reach 0.84 or more.
 COPY_SIDE = 16
 # Photos of one size outside the face: JPEG 10 reaches 0.89 or more, and photos shifted by 1 % 0.78 at most.
 FINE_SIDE = 64
@@ -94,7 +94,8 @@ def check_same_face(original: Pixels, protected: Pixels, box: Box) -> None:
         height, width = pixels.shape[:2]
         left, top, right, bottom = (near * [width, height, width, height]).tolist()
         grey = Image.fromarray(pixels).convert("L")
-        side = min(SIDE, math.ceil(max(right - left, bottom - top)))
+        # JPEG leaves little of the pixels of a small face.
+        side = min(SIDE, math.ceil(max(right - left, bottom - top) / 1.5))
         faces.append(grey.resize((side, side), Image.Resampling.LANCZOS, (left, top, right, bottom)))
     if (found := _likeness(faces[0], faces[1])) < LEAST_LIKENESS:
         raise _another("face", found)

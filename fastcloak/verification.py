@@ -5,9 +5,9 @@ LFW photos, detected and aligned by `fastcloak.faces`. Of 4,200 pairs of one per
 network, with the mean embedding that it is loaded with, 73.9 %. OpenCV's own threshold for SFace is 0.363.
 Rows: bench/results/verification_lfw.csv (`python -m bench.verification`).
 
-Two photos show the same person beyond doubt at the cosine that 1 in 100,000 of those pairs reach. One photo is not
-counted there: Recep_Tayyip_Erdogan_0004 shows Abdullah Gul. With five originals to compare with, SFace finds so 98 % of
-the person's other photos and dlib's network 58 %; of 39,361 pairs of a person and a stranger's photo, both take 3.
+`SAME_PERSON` is what fewer than 1 in 80,000 of those pairs reach, but for one photo that shows another person than it
+says: Recep_Tayyip_Erdogan_0004. With five photos of a person to compare with, SFace finds 98 % of the person's other
+photos so and dlib's network 58 %; of 39,361 pairs of a person and a stranger's photo the two take 3 together.
 """
 
 __all__ = ["FALSE_ACCEPT_RATE", "SAME_PERSON", "VERIFICATION_THRESHOLDS", "verification_threshold"]

@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "results": set(),
     "evaluation": {"cloak", "faces", "models", "results"},
     "survival": set(),
+    "pairing": set(),
     "check_results": {"results", "verification"},
     "check": {
         "assets",
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "evaluation",
         "faces",
         "models",
+        "pairing",
         "photos",
         "survival",
         "verification",
