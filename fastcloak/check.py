@@ -5,7 +5,9 @@ Photo i is posted, as the original ("before") or protected ("after"), and someth
 *recognises* photo i if at least one of the person's *other* originals is as similar as its threshold; with a single
 photo, if the original itself is. One is enough, since whoever searches needs only one.
 
-The rates with distractors are those of `fastcloak.evaluation`, for this person alone.
+Two photos that are not the same picture (`fastcloak.pairing`) are no pair: they are listed and not judged. The rates
+with distractors are those of `fastcloak.evaluation`, for this person alone. Distractors that show the person would make
+them look better than they are, since being taken for them would count as not being found: they are left out.
 """
 
 from __future__ import annotations
@@ -42,9 +44,10 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation import embed, is_empty, load_models, person_rates, saved_faces
 from fastcloak.faces import SIZE, Face, align, detect, find_faces, iou, pictures
 from fastcloak.models import Surrogate
+from fastcloak.pairing import COPY_SIDE, LEAST_LIKENESS, check_same_face, check_same_picture, edges, likeness
 from fastcloak.photos import photo_files, read_photo
 from fastcloak.survival import SURVIVALS, resized
-from fastcloak.verification import FALSE_ACCEPT_RATE, verification_threshold
+from fastcloak.verification import FALSE_ACCEPT_RATE, SAME_PERSON, verification_threshold
 
 __all__ = ["check_photos"]
 
@@ -92,8 +95,9 @@ def check_photos(
         progress: None: a bar if the terminal shows one; True or False: always, never.
 
     Returns:
-        One `ModelCheck` per network. Photos that cannot be checked (unreadable, no face in the original) and
-        distractors that cannot be read are in `failed`.
+        One `ModelCheck` per network. Photos that cannot be checked (unreadable, no face in the original, not the same
+        picture as their original) and distractors that cannot be read are in `failed`, distractors that show the person
+        in `left_out`.
 
     Raises:
         ValueError: no photos; different numbers of originals and protected photos; a protected photo in the folder
@@ -104,9 +108,10 @@ def check_photos(
     """
     pairs, omitted = _paired(originals, protected)
     networks = load_models(models, device)
-    crowd, failed = _crowd(distractors)
+    crowd, crowd_names, failed = _crowd(distractors)
     photos: list[PhotoCheck] = []
     features: list[list[list[list[Tensor | None]]]] = [[] for _ in networks]  # model, photo, side, survival: [D]
+    shown: list[npt.NDArray[np.float32]] = []  # edges of every face, original and protected
     reason = ""
     disable = sys.stderr is None or (None if progress is None else not progress)
     for name, read in tqdm(pairs, desc="checking", unit="photo", disable=disable):
@@ -116,21 +121,28 @@ def check_photos(
             failed[name] = reason = str(error)
             continue
         photos.append(photo)
+        shown += [_edges(side[0]) for side in versions if side[0] is not None]
         for network, kept in zip(networks, features, strict=True):
             kept.append(_features(network, versions, batch_size, plain_name(name)))
     if not photos:
         raise ValueError(f"none of {counted(len(pairs), 'photo')} could be checked, the last because: {reason}")
+    strangers = [embed(one, crowd, batch_size=batch_size, owner="distractors").cpu() for one in networks if len(crowd)]
+    ours = _copies(crowd, shown)
+    for network, kept, theirs in zip(networks, features, strangers, strict=False):
+        if network.name in SAME_PERSON:
+            ours |= (theirs @ _clean(kept).T >= SAME_PERSON[network.name]).any(1)
     learnt_on = None if cloak is None else _names(cloak.info.get("models"))
     return Check(
         tuple(photos),
-        len(crowd),
+        int((~ours).sum()),
         learnt_on,
         tuple(
-            _model_check(network, kept, crowd, learnt_on, batch_size)
-            for network, kept in zip(networks, features, strict=True)
+            _model_check(network, kept, None if ours.all() else strangers[i][~ours], learnt_on)
+            for i, (network, kept) in enumerate(zip(networks, features, strict=True))
         ),
         tuple(omitted),
         failed,
+        tuple(name for name, one in zip(crowd_names, ours.tolist(), strict=True) if one),
     )
 
 
@@ -220,30 +232,45 @@ def _tree(folder: Path) -> dict[Path, list[Path]]:
     return found
 
 
-def _crowd(distractors: Any) -> tuple[Tensor, dict[str, str]]:
-    """[M, 3, 112, 112] uint8, and the files that could not be used."""
+def _crowd(distractors: Any) -> tuple[Tensor, list[str], dict[str, str]]:
+    """[M, 3, 112, 112] uint8, the name of each, and the files that could not be used."""
     failed: dict[str, str] = {}
-    if is_empty(distractors):
-        return saved_faces(None), failed
     if isinstance(distractors, Mapping):
-        return torch.cat([saved_faces(images) for images in distractors.values()]), failed
-    if not isinstance(distractors, (str, PathLike)):
-        return saved_faces(distractors), failed
-    faces = []
-    for file in photo_files(distractors, recursive=True):
-        try:
-            faces.append(saved_faces([file]))
-        except (ValueError, OSError) as error:
-            failed[str(file)] = str(error)
-    if not faces:
-        raise ValueError(
-            f"distractors must hold at least one photo with a face, got none in {distractors}; name others"
-        )
-    return torch.cat(faces), failed
+        groups = {str(name): saved_faces(images) for name, images in distractors.items()}
+    elif is_empty(distractors) or not isinstance(distractors, (str, PathLike)):
+        groups = {"distractors": saved_faces(distractors)}
+    else:
+        groups = {}
+        for file in photo_files(distractors, recursive=True):
+            try:
+                groups[str(file)] = saved_faces([file])
+            except (ValueError, OSError) as error:
+                failed[str(file)] = str(error)
+        if not groups:
+            raise ValueError(
+                f"distractors must hold at least one photo with a face, got none in {distractors}; name others"
+            )
+        return torch.cat(list(groups.values())), list(groups), failed
+    names = [f"{name}[{i}]" for name, faces in groups.items() for i in range(len(faces))]
+    return torch.cat(list(groups.values())) if groups else saved_faces(None), names, failed
+
+
+def _copies(crowd: Tensor, shown: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+    """Which distractors are the same picture as one of these faces, by their edges, [M] bool."""
+    if not len(crowd):
+        return torch.zeros(0, dtype=torch.bool)
+    alike = likeness(np.stack([_edges(face) for face in crowd]), np.stack(shown))
+    return torch.from_numpy((alike >= LEAST_LIKENESS).any(1))
+
+
+def _edges(face: Tensor) -> npt.NDArray[np.float32]:  # [3, 112, 112] uint8
+    picture = Image.fromarray(np.ascontiguousarray(face.permute(1, 2, 0).numpy())).convert("L")
+    return edges(picture, COPY_SIDE, COPY_SIDE)
 
 
 def _versions(name: str, original: Pixels, protected: Pixels, keep_pictures: bool) -> tuple[PhotoCheck, Versions]:
     """The face of the photo before and after protection, after every change."""
+    check_same_picture(original, protected)
     height, width = original.shape[:2]
     same_size = original.shape == protected.shape
     if (height, width) == (SIZE, SIZE):
@@ -252,16 +279,20 @@ def _versions(name: str, original: Pixels, protected: Pixels, keep_pictures: boo
         found = find_faces(original, who="all", name=name)
         face = _touched(found, original, protected) if same_size else found[0]
         faces, box = len(found), np.array(face.box) / [width, height, width, height]
+        check_same_face(original, protected, box)
     versions = [[_crop(survive(side), box) for survive in SURVIVALS.values()] for side in (original, protected)]
     inside = _region(box, original)
     change: int | None = None
+    face_change: int | None = None
     whole: tuple[float | None, float | None] = (None, None)
     part = whole
     if same_size:
-        change = int(np.abs(original.astype(np.int16) - protected).max())
+        change, face_change = (
+            int(np.abs(original[where].astype(np.int16) - protected[where]).max()) for where in (..., inside)
+        )
         whole, part = _quality(original, protected), _quality(original[inside], protected[inside])
     shown = _face_pictures(original, protected, box) if keep_pictures else None
-    return PhotoCheck(name, width, height, faces, change, *whole, *part, shown), versions
+    return PhotoCheck(name, width, height, faces, change, *whole, *part, shown, face_change), versions
 
 
 def _touched(faces: Sequence[Face], original: Pixels, protected: Pixels) -> Face:
@@ -356,13 +387,10 @@ def _png(pixels: Pixels) -> bytes:
 def _model_check(
     network: Surrogate,
     features: list[list[list[Tensor | None]]],
-    crowd: Tensor,
+    strangers: Tensor | None,
     learnt_on: Sequence[str] | None,
-    batch_size: int,
 ) -> ModelCheck:
-    # The face of every original as it is was found: else the photo would have failed.
-    clean = torch.stack([found for photo in features if (found := photo[0][0]) is not None])  # [N, D]
-    strangers = embed(network, crowd, batch_size=batch_size, owner="distractors").cpu() if len(crowd) else None
+    clean = _clean(features)
     threshold = _threshold(network.name, clean, strangers)
     value = None if threshold is None else threshold.value
     names = {network.name, *(member.name for member in network.members)}
@@ -378,6 +406,11 @@ def _model_check(
             for i, survival in enumerate(SURVIVALS)
         ),
     )
+
+
+def _clean(features: list[list[list[Tensor | None]]]) -> Tensor:  # [N, D]
+    # The face of every original as it is was found: else the photo would have failed.
+    return torch.stack([found for photo in features if (found := photo[0][0]) is not None])
 
 
 def _threshold(name: str, clean: Tensor, strangers: Tensor | None) -> Threshold | None:

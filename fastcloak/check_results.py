@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastcloak.results import PersonRates, aligned, percent
-from fastcloak.verification import FALSE_ACCEPT_RATE
+from fastcloak.verification import FALSE_ACCEPT_RATE, SAME_PERSON
 
 __all__ = [
     "LEAST_PAIRS",
@@ -121,6 +121,7 @@ class PhotoCheck:
         face_psnr: the same within the face's box.
         face_ssim: the same within the face's box.
         pictures: for a report.
+        face_change: as `largest_change`, within the face's box.
     """
 
     name: str
@@ -133,6 +134,12 @@ class PhotoCheck:
     face_psnr: float | None
     face_ssim: float | None
     pictures: FacePictures | None = None
+    face_change: int | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the face is as in the original, pixel by pixel: it was not protected."""
+        return self.face_change == 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ class Check:
         models: one entry per network.
         omitted: originals of which there is no protected photo.
         failed: photos that could not be checked -> why.
+        left_out: distractors that were not used, since they show the person.
     """
 
     photos: tuple[PhotoCheck, ...]
@@ -154,27 +162,38 @@ class Check:
     models: tuple[ModelCheck, ...]
     omitted: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every photo that was given was checked."""
-        return not self.omitted and not self.failed
+        """Whether every photo that was given was checked, and some distractor is left if any was given."""
+        return not self.omitted and not self.failed and bool(self.distractors or not self.left_out)
 
     def headline(self) -> str:
-        """Say in one sentence how many networks recognise the person."""
+        """Say in one sentence how many networks recognise the person, after one on photos that are as they were."""
+        changed = [i for i, photo in enumerate(self.photos) if not photo.unchanged]
+        bare = len(self.photos) - len(changed)
+        if not bare:
+            return self._recognition(changed)
+        same = f"Nothing was changed in {bare} of {counted(len(self.photos), 'photo')}: not protected."
+        return f"{same} {self._recognition(changed)}" if changed else same
+
+    def _recognition(self, changed: Sequence[int]) -> str:
         if all(own is None for own in self.models[0].as_saved.after.own):
             return f"The detector used here finds no face in {counted(len(self.photos), 'protected photo')}."
 
         judges = [model for model in self.models if model.threshold is not None]
         if not judges:
             return "Whether these networks recognise the person is not known: none has a threshold, see below."
-        fooled = [model for model in judges if _missed(model.as_saved.after)]
-        where = "the photo" if len(self.photos) == 1 else f"the {len(self.photos)} photos"
+        fooled = [model for model in judges if _missed([model.as_saved.after.recognised[i] for i in changed])]
+        other = "" if len(changed) == len(self.photos) else "other "
+        where = f"the {other}{len(changed)} photos" if len(changed) > 1 else "the other photo"
+        in_one, in_any = ("in at least one of ", "in any of ") if len(changed) > 1 else ("in ", "in ")
         if not fooled:
             who = {1: "the one network", 2: "both networks"}.get(len(judges), f"all {len(judges)} networks") + " asked"
-            return f"Recognised by {who}{f' in at least one of {where}' * (len(self.photos) > 1)}."
+            return f"Recognised by {who}{f' {in_one}{where}' * (len(self.photos) > 1)}."
         names = f": {', '.join(map(starred, fooled))}" if len(fooled) < len(judges) else ""
-        anywhere = f" in any of {where}" if len(self.photos) > 1 else ""
+        anywhere = f" {in_any}{where}" if len(self.photos) > 1 else ""
         return f"Not recognised by {len(fooled)} of {counted(len(judges), 'network')}{anywhere}{names}."
 
     def summary(self) -> list[str]:
@@ -206,6 +225,16 @@ class Check:
             lines.append(
                 f"In {counted(unfound, 'protected photo')} no face was found; they are in no number but this one."
             )
+        if self.left_out:
+            few = ", ".join(map(plain_name, self.left_out[:5])) + " ..." * (len(self.left_out) > 5)
+            given = counted(self.distractors + len(self.left_out), "distractor")
+            lines.append(
+                f"Left out: {len(self.left_out)} of {given}. They show the person or are copies of these photos: {few}."
+            )
+        if self.omitted or self.failed:
+            lines.append(
+                f"Not checked: {counted(len(self.omitted) + len(self.failed), 'file')}, listed with the reason."
+            )
         return lines
 
     def definition(self) -> str:
@@ -224,6 +253,8 @@ class Check:
 
     def verdict(self, photo: int) -> str:
         """Say in words what the networks make of a protected photo as it was saved: "not recognised by 3 of 4 ..."."""
+        if self.photos[photo].unchanged:
+            return "not protected: nothing was changed"
         found = [model.as_saved.after.recognised[photo] for model in self.models]
         if self.models[0].as_saved.after.own[photo] is None:
             return "no face found"
@@ -270,6 +301,17 @@ class Check:
             if self.distractors
             else "Without photos of other people (distractors) there is no Top-1, Top-5 and linkage among them."
         )
+        if self.distractors or self.left_out:
+            judges = [model.model for model in self.models if model.model in SAME_PERSON]
+            lines.append(
+                "Distractors that show the person make protection look better than it is. Left out are copies of these "
+                "photos"
+                + (
+                    f", and what {' or '.join(judges)} takes for the person beyond doubt. Others may be left."
+                    if judges
+                    else "; whether others show the person, no network here can tell beyond doubt."
+                )
+            )
         lines.append(
             "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
             "other even where it does not match them with the originals."
@@ -396,6 +438,7 @@ class Check:
             ],
             "omitted": list(self.omitted),
             "failed": dict(self.failed),
+            "left_out": list(self.left_out),
         }
 
 
@@ -436,8 +479,8 @@ def decibel(value: float | None) -> str:
     return "same" if value == math.inf else f"{value:.1f}"
 
 
-def _missed(side: Side) -> bool:
-    return True not in side.recognised and False in side.recognised
+def _missed(recognised: Sequence[bool | None]) -> bool:
+    return True not in recognised and False in recognised
 
 
 def _afters(models: Sequence[ModelCheck], survival: int) -> list[Side]:

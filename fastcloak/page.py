@@ -17,6 +17,7 @@ from fastcloak.check_results import (
     ModelCheck,
     PhotoCheck,
     Side,
+    counted,
     decibel,
     plain_name,
     recognised_words,
@@ -192,15 +193,14 @@ def _omissions(check: Check) -> list[str]:
     if not lines:
         return []
     items = "".join(f"<li>{_text(line)}</li>" for line in lines)
-    count = len(check.omitted) + len(check.failed)
-    return [
-        f"<details><summary>{count} photos not checked</summary><div class='inside'><ul>{items}</ul></div></details>"
-    ]
+    count = counted(len(check.omitted) + len(check.failed), "file")
+    return [_details(f"{count} not checked", f"<ul>{items}</ul>", open_=True)]
 
 
 def _model_table(check: Check) -> str:
     head = ["network", "recognised in", "before", "cosine", "before", "threshold"]
     alone = len(check.photos) == 1
+    praise = "" if any(photo.unchanged for photo in check.photos) else "good"
     rated = [name for name in ("Top-1", "Top-5", "linkage") if check.models[0].as_saved.after.rates is not None]
     rows = []
     for model in check.models:
@@ -208,7 +208,7 @@ def _model_table(check: Check) -> str:
         rows.append(
             (
                 starred(model),
-                _cell(recognised_words(after), "bad" if True in after.recognised else "good" * _judged(after)),
+                _cell(recognised_words(after), "bad" if True in after.recognised else praise * _judged(after)),
                 recognised_words(before),
                 short(after.own if alone else after.others),
                 short(before.own if alone else before.others),
@@ -319,7 +319,7 @@ def _photo(check: Check, index: int, photo: PhotoCheck) -> str:
             rows.append(
                 (
                     one.survival,
-                    _verdict(after, index),
+                    _verdict(after, index, quiet=photo.unchanged),
                     _verdict(before, index, quiet=True),
                     short([after.nearest[index]]),
                     short([before.nearest[index]]),

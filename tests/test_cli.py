@@ -341,8 +341,46 @@ def test_check_of_folders_with_other_photos_is_refused(photo_folders, orl, capsy
     assert "got differences: y, z;" in told
 
 
+def test_check_of_photos_that_are_no_pair_fails_and_says_so(photo_folders, tmp_path, capsys):
+    a, b = photo_folders
+    assert main(["check", str(a / "x.png"), str(b / "x.png"), "--model", "sface"]) == 1
+    assert "none of 1 photo could be checked, the last because: not a pair: " in capsys.readouterr().err
+    (a / "y.png").write_bytes((b / "y.png").read_bytes())
+    report = tmp_path / "report.html"
+    assert main(["check", str(a), str(b), "--model", "sface", "--html", str(report)]) == 3
+    told = capsys.readouterr().out
+    assert told.startswith("Nothing was changed in 1 of 1 photo: not protected.\n")
+    assert "\nNot checked: 1 file, listed with the reason.\n" in told
+    assert "\nNot checked: x.png: not a pair: the protected photo must show the picture of its original" in told
+    assert "Not checked: x.png: not a pair: " in report.read_text(encoding="utf-8")
+    assert main(["check", str(a), str(b), "--model", "sface", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["failed"]["x.png"].startswith("not a pair: ")
+
+
+def test_check_leaves_out_distractors_that_show_the_person(photo_folders, orl, tmp_path, capsys):
+    _, b = photo_folders
+    others = tmp_path / "others"
+    others.mkdir()
+    for person in (9, 12):
+        Image.open(orl.parent / f"s{person}" / "1.pgm").save(others / f"s{person}.png")
+    arguments = ["check", str(b), str(b), "--model", "sface", "--distractors"]
+    # Other photos of the person.
+    Image.open(orl / "4.pgm").save(others / "me.png")
+    assert main([*arguments, str(others), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["left_out"] == [str(others / "me.png")]
+    assert told["distractors"] == 2
+    assert any(line.startswith("Left out: 1 of 3 distractors. They show the person") for line in told["summary"])
+    # The originals: nobody else is left, and there are no rates.
+    assert main([*arguments, str(b)]) == 3
+    told = capsys.readouterr().out
+    assert "Left out: 2 of 2 distractors." in told
+    assert "2 photos, 0 distractors." in told
+
+
 def test_check_says_what_it_could_not_check(photo_folders, capsys):
     a, b = photo_folders
+    (a / "x.png").write_bytes((b / "x.png").read_bytes())
     # Protected photos that failed are missing: the others are checked.
     assert main(["check", str(b), str(a), "--model", "sface"]) == 3
     assert "Not checked, since there is no protected photo of that name: y.png." in capsys.readouterr().out

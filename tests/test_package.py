@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "results": set(),
     "evaluation": {"cloak", "faces", "models", "results"},
     "survival": set(),
+    "pairing": set(),
     "check_results": {"results", "verification"},
     "check": {
         "assets",
@@ -69,6 +70,7 @@ MAY_IMPORT = {
         "evaluation",
         "faces",
         "models",
+        "pairing",
         "photos",
         "survival",
         "verification",

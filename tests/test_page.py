@@ -191,6 +191,28 @@ def test_photos_are_folded_but_for_the_first_and_open_on_a_click(opened):
     assert tab.locator(".headline").bounding_box()["y"] < 200
 
 
+def test_what_was_not_checked_is_open_and_above_the_tables(opened):
+    tab, _, _ = opened
+    (listed,) = tab.locator("details:has-text('1 file not checked')").all()
+    assert listed.locator("li").is_visible()
+    assert "cannot be read" in listed.inner_text()
+    assert listed.bounding_box()["y"] < tab.locator("table").first.bounding_box()["y"]
+
+
+def test_what_was_not_changed_is_shown_as_such_and_in_no_green(browser, tmp_path):
+    faces = (smooth_faces(2) * 255).byte()
+    faces[1] = 255 - faces[1]
+    checked = check_photos(faces, faces, load_model(lambda x: x.flatten(1) - 0.5, name="sface"))
+    assert False in checked.models[0].as_saved.after.recognised
+    write_page(checked, tmp_path / "r.html")
+    tab = browser.new_page()
+    tab.goto((tmp_path / "r.html").as_uri())
+    assert tab.locator(".headline").inner_text() == "Nothing was changed in 2 of 2 photos: not protected."
+    assert "not protected: nothing was changed" in tab.locator("summary:has(.name)").first.inner_text()
+    assert tab.locator(".good").count() == 0
+    tab.close()
+
+
 def test_hostile_names_are_shown_as_text_and_do_nothing(opened):
     tab, told, _ = opened
     shown = tab.locator("summary .name").all_inner_texts()
