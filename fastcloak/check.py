@@ -37,7 +37,6 @@ from fastcloak.check_results import (
     Side,
     SurvivalCheck,
     Threshold,
-    counted,
     plain_name,
 )
 from fastcloak.cloak import Cloak
@@ -95,14 +94,13 @@ def check_photos(
         progress: None: a bar if the terminal shows one; True or False: always, never.
 
     Returns:
-        One `ModelCheck` per network. Photos that cannot be checked (unreadable, no face in the original, not the same
-        picture as their original) and distractors that cannot be read are in `failed`, distractors that show the person
-        in `left_out`.
+        One `ModelCheck` per network, none if no photo could be checked. Photos that cannot be checked (unreadable, no
+        face in the original, not the same picture as their original) and distractors that cannot be read are in
+        `failed`, distractors that show the person in `left_out`.
 
     Raises:
         ValueError: no photos; different numbers of originals and protected photos; a protected photo in the folder
-            without an original; not one photo that can be checked; two models of one name; or a batch size that is not
-            a whole number.
+            without an original; two models of one name; or a batch size that is not a whole number.
         FloatingPointError: an embedding that is not finite or has no direction.
         MissingExtraError: faces must be detected and the `faces` extra is not installed.
     """
@@ -112,20 +110,19 @@ def check_photos(
     photos: list[PhotoCheck] = []
     features: list[list[list[list[Tensor | None]]]] = [[] for _ in networks]  # model, photo, side, survival: [D]
     shown: list[npt.NDArray[np.float32]] = []  # edges of every face, original and protected
-    reason = ""
     disable = sys.stderr is None or (None if progress is None else not progress)
     for name, read in tqdm(pairs, desc="checking", unit="photo", disable=disable):
         try:
             photo, versions = _versions(name, *read(), keep_pictures)
         except (ValueError, OSError) as error:
-            failed[name] = reason = str(error)
+            failed[name] = str(error)
             continue
         photos.append(photo)
         shown += [_edges(side[0]) for side in versions if side[0] is not None]
         for network, kept in zip(networks, features, strict=True):
             kept.append(_features(network, versions, batch_size, plain_name(name)))
     if not photos:
-        raise ValueError(f"none of {counted(len(pairs), 'photo')} could be checked, the last because: {reason}")
+        return Check((), len(crowd), None, (), tuple(omitted), failed)
     strangers = [embed(one, crowd, batch_size=batch_size, owner="distractors").cpu() for one in networks if len(crowd)]
     ours = _copies(crowd, shown)
     for network, kept, theirs in zip(networks, features, strangers, strict=False):

@@ -171,6 +171,8 @@ class Check:
 
     def headline(self) -> str:
         """Say in one sentence how many networks recognise the person, after one on photos that are as they were."""
+        if not self.photos:
+            return "No photo was checked, so that nothing is known of these photos."
         changed = [i for i, photo in enumerate(self.photos) if not photo.unchanged]
         bare = len(self.photos) - len(changed)
         if not bare:
@@ -272,6 +274,8 @@ class Check:
 
     def limits(self) -> list[str]:
         """Say in sentences what the numbers do not tell."""
+        if not self.photos:
+            return []
         asked = ", ".join(model.model for model in self.models)
         lines = [f"Only these networks were asked: {asked}. Nothing is promised for any other network or service."]
         if self.learnt_on is None:
@@ -328,6 +332,8 @@ class Check:
 
     def table(self) -> str:
         """Lay everything out as text: the summary, a row per network, what is left after each change, the limits."""
+        if not self.photos:
+            return "\n".join([*self.summary(), *self.omissions()])
         return "\n".join(
             [
                 *self.summary(),

@@ -171,6 +171,14 @@ def page(check: Check) -> str:
         f'<h1>fastcloak check</h1><p class="headline">{_text(headline)}</p>',
         *(f"<p>{_text(line)}</p>" for line in more),
         *_omissions(check),
+        *(_findings(check) if check.photos else []),
+        f"</main><script>{SCRIPT}</script></body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _findings(check: Check) -> list[str]:
+    return [
         "<h2>Networks, photos as saved</h2>",
         _model_table(check),
         "<h2>What is left after saving and resizing</h2>",
@@ -183,9 +191,7 @@ def page(check: Check) -> str:
         "<h2>Limits</h2><ul>",
         *(f"<li>{_text(line)}</li>" for line in check.limits()),
         "</ul>",
-        f"</main><script>{SCRIPT}</script></body></html>\n",
     ]
-    return "\n".join(parts)
 
 
 def _omissions(check: Check) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from fastcloak import Cloak, MissingExtraError, assets, check, check_photos, evaluate, load_model
 from fastcloak.check_results import plain_name
+from fastcloak.page import page
 from fastcloak.photos import read_photo
 from fastcloak.survival import SURVIVALS, as_saved, double_size, half_size, half_size_jpeg75, jpeg, resized
 from fastcloak.verification import VERIFICATION_THRESHOLDS
@@ -290,8 +291,12 @@ def test_what_cannot_be_checked_is_listed_and_the_rest_is_checked(tmp_path, orl)
     assert not checked.complete
     (before / "a.png").unlink()
     (after_ / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"none of 2 photos could be checked, the last because: .*c\.jpg must be"):
-        check_photos(before, after_, net(module=Pixels()))
+    nothing = check_photos(before, after_, net(module=Pixels()))
+    assert (nothing.photos, nothing.models, sorted(nothing.failed)) == ((), (), ["b.png", "c.jpg"])
+    assert not nothing.complete
+    assert "No photo was checked" in nothing.table()
+    assert "c.jpg must be" in page(nothing)
+    assert json.loads(json.dumps(nothing.to_json()))["photos"] == []
 
 
 def test_the_face_that_changed_is_the_one_that_is_checked(orl):
