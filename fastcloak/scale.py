@@ -226,7 +226,7 @@ def protect_dataset(
         address: as for `fit_dataset`.
         progress: called for each person with a row of `person`, `status` ("protected" or "failed"), `reason`, `error`
             and `photos`, a list of JSON texts, one per photo, of `fastcloak.folder.Outcome`; and the number of people.
-        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `overwrite`, `dry_run`, as for `protect_photos`.
+        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `overwrite`, `again`, `dry_run`, as for `protect_photos`.
 
     Raises:
         ValueError, FileNotFoundError, MissingExtraError, KeyboardInterrupt: as `fit_dataset`.
@@ -234,7 +234,7 @@ def protect_dataset(
     """
     began = time.perf_counter()
     _check_numbers(concurrency, None, people_per_batch)
-    unknown = set(options) - {"who", "quality", "strip_gps", "overwrite", "dry_run"}
+    unknown = set(options) - {"who", "quality", "strip_gps", "overwrite", "again", "dry_run"}
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
     check_who(options.get("who", "largest"), None)
@@ -487,6 +487,8 @@ class _Protector:
             if not file.exists():
                 raise FileNotFoundError(f"{name} has no cloak in {self._cloaks}; run fit-many first")
             cloak = load(file)
+            if cloak.idle is not None:
+                raise ValueError(f"the cloak of {name} protects nothing: {cloak.idle}; fit it again")
             plan = plan_photos(person["photos"], self._folder / Path(cloak_file(name)).stem)
             if plan.manifest is not None and not self._options.get("dry_run"):
                 plan.manifest.parent.mkdir(exist_ok=True)
