@@ -116,12 +116,12 @@ def main() -> None:
                         if saved == "png" and len(owners) > 1:
                             other = found(protected, cloaks[i - 1], grey)
                             correlations.setdefault("another's, png", []).append(other)
-            for photo, values in correlations.items():
+            for what, values in correlations.items():
                 q = np.array([value for value in values if value is not None])
                 spread = dict(zip(("q01", "median", "q99"), np.quantile(q, (0.01, 0.5, 0.99)), strict=True))
-                row = {"cloak": kind, "photo": photo, "photos": len(q), **spread, "bound": PRESENT}
+                row = {"cloak": kind, "photo": what, "photos": len(q), **spread, "bound": PRESENT}
                 row |= {"largest": q.max(), "smallest": q.min(), "found": (q >= PRESENT).mean()}
-                print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+                print(kind, what, *(f"{name} {row[name]:.4g}" for name in COLUMNS[2:]))
                 writer.writerow({**row, **context})
                 file.flush()
 

@@ -55,7 +55,7 @@ class Outcome:
         source: the photo.
         destination: the protected photo.
         status: "protected"; "done before": the same photo, cloak and options as in an earlier run; "planned": would
-            be protected, in a dry run; "already protected": it carries this cloak, and nothing was written; or "failed".
+            be protected, in a dry run; "already protected": it carries this cloak, nothing was written; or "failed".
         faces: how many faces were cloaked; 0 if that was not looked at.
         face_sizes: see `ProtectedPhoto`.
         warnings: see `ProtectedPhoto`.

@@ -23,7 +23,7 @@ __all__ = ["PRESENT", "carries", "correlation"]
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-PRESENT = 0.12
+PRESENT = 0.10
 """Correlation from which a mask counts as found. bench/results/recloak_lfw.csv (`python -m bench.recloak`)."""
 
 BLUR = 2.0
@@ -76,7 +76,8 @@ def _masks(payload: bytes) -> torch.Tensor:
             warped.append(moved.reshape(SIZE, SIZE, -1))
     masks = _without_smooth(torch.from_numpy(np.stack(warped)).permute(0, 3, 1, 2))
     masks /= torch.linalg.vector_norm(masks, dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)
-    return torch.fft.rfft2(masks).conj()
+    spectra: torch.Tensor = torch.fft.rfft2(masks).conj()
+    return spectra
 
 
 def _without_smooth(pictures: torch.Tensor) -> torch.Tensor:  # [T, C, 112, 112]

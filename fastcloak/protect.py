@@ -43,8 +43,8 @@ logger = logging.getLogger("fastcloak")
 
 WHO = ("largest", "all", "me")
 ALREADY_PROTECTED = (
-    "must be a photo without this cloak, got one that carries it already; nothing was written: protect the original, or "
-    "insist with again=True (--again)"
+    "must be a photo without this cloak, got one that carries it already; nothing was written: protect the original, "
+    "or insist with again=True (--again)"
 )
 
 SMALL_FACE = 60

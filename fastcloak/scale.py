@@ -226,7 +226,8 @@ def protect_dataset(
         address: as for `fit_dataset`.
         progress: called for each person with a row of `person`, `status` ("protected" or "failed"), `reason`, `error`
             and `photos`, a list of JSON texts, one per photo, of `fastcloak.folder.Outcome`; and the number of people.
-        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `overwrite`, `again`, `dry_run`, as for `protect_photos`.
+        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `overwrite`, `again`, `dry_run`, as for
+            `protect_photos`.
 
     Raises:
         ValueError, FileNotFoundError, MissingExtraError, KeyboardInterrupt: as `fit_dataset`.
