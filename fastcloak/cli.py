@@ -329,6 +329,11 @@ def _add_fit_options(fit: argparse.ArgumentParser) -> None:
         default=default.seed,
         help="of the random start and the order of photos (default: %(default)s)",
     )
+    fit.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail if photos are copies of others or do not look like most of the others, instead of a warning",
+    )
     fit.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda ... (default: %(default)s)")
     fit.add_argument(
         "--dtype", default="auto", help="numbers of the network: auto, float32, bfloat16 (default: %(default)s)"
@@ -415,6 +420,7 @@ def _fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "average": arguments.average,
         "grey": arguments.grey,
         "seed": arguments.seed,
+        "strict": arguments.strict,
         "device": arguments.device,
         "dtype": arguments.dtype,
         "backend": arguments.backend,

@@ -10,13 +10,14 @@ maximum goes over these. Shifts come together from one Fourier transform.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastcloak.faces import SIZE, warp
+from fastcloak.faces import SIZE
 
 __all__ = ["PRESENT", "carries", "correlation"]
 
@@ -30,8 +31,8 @@ BLUR = 2.0
 """Sigma in pixels of the crop. With 1 or 3 clean and protected faces are less far apart."""
 LARGEST_EDGE = 16.0
 """Grey levels: edges of the photo beyond are cut, masks have 8."""
-TURNS = tuple(np.radians(np.arange(-6.0, 6.1, 1.5)))
-SCALES = tuple(1 + np.arange(-0.05, 0.051, 0.025))
+TURNS = tuple(math.radians(1.5 * i) for i in range(-4, 5))
+SCALES = tuple(1 + 0.025 * i for i in range(-2, 3))
 """A mask is fine: 1.5 degrees or 2.5 % off halve the correlation. 98 of 100 faces were within half of these ranges."""
 SHIFT = 4
 """Pixels of the crop, in both directions."""
@@ -66,15 +67,16 @@ def correlation(crop: Pixels, delta: Floats) -> float:
 @lru_cache(maxsize=4)
 def _masks(payload: bytes) -> torch.Tensor:
     """Conjugate spectra [T, C, 112, 57] of a mask, turned and scaled about the middle, each of length 1."""
-    delta = np.frombuffer(payload, np.float32).reshape(SIZE, SIZE, -1)
-    middle = np.full(2, (SIZE - 1) / 2)
-    warped = []
-    for turn in TURNS:
-        for scale in SCALES:
-            matrix = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-            moved = warp(delta, np.column_stack([matrix, middle - matrix @ middle]), SIZE, SIZE, extend=True)
-            warped.append(moved.reshape(SIZE, SIZE, -1))
-    masks = _without_smooth(torch.from_numpy(np.stack(warped)).permute(0, 3, 1, 2))
+    delta = torch.from_numpy(np.frombuffer(payload, np.float32).reshape(SIZE, SIZE, -1).copy()).permute(2, 0, 1)
+    moves = [
+        [[scale * math.cos(turn), -scale * math.sin(turn), 0], [scale * math.sin(turn), scale * math.cos(turn), 0]]
+        for turn in TURNS
+        for scale in SCALES
+    ]
+    shape = [len(moves), len(delta), SIZE, SIZE]
+    grid = torch.nn.functional.affine_grid(torch.tensor(moves, dtype=torch.float32), shape, align_corners=False)
+    warped = torch.nn.functional.grid_sample(delta.expand(shape), grid, padding_mode="border", align_corners=False)
+    masks = _without_smooth(warped)
     masks /= torch.linalg.vector_norm(masks, dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)
     spectra: torch.Tensor = torch.fft.rfft2(masks).conj()
     return spectra
