@@ -15,9 +15,10 @@ from fastcloak.folder import plan_photos, protect_photos
 from fastcloak.models import Surrogate, load_model
 from fastcloak.page import write_page
 from fastcloak.photos import PhotoError
-from fastcloak.protect import protect, protect_photo
+from fastcloak.protect import AlreadyProtectedError, protect, protect_photo
 
 __all__ = [
+    "AlreadyProtectedError",
     "Check",
     "CheckpointError",
     "Cloak",
