@@ -500,7 +500,7 @@ def test_a_cloak_of_nothing_is_not_used(orl, tmp_path, capsys):
     for name, cloak in (
         ("zero", Cloak(torch.zeros(3, 112, 112), EPS)),
         ("less", Cloak(torch.full((3, 112, 112), 0.4 / 255), EPS)),
-        ("none", Cloak(torch.full((3, 112, 112), EPS), EPS, {"alpha": 0.0})),
+        ("none", Cloak(torch.full((3, 112, 112), 0.03), EPS, {"alpha": 0.0})),
     ):
         cloak.save(tmp_path / f"{name}.safetensors")
         assert main(["protect", str(tmp_path / f"{name}.safetensors"), str(orl), "-o", str(tmp_path / "out")]) == 1
