@@ -152,6 +152,7 @@ def test_nothing_unsafe_in_the_sources():
 
 def test_public_names_are_pinned():
     assert fastcloak.__all__ == [
+        "AlreadyProtectedError",
         "Check",
         "CheckpointError",
         "Cloak",
