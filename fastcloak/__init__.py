@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from fastcloak.models import Surrogate, load_model
     from fastcloak.page import write_page
     from fastcloak.photos import PhotoError
-    from fastcloak.protect import protect, protect_photo
+    from fastcloak.protect import AlreadyProtectedError, protect, protect_photo
 
 __all__ = [
+    "AlreadyProtectedError",
     "Check",
     "CheckpointError",
     "Cloak",
@@ -65,7 +66,7 @@ _MODULES = {
     "models": ["Surrogate", "load_model"],
     "page": ["write_page"],
     "photos": ["PhotoError"],
-    "protect": ["protect", "protect_photo"],
+    "protect": ["AlreadyProtectedError", "protect", "protect_photo"],
 }
 """Where each public name is, so that it is imported at its first use: PyTorch takes a second."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

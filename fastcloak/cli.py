@@ -1,6 +1,7 @@
 """The command line: reads arguments, calls the library, prints. No logic of its own.
 
-Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, the others are done; 130 interrupted.
+Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, or photos were protected already and
+left out, the others are done; 130 interrupted.
 PyTorch, NumPy and tqdm are imported by the commands that need them: `--help` and wrong usage answer at once.
 """
 
@@ -351,6 +352,9 @@ def _add_protect_options(protect: argparse.ArgumentParser) -> None:
     protect.add_argument(
         "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
     )
+    protect.add_argument(
+        "--again", action="store_true", help="add the cloak to photos that carry it already too, twice as visible"
+    )
     protect.add_argument("--dry-run", action="store_true", help="look for the faces and say what would be done")
 
 
@@ -377,11 +381,11 @@ def _add_fit_options(fit: argparse.ArgumentParser) -> None:
         "class_center their mean, affine_hull and convex_hull the nearest point that they span (default: %(default)s)",
     )
     fit.add_argument(
-        "--eps", type=_grey_levels, default=8.0, help="largest change of a pixel, in grey levels (default: %(default)g)"
+        "--eps", type=_eps, default=8.0, help="largest change of a pixel, in grey levels (default: %(default)g)"
     )
     by_preset = "default: the preset's, else"
-    fit.add_argument("--alpha", type=_grey_levels, help=f"size of a step, in grey levels ({by_preset} 1)")
-    fit.add_argument("--steps", type=int, help=f"steps of the mask ({by_preset} {default.steps})")
+    fit.add_argument("--alpha", type=_alpha, help=f"size of a step, in grey levels ({by_preset} 1)")
+    fit.add_argument("--steps", type=_steps, help=f"steps of the mask ({by_preset} {default.steps})")
     fit.add_argument("--batch-size", type=int, help=f"ga only: photos per inner step ({by_preset} {GA_BATCH_SIZE})")
     fit.add_argument("--inner-steps", type=int, help=f"ga only: inner steps per step ({by_preset} {GA_INNER_STEPS})")
     fit.add_argument("--decay", type=float, help=f"momentum, 0 to 1 ({by_preset} {default.decay:g})")
@@ -411,6 +415,11 @@ def _add_fit_options(fit: argparse.ArgumentParser) -> None:
         type=int,
         default=default.seed,
         help="of the random start and the order of photos (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail if photos are copies of others or do not look like most of the others, instead of a warning",
     )
     fit.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda ... (default: %(default)s)")
     fit.add_argument(
@@ -504,6 +513,7 @@ def _fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "average": arguments.average,
         "grey": arguments.grey,
         "seed": arguments.seed,
+        "strict": arguments.strict,
         "device": arguments.device,
         "dtype": arguments.dtype,
         "backend": arguments.backend,
@@ -545,12 +555,14 @@ def _check_cloak_may_go_to(output: Path) -> None:
 def _protect(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from fastcloak.folder import DONE_BEFORE, FAILED, PROTECTED
+    from fastcloak.folder import ALREADY, DONE_BEFORE, FAILED, PROTECTED
     from fastcloak.photos import photo_files
 
     if (arguments.who == "me") != (arguments.enrolment is not None) or (arguments.model and arguments.who != "me"):
         raise ValueError("--who me needs --enrolment FOLDER with photos of the person, and only --who me takes it")
     cloak = fastcloak.load(arguments.cloak)
+    if cloak.idle is not None:
+        raise ValueError(f"{arguments.cloak} protects nothing: {cloak.idle}; fit another")
     plan = fastcloak.plan_photos(arguments.photos, arguments.output)
     enrolment = None
     if arguments.who == "me":
@@ -577,18 +589,19 @@ def _protect(arguments: argparse.Namespace) -> int:
             strip_gps=arguments.strip_gps,
             strip_metadata=arguments.strip_metadata,
             overwrite=arguments.overwrite,
+            again=arguments.again,
             dry_run=arguments.dry_run,
             jobs=arguments.jobs,
             progress=told,
         )
     outcomes.sort(key=lambda outcome: outcome.source)
+    counts = Counter(outcome.status for outcome in outcomes)
     if arguments.json:
-        counts = Counter(outcome.status for outcome in outcomes)
         photos = [asdict(outcome) for outcome in outcomes]
         _print_json({"cloak": cloak.id, "counts": counts, "photos": photos}, arguments.json)
     else:
         _say(*_summary(outcomes, arguments.output))
-    return _code(sum(outcome.status == FAILED for outcome in outcomes), len(outcomes))
+    return _code(counts[FAILED], len(outcomes), counts[ALREADY])
 
 
 REASONS = {
@@ -657,7 +670,7 @@ def _fit_many(arguments: argparse.Namespace) -> int:
 
 
 def _protect_many(arguments: argparse.Namespace) -> int:
-    from fastcloak.folder import FAILED
+    from fastcloak.folder import ALREADY, FAILED
     from fastcloak.scale import protect_dataset
 
     arguments.kept = f"; what is finished is in {arguments.output}, and the same command goes on"
@@ -674,6 +687,7 @@ def _protect_many(arguments: argparse.Namespace) -> int:
             strip_gps=arguments.strip_gps,
             strip_metadata=arguments.strip_metadata,
             overwrite=arguments.overwrite,
+            again=arguments.again,
             dry_run=arguments.dry_run,
         )
     if arguments.json:
@@ -682,7 +696,8 @@ def _protect_many(arguments: argparse.Namespace) -> int:
         lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
         photos = [(number, f"photos {status}") for status, number in summary.photos.items()]
         _say(*_counts(arguments.output, [*lines, *photos, *_reasons(summary.reasons)]))
-    return _code(summary.failed + summary.photos[FAILED], summary.people + summary.photos.total())
+    failed, of = summary.failed + summary.photos[FAILED], summary.people + summary.photos.total()
+    return _code(failed, of, summary.photos[ALREADY])
 
 
 @contextlib.contextmanager
@@ -725,9 +740,9 @@ def _counts(output: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     return [f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in shown)]
 
 
-def _code(failed: int, of: int) -> int:
+def _code(failed: int, of: int, left_out: int = 0) -> int:
     if not failed:
-        return OK
+        return SOME_FAILED if left_out else OK
     return SOME_FAILED if failed < of else FAILED
 
 
@@ -854,6 +869,28 @@ def _grey_levels(text: str) -> float:
     if not 0 <= levels <= 255:  # also true for NaN
         raise argparse.ArgumentTypeError(f"must be 0 to 255 grey levels, got {text!r}")
     return levels
+
+
+def _eps(text: str) -> float:
+    levels = _grey_levels(text)
+    if levels < 0.5:
+        raise argparse.ArgumentTypeError(
+            f"must be 0.5 grey levels or more, got {text!r}, which 8 bits round to no change; 8 is usual"
+        )
+    return levels
+
+
+def _alpha(text: str) -> float:
+    levels = _grey_levels(text)
+    if not levels:
+        raise argparse.ArgumentTypeError(f"must be above 0 grey levels, got {text!r}: nothing would be learnt")
+    return levels
+
+
+def _steps(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text!r}")
+    return int(text)
 
 
 def _print_json(value: Any, to: str) -> None:

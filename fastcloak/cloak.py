@@ -24,6 +24,8 @@ from fastcloak.device import check_fork
 SHAPE = (3, 112, 112)
 FORMAT = "fastcloak.cloak"
 SCHEMA = 1
+LEAST_CHANGE = 0.5
+"""Grey levels: less is rounded away in every photo of 8 bits."""
 LARGEST_FILE = 4 * 1024 * 1024
 """Bytes. A cloak is 150 KB; a larger file is not read at all."""
 
@@ -84,6 +86,17 @@ class Cloak:
         """16 hexadecimal digits that tell this mask and its eps from any other; `info` does not matter."""
         payload = self.delta.contiguous().numpy().tobytes() + repr(self.eps).encode()
         return hashlib.sha256(payload).hexdigest()[:16]
+
+    @property
+    def idle(self) -> str | None:
+        """Why this cloak protects nothing: it changes no grey level, or nothing was learnt; None for any other."""
+        largest = 255 * self.delta.abs().max().item()
+        if largest < LEAST_CHANGE:
+            return f"its largest change is {largest:g} grey levels, which 8 bits round to none"
+        for name in ("steps", "alpha"):
+            if self.info.get(name) == 0:
+                return f"it was made with {name} 0, so that nothing was learnt"
+        return None
 
     def apply(self, images: Images) -> Images:
         """Adds the mask to aligned crops: clip(x + delta, 0, 1).

@@ -5,7 +5,7 @@ A transform is a [2, 3] matrix that takes pixel centres (x, y), counted from 0, 
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "find_faces",
     "iou",
     "load_faces",
+    "named_faces",
     "pictures",
     "similarity_transform",
     "warp",
@@ -250,7 +251,7 @@ def load_faces(images: Any, *, who: str = "largest") -> torch.Tensor:
     Args:
         images: a tensor or array [N, 3, H, W], [N, H, W, 3] or with one grey channel, uint8 or float in [0, 1]; a
             folder of photos; or a list of paths, PIL images and single pictures ([3, H, W], [H, W, 3] or [H, W]), of
-            any sizes.
+            any sizes, or a mapping of names to these.
         who: "largest" takes the largest face of each photo, "all" takes all of them.
 
     Returns:
@@ -263,10 +264,15 @@ def load_faces(images: Any, *, who: str = "largest") -> torch.Tensor:
         FaceNotFoundError: a photo without a face.
         MissingExtraError: faces must be detected and the `faces` extra is not installed.
     """
+    return named_faces(images, who=who)[1]
+
+
+def named_faces(images: Any, *, who: str = "largest") -> tuple[list[str], torch.Tensor]:
+    """`load_faces`, and for each face the name of its photo."""
     check_fork()
     choose_faces([], who)
-    faces = [face for name, picture in pictures(images) for face in _aligned(picture, name, who)]
-    return torch.stack(faces).contiguous()
+    named = [(name, face) for name, picture in pictures(images) for face in _aligned(picture, name, who)]
+    return [name for name, _ in named], torch.stack([face for _, face in named]).contiguous()
 
 
 def _aligned(picture: torch.Tensor, name: str, who: str) -> list[torch.Tensor]:  # [3, H, W], uint8 or float32 in [0, 1]
@@ -306,11 +312,12 @@ def pictures(images: Any) -> Iterator[tuple[str, torch.Tensor]]:
             raise ValueError(f"images must be a folder or a list, got the single photo {images}; pass [path]")
         for path in photo_files(images):
             yield str(path), _channels_last_uint8(read_photo(path).pixels)
-    elif isinstance(images, (list, tuple)):
+    elif isinstance(images, (list, tuple, Mapping)):
         if not images:
             raise ValueError("images must hold at least one picture, got an empty list; pass some photos")
-        for index, image in enumerate(images):
-            yield from _listed(image, f"images[{index}]")
+        named = images.items() if isinstance(images, Mapping) else enumerate(images)
+        for key, image in named:
+            yield from _listed(image, str(key) if isinstance(images, Mapping) else f"images[{key}]")
     else:
         cure = "; for one picture pass [image]" if isinstance(images, Image.Image) else ""
         raise TypeError(

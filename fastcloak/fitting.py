@@ -21,12 +21,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
 from fastcloak import __version__
+from fastcloak.album import copies, listed, stranger_bound, strangers
 from fastcloak.checkpoint import Checkpoint, CheckpointError, Pass, fingerprint, open_checkpoint
-from fastcloak.cloak import SHAPE, Cloak
+from fastcloak.cloak import LEAST_CHANGE, SHAPE, Cloak
 from fastcloak.config import FitConfig, configure
 from fastcloak.device import resolve_device, resolve_dtype
 from fastcloak.engine import EngineError, resolve_engine
-from fastcloak.faces import load_faces
+from fastcloak.faces import named_faces
 from fastcloak.loop import Learnt, Loop
 from fastcloak.models import Surrogate, load_model, prepare, unit_features
 from fastcloak.ops import holds, resolve_backend
@@ -98,6 +99,7 @@ def fit(
     random_start: bool = True,
     grey: bool | None = None,
     seed: int = 0,
+    strict: bool = False,
     device: str | torch.device = "auto",
     backend: str = "auto",
     engine: str = "auto",
@@ -152,6 +154,8 @@ def fit(
         grey: learn a mask of three equal channels: grey photos stay grey, and of another mask hold only the mean of its
             channels. None: ga does so if all photos are grey, opom (as published) does not.
         seed: of the start and the order of photos.
+        strict: refuse photos that are copies of others, or that do not look like most of the others. Else copies are
+            left out, so that none counts twice, and both are logged as a warning that names them.
         device: "auto" (CUDA where there is one), or a torch device.
         backend: what computes the hot operations: "reference" (PyTorch), "triton" (fused kernels, on CUDA, up to 64
             photos), or "auto": triton where its kernels work, else reference.
@@ -168,8 +172,9 @@ def fit(
         resume: go on with what is in the checkpoint; False removes that and begins anew.
 
     Returns:
-        `Cloak`. `info["losses"]` is the mean loss of each step, `info["image_gradients"]` the cost: forward and
-        backward passes of one photo through the surrogate.
+        `Cloak`. `info["photos"]` is how many it was learnt from, `info["copies"]` how many were left out and
+            `info["strangers"]` how many do not look like most of the others; `info["losses"]` is the mean loss of each
+            step, `info["image_gradients"]` the cost: forward and backward passes of one photo through the surrogate.
 
     Raises:
         ValueError: bad input; the message names it, what was expected and the cure.
@@ -200,6 +205,7 @@ def fit_many(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
     memory_budget: int | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> dict[str, Cloak]:
     """Learns a cloak for each of many people; several can share a forward pass.
@@ -217,6 +223,7 @@ def fit_many(
             A pass that was stopped goes on with the same people in it.
         memory_budget: bytes that one pass may take. None: on CUDA a quarter of the free memory; on CPU one person per
             pass, so that the cloak is bit for bit that of `fit`; larger passes can be faster on some networks.
+        strict: as for `fit`; it makes people fail whose photos are not all different and theirs.
         options: every other option of `fit`.
 
     Returns:
@@ -235,6 +242,7 @@ def fit_many(
             engine=engine,
             dtype=dtype,
             memory_budget=memory_budget,
+            strict=strict,
             **options,
         )
     except KeyboardInterrupt as stop:
@@ -259,19 +267,25 @@ class Fitter:
         engine: str = "auto",
         dtype: str | torch.dtype = "auto",
         memory_budget: int | None = None,
+        strict: bool = False,
         **options: Any,
     ) -> None:
         """Loads and prepares.
 
         Args:
-            model, device, backend, engine, dtype, memory_budget, options: as for `fit_many`.
+            model, device, backend, engine, dtype, memory_budget, strict, options: as for `fit_many`.
 
         Raises:
             ValueError, TypeError: as `fit_many`.
         """
         if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
             raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
-        self.config = configure(options)
+        if not isinstance(strict, bool):
+            raise ValueError(f"strict must be True or False, got {strict!r}")
+        self.config, self._strict = configure(options), strict
+        for name, least in (("steps", 1), ("alpha", 1e-9), ("eps", LEAST_CHANGE / 255)):
+            if getattr(self.config, name) < least:
+                log.warning("with %s = %g a cloak protects nothing", name, getattr(self.config, name))
         self._place = resolve_device(device)
         self._passes = _Passes(backend, engine, self._place)
         with _own_modes(self._place):
@@ -313,19 +327,27 @@ class Fitter:
                 with opened as kept:
 
                     def read(name: str, images: Any) -> _Person | None:
-                        faces = _read(self.config, images)
+                        faces, names, copied = _read(self.config, images)
+                        self._complain(name, copied, "are copies of others and left out")
                         self._passes.check(len(faces), self._surrogate.embedding_size)
                         if kept is not None and (cloak := kept.finished(name, faces)) is not None:
                             cloaks[name] = cloak
                             return None
-                        return _Person(faces, unit_features(self._surrogate, faces), self.config.of(faces))
+                        features = unit_features(self._surrogate, faces)
+                        far = [names[i] for i in strangers(features, stranger_bound(self._surrogate))]
+                        several = 2 * len(far) >= len(faces)
+                        whose = "of several people, or without a face" if several else "of someone else, or no face"
+                        self._complain(name, far, f"are unlike most of the others: {whose}; better leave them out")
+                        about = {"copies": len(copied), "strangers": len(far)}
+                        return _Person(faces, features, self.config.of(faces), about)
 
                     begun = {} if kept is None else kept.begun
                     skip = partial(tick, self.config.steps)
                     for group in _groups(people, read, skip, self._persons, begun, errors):
                         names, members = list(group), list(group.values())
                         own, saved = members[0].config, None if kept is None else kept.start(names)
-                        underway = _Underway(names, len(members[0].faces), own, saved)
+                        about = [member.about for member in members]
+                        underway = _Underway(names, len(members[0].faces), own, saved, about)
                         for _ in underway.state.get("losses", ()):
                             tick(len(names))
                         try:
@@ -360,6 +382,13 @@ class Fitter:
         if errors:
             raise FitManyError(cloaks, errors)
         return cloaks
+
+    def _complain(self, person: str, photos: list[str], what: str) -> None:
+        if photos:
+            words = f"photos that {what} ({len(photos)}): {listed(photos)}"
+            if self._strict:
+                raise ValueError(f"images must be different photos of one person (strict), got {words}")
+            log.warning("%s%s", f"{person}: " if person else "", words)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a later run to go on where an earlier one stopped, for JSON."""
@@ -427,8 +456,11 @@ class _Underway:
         state: to go on from.
     """
 
-    def __init__(self, names: list[str], photos: int, config: FitConfig, saved: Pass | None) -> None:
+    def __init__(
+        self, names: list[str], photos: int, config: FitConfig, saved: Pass | None, about: list[dict[str, int]]
+    ) -> None:
         self._names, self._photos, self._config, self._began = names, photos, config, time.perf_counter()
+        self._about = about
         self.learnt: Learnt | None = None
         self.saved = saved
         self.state = saved.state if saved is not None else {}
@@ -452,7 +484,7 @@ class _Underway:
         cloaks = {}
         for i, name in enumerate(self._names):
             try:
-                cloaks[name] = _cloak(learnt, i, self._photos, self._config, info, finished)
+                cloaks[name] = _cloak(learnt, i, self._photos, self._config, info | self._about[i], finished)
             except (FloatingPointError, ValueError) as error:
                 errors[name] = error
         return cloaks
@@ -463,6 +495,7 @@ class _Person:
     faces: torch.Tensor  # [N, 3, 112, 112] float32 in [0, 1]
     features: torch.Tensor  # [N, D] unit features of the clean faces
     config: FitConfig
+    about: dict[str, int]  # how many photos are not as they should be, for the cloak's info
 
 
 def _cloak(
@@ -541,18 +574,26 @@ def _groups(
     yield from waiting.values()
 
 
-def _read(config: FitConfig, images: Any) -> torch.Tensor:
-    """One person's aligned faces [N, 3, 112, 112], or what is wrong with them."""
-    faces = load_faces(images)
+def _read(config: FitConfig, images: Any) -> tuple[torch.Tensor, list[str], list[str]]:
+    """One person's aligned faces [N, 3, 112, 112] with their names, and the copies left out; or what is wrong."""
+    names, faces = named_faces(images)
+    first = copies(faces)
+    copied = [f"{names[copy]} of {names[i]}" for copy, i in first.items()]
+    if first:
+        kept = [i for i in range(len(faces)) if i not in first]
+        faces, names = faces[kept], [names[i] for i in kept]
     N = len(faces)
     if N < LEAST_PHOTOS:
-        raise ValueError(f"images must hold {LEAST_PHOTOS} photos of the person or more (ten work well), got {N}")
+        raise ValueError(
+            f"images must hold {LEAST_PHOTOS} photos of the person or more (ten work well), got {N}"
+            + (f" and copies: {listed(copied)}" if copied else "")
+        )
     if config.objective == "convex_hull" and not config.lower < 1 / N < config.upper:
         raise ValueError(
             f"lower and upper must leave room around 1/N = {1 / N:g} for the {N} photos, got {config.lower:g} and "
             f"{config.upper:g}; weights that are all 1/N are objective 'class_center'"
         )
-    return faces
+    return faces, names, copied
 
 
 def _persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int | None) -> Callable[[int], int]:

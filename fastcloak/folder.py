@@ -12,8 +12,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -25,12 +26,12 @@ from fastcloak.atomic import atomic_write
 from fastcloak.cloak import Cloak
 from fastcloak.enrolment import Enrolment
 from fastcloak.photos import SUFFIXES, photo_files
-from fastcloak.protect import check_who, protect_payload
+from fastcloak.protect import ALREADY_PROTECTED, AlreadyProtectedError, check_who, protect_payload
 
 __all__ = ["MANIFEST", "Outcome", "Plan", "plan_photos", "protect_photos"]
 
 MANIFEST = ".fastcloak.jsonl"
-PROTECTED, DONE_BEFORE, PLANNED, FAILED = "protected", "done before", "planned", "failed"
+PROTECTED, DONE_BEFORE, PLANNED, ALREADY, FAILED = "protected", "done before", "planned", "already protected", "failed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Outcome:
         source: the photo.
         destination: the protected photo.
         status: "protected"; "done before": the same photo, cloak and options as in an earlier run; "planned": would
-            be protected, in a dry run; or "failed".
+            be protected, in a dry run; "already protected": it carries this cloak, nothing was written; or "failed".
         faces: how many faces were cloaked; 0 if that was not looked at.
         face_sizes: see `ProtectedPhoto`.
         warnings: see `ProtectedPhoto`.
@@ -118,6 +119,7 @@ def protect_photos(
     strip_gps: bool = False,
     strip_metadata: bool = False,
     overwrite: bool = False,
+    again: bool = False,
     dry_run: bool = False,
     jobs: int = 1,
     progress: Callable[[Outcome], None] | None = None,
@@ -127,10 +129,14 @@ def protect_photos(
     A photo is done before if its destination is as an earlier run wrote it from the same content with the same cloak
     and options. A destination that an earlier run wrote otherwise, and nobody changed since, is written anew.
 
+    A photo is already protected if its faces carry the cloak, or if the `.fastcloak.jsonl` of a folder that it is in
+    says that it was written with this cloak, for the same faces.
+
     Args:
         plan: from `plan_photos`.
         cloak: the person's.
         who, enrolment, quality, strip_gps, strip_metadata: see `protect_photo`.
+        again: protect photos that are already protected too.
         overwrite: replace other files that are in the way too, but never an original.
         dry_run: do everything but write.
         jobs: photos at a time, in threads. Each takes about 20 bytes a pixel of memory.
@@ -158,6 +164,7 @@ def protect_photos(
         made_by=made_by,
         originals=originals,
         record=_Record(plan.manifest, dry_run),
+        memory=None if again else _Memory(),
         overwrite=overwrite,
         dry_run=dry_run,
     )
@@ -189,6 +196,7 @@ def _protect(
     made_by: dict[str, Any],
     originals: set[tuple[int, int]],
     record: _Record,
+    memory: _Memory | None,
     overwrite: bool,
     dry_run: bool,
 ) -> Outcome:
@@ -208,7 +216,11 @@ def _protect(
                 return Outcome(source, destination, DONE_BEFORE, seconds=time.perf_counter() - began)
             if there is None and not overwrite:
                 raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
-        new, done = protect_payload(payload, source, destination, cloak, enrolment=enrolment, **options)
+        if memory is not None and memory.knows(source, entry):
+            raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
+        new, done = protect_payload(
+            payload, source, destination, cloak, enrolment=enrolment, again=memory is None, **options
+        )
         if not dry_run:
             destination.parent.mkdir(parents=True, exist_ok=True)
             record.add(destination, entry, _sha256(new))
@@ -222,6 +234,8 @@ def _protect(
         if claimed:
             record.release(destination)
         seconds = time.perf_counter() - began
+        if isinstance(error, AlreadyProtectedError):
+            return Outcome(source, destination, ALREADY, error=str(error), seconds=seconds)
         return Outcome(
             source, destination, FAILED, reason=type(error).__name__, error=str(error) or repr(error), seconds=seconds
         )
@@ -235,12 +249,8 @@ class _Record:
         self._lock = threading.Lock()
         self._claimed: dict[str, Path] = {}
         self._entries: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in _lines(manifest):
-            try:
-                entry = json.loads(line)
-                self._entries[entry.pop("photo"), entry.pop("sha256")] = entry
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut off by a crash, or not ours
-                continue
+        for photo, sha256, entry in _entries(manifest):
+            self._entries[photo, sha256] = entry
 
     def claim(self, destination: Path, source: Path) -> None:
         """Refuse a destination that another photo of this run has."""
@@ -276,6 +286,41 @@ class _Record:
 
     def _name(self, destination: Path) -> str:
         return destination.name if self._manifest is None else destination.relative_to(self._manifest.parent).as_posix()
+
+
+class _Memory:
+    """What the manifests of the folders that photos are in say of them; shared by threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._written: dict[Path, dict[str, list[dict[str, Any]]]] = {}
+
+    def knows(self, source: Path, entry: dict[str, Any]) -> bool:
+        """Whether this photo, whatever its name is now, was written with the cloak of `entry` for the same faces."""
+        with self._lock:
+            written = [
+                line for folder in source.resolve().parents for line in self._of(folder).get(entry["source"], ())
+            ]
+        return any(all(line.get(name) == entry[name] for name in ("cloak", "who", "person")) for line in written)
+
+    def _of(self, folder: Path) -> dict[str, list[dict[str, Any]]]:
+        if folder not in self._written:
+            self._written[folder] = {}
+            with suppress(OSError):  # a folder further up may be closed to us
+                for _, sha256, entry in _entries(folder / MANIFEST):
+                    self._written[folder].setdefault(sha256, []).append(entry)
+        return self._written[folder]
+
+
+def _entries(manifest: Path | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, SHA-256 and the rest of each line that can be read."""
+    for line in _lines(manifest):
+        try:
+            entry = json.loads(line)
+            photo, sha256 = str(entry.pop("photo")), str(entry.pop("sha256"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut off by a crash, or not ours
+            continue
+        yield photo, sha256, entry
 
 
 def _lines(manifest: Path | None) -> list[str]:

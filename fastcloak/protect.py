@@ -21,10 +21,20 @@ import numpy.typing as npt
 from fastcloak.atomic import atomic_write
 from fastcloak.cloak import Cloak
 from fastcloak.enrolment import Enrolment
-from fastcloak.faces import SIZE, TEMPLATE_112, Face, check_pixels, find_faces, similarity_transform, warp
+from fastcloak.faces import SIZE, TEMPLATE_112, Face, align, check_pixels, find_faces, similarity_transform, warp
 from fastcloak.photos import decode_photo, encode_photo, fit_format, without_gps, without_metadata
+from fastcloak.presence import carries
 
-__all__ = ["WHO", "ProtectedPhoto", "check_who", "face_mask", "protect", "protect_payload", "protect_photo"]
+__all__ = [
+    "WHO",
+    "AlreadyProtectedError",
+    "ProtectedPhoto",
+    "check_who",
+    "face_mask",
+    "protect",
+    "protect_payload",
+    "protect_photo",
+]
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -32,6 +42,10 @@ Floats = npt.NDArray[np.float32]
 logger = logging.getLogger("fastcloak")
 
 WHO = ("largest", "all", "me")
+ALREADY_PROTECTED = (
+    "must be a photo without this cloak, got one that carries it already; nothing was written: protect the original, "
+    "or insist with again=True (--again)"
+)
 
 SMALL_FACE = 60
 """Pixels: faces below get a warning."""
@@ -44,6 +58,10 @@ FEATHER = 4.0
 # Between 2.5 and 10 protection hardly differs. Against 1, Top-1 on ten people of LFW goes from 58 to 68 % on SFace,
 # 47 to 51 on dlib and 34 to 38 on a MobileFaceNet for faces of 224 pixels, and from 32, 38, 22 to 48, 48, 36 at 60.
 STRENGTH = 4.0
+
+
+class AlreadyProtectedError(ValueError):
+    """A photo carries this cloak already; the message names the photo. A second mask would be twice as visible."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,7 @@ def protect(
     who: str = "largest",
     faces: Sequence[Face] | None = None,
     enrolment: Enrolment | None = None,
+    again: bool = False,
 ) -> Pixels:
     """Add a cloak to the faces of a photo.
 
@@ -82,12 +101,16 @@ def protect(
     eps. One channel holds less of a cloak than three, so grey photos are protected less on the network that the cloak
     was learnt on.
 
+    A face that carries this cloak already (`fastcloak.presence`) stays as it is; that, and a photo that the cloak does
+    not change, is logged as a warning.
+
     Args:
         pixels: [H, W, 3], uint8, RGB, upright.
         cloak: the person's.
         who: "largest" cloaks the largest face, "all" cloaks all of them, "me" that of the enrolled person.
         faces: instead of `who`: the faces to cloak, from `detect(pixels)`.
         enrolment: with "me": who that is, from `fastcloak.enrol`.
+        again: cloak faces that carry this cloak too.
 
     Returns:
         A new array like `pixels`. No value differs by more than ceil(255 * eps); pixels outside the squares of the
@@ -99,8 +122,8 @@ def protect(
         FaceNotFoundError: no face was found, or none of the enrolled person (`PersonNotFoundError`).
         MissingExtraError: the `faces` extra is not installed.
     """
-    protected, sides = _protect(pixels, cloak, who, faces, enrolment, "photo")
-    for warning in _warnings(sides):
+    protected, sides, skipped = _protect(pixels, cloak, who, faces, enrolment, again, "photo")
+    for warning in (*_warnings(sides), *_unchanged(pixels, protected, skipped)):
         logger.warning("%s", warning)
     return protected
 
@@ -116,6 +139,7 @@ def protect_photo(
     quality: int | None = None,
     strip_gps: bool = False,
     strip_metadata: bool = False,
+    again: bool = False,
 ) -> ProtectedPhoto:
     """Read a photo, add a cloak to its faces and write it, as the kind of photo that it was.
 
@@ -133,8 +157,10 @@ def protect_photo(
         quality: of JPEG, HEIC and lossy WebP; None: the photo's own, but at least 95.
         strip_gps: leave out where the photo was taken.
         strip_metadata: leave out all metadata but for the colours.
+        again: see `protect`.
 
     Raises:
+        AlreadyProtectedError: all these faces carry this cloak already; nothing is written.
         FileExistsError: the destination is the source, by whatever name, and `overwrite` is not set.
         PhotoError: the photo cannot be read, or cannot be written in that format.
         FaceNotFoundError: no face was found; nothing is written.
@@ -156,6 +182,7 @@ def protect_photo(
         quality=quality,
         strip_gps=strip_gps,
         strip_metadata=strip_metadata,
+        again=again,
     )
     atomic_write(destination, payload)
     return done
@@ -172,6 +199,7 @@ def protect_payload(
     quality: int | None,
     strip_gps: bool,
     strip_metadata: bool,
+    again: bool,
 ) -> tuple[bytes, ProtectedPhoto]:
     """What `protect_photo` does between reading and writing: the bytes of a photo -> those of the protected photo.
 
@@ -179,16 +207,18 @@ def protect_payload(
         payload: content of `source`.
         source: named in errors.
         destination: its suffix names the format; nothing is written.
-        cloak, who, enrolment, quality, strip_gps, strip_metadata: see `protect_photo`.
+        cloak, who, enrolment, quality, strip_gps, strip_metadata, again: see `protect_photo`.
     """
     photo = fit_format(decode_photo(payload, name=str(source)), destination)
-    pixels, face_sizes = _protect(photo.pixels, cloak, who, None, enrolment, str(source))
+    pixels, face_sizes, skipped = _protect(photo.pixels, cloak, who, None, enrolment, again, str(source))
+    if not face_sizes:
+        raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
+    warnings = (*photo.warnings, *_warnings(face_sizes), *_unchanged(photo.pixels, pixels, skipped))
     photo = replace(photo, pixels=pixels)
     if strip_gps:
         photo = without_gps(photo)
     if strip_metadata:
         photo = without_metadata(photo)
-    warnings = (*photo.warnings, *_warnings(face_sizes))
     done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, warnings)
     return encode_photo(photo, destination, quality=quality), done
 
@@ -256,8 +286,10 @@ def _protect(
     who: str,
     faces: Sequence[Face] | None,
     enrolment: Enrolment | None,
+    again: bool,
     name: str,
-) -> tuple[Pixels, tuple[float, ...]]:
+) -> tuple[Pixels, tuple[float, ...], int]:
+    """The protected photo, the sizes of the faces that were cloaked, and how many carried the cloak before."""
     check_pixels(pixels)
     if faces is None:
         check_who(who, enrolment)
@@ -269,15 +301,18 @@ def _protect(
     if faces is None and (height, width) == (SIZE, SIZE):
         if enrolment is not None:
             enrolment.check_aligned(pixels, name=name)
-        return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),)
+        if not again and carries(pixels, delta):
+            return pixels.copy(), (), 1
+        return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),), 0
     if faces is None:
         faces = [enrolment.find(pixels, name=name)] if enrolment else find_faces(pixels, who=who, name=name)
+    to_cloak = [face for face in faces if again or not carries(align(pixels, face)[0], delta)]
     protected, sides = pixels.copy(), []
-    for face in faces:
+    for face in to_cloak:
         region, mask, side = face_mask(delta, face, cloak.eps, width, height)
         protected[region] = _added(protected[region], pixels[region], mask, cloak.eps)
         sides.append(side)
-    return protected, tuple(sides)
+    return protected, tuple(sides), len(faces) - len(to_cloak)
 
 
 def _is_grey(pixels: Pixels) -> bool:
@@ -291,6 +326,14 @@ def _warnings(sides: Sequence[float]) -> tuple[str, ...]:
         for side in sides
         if side < SMALL_FACE
     )
+
+
+def _unchanged(pixels: Pixels, protected: Pixels, skipped: int) -> tuple[str, ...]:
+    if skipped:
+        return (f"{skipped} of the faces carry this cloak already and stay as they are; again=True adds it once more",)
+    if np.array_equal(pixels, protected):
+        return ("the cloak changes no grey level of this photo, which is not protected",)
+    return ()
 
 
 def _kept(side: float) -> float:

@@ -32,7 +32,7 @@ from fastcloak.cloak import SHAPE, Cloak, CloakFileError, load
 from fastcloak.cluster import Place, Row, Stage, place
 from fastcloak.config import configure
 from fastcloak.device import resolve_dtype
-from fastcloak.faces import load_faces
+from fastcloak.faces import named_faces
 from fastcloak.fitting import FitInterrupted, FitManyError, Fitter
 from fastcloak.folder import PROTECTED, plan_photos, protect_photos
 from fastcloak.index import COLUMNS, Index
@@ -49,7 +49,7 @@ DEATHS, MOST_DEATHS = ".deaths", 3
 """Folder that remembers who was worked on when a process died, and how often that may be until they are given up."""
 
 _STATUS = {"person": "string", "status": "string", "reason": "string", "error": "string"}
-FACES = {**_STATUS, "faces": "binary"}
+FACES = {**_STATUS, "faces": "binary", "names": "list<string>"}
 RESULTS = {**_STATUS, **COLUMNS}
 PHOTOS = {**_STATUS, "photos": "list<string>"}
 
@@ -122,6 +122,7 @@ def fit_dataset(
     engine: str = "auto",
     dtype: str | torch.dtype = "auto",
     memory_budget: int | None = None,
+    strict: bool = False,
     **options: Any,
 ) -> FitSummary:
     """Learns a cloak for everyone in a source, on one machine or many, and goes on where an earlier call stopped.
@@ -147,7 +148,7 @@ def fit_dataset(
             machine.
         progress: called with the row of the index, and its `status`, of each person as they are known ("fitted", "done
             before", "failed"), and the number of people in all, None for a Ray Dataset.
-        device, backend, engine, dtype, memory_budget: as for `fit_many`, of each worker.
+        device, backend, engine, dtype, memory_budget, strict: as for `fit_many`, of each worker.
         options: every other option of `fit`.
 
     Raises:
@@ -172,6 +173,7 @@ def fit_dataset(
         "engine": engine,
         "dtype": dtype,
         "memory_budget": memory_budget,
+        "strict": strict,
         **options,
     }
     known = fingerprint(loaded, loaded, config, dtype=str(resolve_dtype(dtype) or "auto").removeprefix("torch."))
@@ -226,8 +228,8 @@ def protect_dataset(
         address: as for `fit_dataset`.
         progress: called for each person with a row of `person`, `status` ("protected" or "failed"), `reason`, `error`
             and `photos`, a list of JSON texts, one per photo, of `fastcloak.folder.Outcome`; and the number of people.
-        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `strip_metadata`, `overwrite`, `dry_run`, as for
-            `protect_photos`.
+        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `strip_metadata`, `overwrite`, `again`, `dry_run`, as
+            for `protect_photos`.
 
     Raises:
         ValueError, FileNotFoundError, MissingExtraError, KeyboardInterrupt: as `fit_dataset`.
@@ -235,7 +237,7 @@ def protect_dataset(
     """
     began = time.perf_counter()
     _check_numbers(concurrency, None, people_per_batch)
-    unknown = set(options) - {"who", "quality", "strip_gps", "strip_metadata", "overwrite", "dry_run"}
+    unknown = set(options) - {"who", "quality", "strip_gps", "strip_metadata", "overwrite", "again", "dry_run"}
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
     check_who(options.get("who", "largest"), None)
@@ -359,13 +361,14 @@ class _Reader:
             if self._deaths.of(person["person"]) >= MOST_DEATHS:
                 return self._deaths.row(FACES, person)
             with self._deaths.counted([person["person"]]):
-                faces = load_faces(_photos(person["photos"]))
+                names, faces = named_faces(_photos(person["photos"]))
         except (MissingExtraError, _MachineError) as error:
             return _row(FACES, person, STOP, error=str(error))
         except Exception as error:  # one person's photos must not end the others' work
             return _failed(FACES, person, error)
         # They are on the grid of grey levels: 8 bits hold them, and give the same numbers back.
-        return {**_row(FACES, person, TO_FIT), "faces": (faces * 255).round().to(torch.uint8).numpy().tobytes()}
+        grid = (faces * 255).round().to(torch.uint8)
+        return {**_row(FACES, person, TO_FIT), "faces": grid.numpy().tobytes(), "names": names}
 
 
 def _photos(photos: Sequence[str | bytes]) -> list[Any]:
@@ -402,9 +405,16 @@ class _Worker:
         return rows
 
     def _fit(self, people: list[Row]) -> list[Row]:
+        keys = [f"{person['person']} ({i})" for i, person in enumerate(people)]
         faces = {
-            str(i): torch.frombuffer(bytearray(person["faces"]), dtype=torch.uint8).view(-1, *SHAPE)
-            for i, person in enumerate(people)
+            key: dict(
+                zip(
+                    person["names"],
+                    torch.frombuffer(bytearray(person["faces"]), dtype=torch.uint8).view(-1, *SHAPE),
+                    strict=True,
+                )
+            )
+            for key, person in zip(keys, people, strict=True)
         }
         errors: dict[str, Exception] = {}
         try:
@@ -412,12 +422,13 @@ class _Worker:
         except FitManyError as some:
             cloaks, errors = some.cloaks, some.errors
         except FitInterrupted as stop:
-            for i, cloak in stop.cloaks.items():
-                self._save(people[int(i)], cloak)
+            for key, person in zip(keys, people, strict=True):
+                if key in stop.cloaks:
+                    self._save(person, stop.cloaks[key])
             raise
         return [
-            self._save(person, cloaks[str(i)]) if str(i) in cloaks else _failed(RESULTS, person, errors[str(i)])
-            for i, person in enumerate(people)
+            self._save(person, cloaks[key]) if key in cloaks else _failed(RESULTS, person, errors[key])
+            for key, person in zip(keys, people, strict=True)
         ]
 
     def _ready(self) -> Fitter:
@@ -488,6 +499,8 @@ class _Protector:
             if not file.exists():
                 raise FileNotFoundError(f"{name} has no cloak in {self._cloaks}; run fit-many first")
             cloak = load(file)
+            if cloak.idle is not None:
+                raise ValueError(f"the cloak of {name} protects nothing: {cloak.idle}; fit it again")
             plan = plan_photos(person["photos"], self._folder / Path(cloak_file(name)).stem)
             if plan.manifest is not None and not self._options.get("dry_run"):
                 plan.manifest.parent.mkdir(exist_ok=True)

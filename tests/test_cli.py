@@ -564,3 +564,46 @@ def test_summaries_name_reasons_in_words():
         "cannot be read or written": 1,
         "unexpected error": 2,
     }
+
+
+@pytest.mark.parametrize("option", [("--eps", "0"), ("--eps", "0.3"), ("--steps", "0"), ("--alpha", "0")])
+@pytest.mark.parametrize("command", ["fit", "fit-many"])
+def test_a_fit_of_nothing_is_refused(orl, tmp_path, capsys, command, option):
+    with pytest.raises(SystemExit) as stop:
+        main([command, str(orl), "-o", str(tmp_path / "out"), *option])
+    assert stop.value.code == 2
+    assert option[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cloak_of_nothing_is_not_used(orl, tmp_path, capsys):
+    for name, cloak in (
+        ("zero", Cloak(torch.zeros(3, 112, 112), EPS)),
+        ("less", Cloak(torch.full((3, 112, 112), 0.4 / 255), EPS)),
+        ("none", Cloak(torch.full((3, 112, 112), 0.03), EPS, {"alpha": 0.0})),
+    ):
+        cloak.save(tmp_path / f"{name}.safetensors")
+        assert main(["protect", str(tmp_path / f"{name}.safetensors"), str(orl), "-o", str(tmp_path / "out")]) == 1
+        assert "protects nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_that_is_already_protected_is_told_and_left_out(tmp_path, capsys):
+    signs = torch.randn(3, 112, 112, generator=torch.Generator().manual_seed(0)).sign()
+    Cloak(signs * EPS * (1 - 1e-6), EPS).save(tmp_path / "me.safetensors")
+    Image.fromarray(np.full((112, 112, 3), 90, np.uint8)).save(tmp_path / "a.png")
+
+    def run(source, out, *more):
+        return main(
+            ["protect", str(tmp_path / "me.safetensors"), str(tmp_path / source), "-o", str(tmp_path / out), *more]
+        )
+
+    assert run("a.png", "once") == 0
+    assert run("once/a.png", "twice") == 3
+    told = capsys.readouterr()
+    assert "1  already protected" in told.out
+    assert "a.png" in told.err
+    assert "--again" in told.err
+    assert not (tmp_path / "twice" / "a.png").exists()
+    assert run("once/a.png", "twice", "--again") == 0
+    assert run("a.png", "once") == 0  # done before

@@ -13,6 +13,7 @@ from torch import nn
 
 import fastcloak
 from fastcloak import FitManyError, fit, fit_many
+from fastcloak.album import strangers
 from fastcloak.config import configure
 from tests.conftest import smooth_faces
 
@@ -474,3 +475,47 @@ def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
         2,
     )
     assert not torch.equal(cloak.delta, fit(faces, tiny_net, preset="plain", steps=2).delta)
+
+
+def test_a_copy_of_a_photo_counts_once(tiny_net, faces, caplog):
+    brighter = (0.9 * faces[1] + 0.05)[None]
+    cloak = fit(torch.cat((faces, faces[:1], brighter)), tiny_net, steps=2, inner_steps=1)
+    assert torch.equal(cloak.delta, fit(faces, tiny_net, steps=2, inner_steps=1).delta)
+    assert (cloak.info["photos"], cloak.info["copies"]) == (6, 2)
+    assert "images[6] of images[0], images[7] of images[1]" in caplog.text
+    with pytest.raises(ValueError, match=r"strict.*images\[6\] of images\[0\]"):
+        fit(torch.cat((faces, faces[:1])), tiny_net, steps=2, strict=True)
+    with pytest.raises(ValueError, match=r"2 photos.*got 1 and copies: images\[1\]"):
+        fit(faces[:1].repeat(3, 1, 1, 1), tiny_net, steps=2)
+
+
+@pytest.mark.parametrize("named", ["someone", "sface"])
+def test_photos_unlike_most_others_are_named(faces, caplog, named):
+    own = (torch.eye(8)[0] + 0.3 * torch.eye(8)[1:5]).repeat(2, 1)  # eight photos of one person
+    both = nn.functional.normalize(torch.cat((own, torch.eye(8)[5:7])))
+    bound = 0.303 if named == "sface" else None
+    assert strangers(both, bound) == [8, 9]
+    assert strangers(both[:8], bound) == []
+    half = nn.functional.normalize(torch.cat((own[:4], torch.eye(8)[7] + 0.3 * torch.eye(8)[1:5])))
+    assert strangers(half, bound) == list(range(8))
+    assert strangers(both[7:9], bound) == ([0, 1] if bound else [])  # of an unknown network two photos say nothing
+
+
+def test_a_photo_of_someone_else_is_told_and_strict_refuses_it(tiny_net, faces, caplog, monkeypatch):
+    monkeypatch.setattr("fastcloak.fitting.strangers", lambda features, bound: [2])
+    people = {"anna": {f"{i}.jpg": face for i, face in enumerate(faces)}}
+    cloak = fit_many(people, tiny_net, steps=2, inner_steps=1)["anna"]
+    assert "anna: photos that are unlike most of the others" in caplog.text
+    assert "(1): 2.jpg" in caplog.text
+    assert cloak.info["strangers"] == 1
+    assert torch.equal(cloak.delta, fit(faces, tiny_net, steps=2, inner_steps=1).delta)
+    with pytest.raises(FitManyError, match=r"anna: .*strict.*2\.jpg"):
+        fit_many(people, tiny_net, steps=2, inner_steps=1, strict=True)
+
+
+@pytest.mark.parametrize("option", [{"eps": 0.0}, {"eps": 0.3 / 255}, {"steps": 0}, {"alpha": 0.0}])
+def test_a_fit_of_nothing_works_and_is_told(tiny_net, faces, caplog, option):
+    cloak = fit(faces, tiny_net, **{"steps": 1, "inner_steps": 1, **option})
+    assert "protects nothing" in caplog.text
+    assert cloak.idle is not None
+    assert fit(faces, tiny_net, steps=1, inner_steps=1).idle is None

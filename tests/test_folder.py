@@ -1,5 +1,6 @@
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,28 @@ def test_only_the_enrolled_person_is_cloaked(tmp_path):
 
 def test_manifest_path_is_hidden():
     assert Path(MANIFEST).name.startswith(".")
+
+
+def test_a_protected_photo_is_not_protected_again_by_memory_or_pixels(album, tmp_path):
+    assert statuses(run(album, tmp_path / "out")) == ["protected"] * 3
+    again = run(tmp_path / "out", tmp_path / "twice")
+    assert statuses(again) == ["already protected"] * 3
+    assert all("carries it already" in outcome.error for outcome in again)
+    assert [file for file in contents(tmp_path / "twice") if file != MANIFEST] == []
+    Image.new("RGB", (112, 112), (90, 80, 70)).save(tmp_path / "plain.png")
+    run(tmp_path / "plain.png", tmp_path / "plain")
+    (tmp_path / "plain" / MANIFEST).unlink()
+    assert statuses(run(tmp_path / "plain", tmp_path / "twice")) == ["already protected"]
+    assert statuses(run(tmp_path / "out", tmp_path / "other", make_cloak(1))) == ["protected"] * 3
+    assert statuses(run(tmp_path / "out", tmp_path / "insist", again=True)) == ["protected"] * 3
+
+
+def test_the_memory_knows_a_photo_by_its_content_below_its_folder(album, tmp_path, monkeypatch):
+    run(album, tmp_path / "out")
+    monkeypatch.setattr(import_module("fastcloak.protect"), "carries", lambda crop, delta: False)
+    (tmp_path / "out" / "summer" / "b.png").rename(tmp_path / "out" / "summer" / "renamed.png")
+    with open(tmp_path / "out" / MANIFEST, "a") as file:
+        file.write('\n[]\n{"photo": [], "sha256": {}}\n')
+    plan = plan_photos([tmp_path / "out" / "summer" / "renamed.png"], tmp_path / "twice")
+    assert statuses(protect_photos(plan, make_cloak())) == ["already protected"]
+    assert statuses(protect_photos(plan, make_cloak(1))) == ["protected"]

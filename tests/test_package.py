@@ -34,9 +34,23 @@ MAY_IMPORT = {
     "checkpoint": {"atomic", "cloak", "config", "models"},
     "member": {"config", "hull", "models"},
     "loop": {"augment", "cloak", "config", "engine", "hull", "member", "models"},
-    "fitting": {"checkpoint", "cloak", "config", "device", "engine", "faces", "loop", "models", "ops", "__version__"},
+    "album": {"models", "verification"},
+    "fitting": {
+        "__version__",
+        "album",
+        "checkpoint",
+        "cloak",
+        "config",
+        "device",
+        "engine",
+        "faces",
+        "loop",
+        "models",
+        "ops",
+    },
     "enrolment": {"faces", "models", "verification"},
-    "protect": {"atomic", "cloak", "enrolment", "faces", "photos"},
+    "presence": {"faces"},
+    "protect": {"atomic", "cloak", "enrolment", "faces", "photos", "presence"},
     "people": {"assets"},
     "cluster": {"assets", "models"},
     "index": {"assets", "atomic", "cluster"},
@@ -142,6 +156,7 @@ def test_nothing_unsafe_in_the_sources():
 
 def test_public_names_are_pinned():
     assert fastcloak.__all__ == [
+        "AlreadyProtectedError",
         "Check",
         "CheckpointError",
         "Cloak",

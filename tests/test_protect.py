@@ -11,7 +11,8 @@ from fastcloak import assets
 from fastcloak.cloak import Cloak
 from fastcloak.faces import TEMPLATE_112, Face, FaceNotFoundError, align, detect
 from fastcloak.photos import read_photo
-from fastcloak.protect import face_mask, protect, protect_photo
+from fastcloak.protect import AlreadyProtectedError, face_mask, protect, protect_photo
+from tests.conftest import smooth_faces
 
 EPS = 8 / 255
 
@@ -356,3 +357,27 @@ def test_a_small_face_is_warned_about(tmp_path, caplog):
     assert caplog.text == ""
     protect(np.array(small), make_cloak())
     assert "is small" in caplog.text
+
+
+def test_a_face_that_carries_the_cloak_is_left_as_it_is(tmp_path, caplog):
+    face = (255 * smooth_faces(1)[0]).byte().permute(1, 2, 0).numpy().copy()
+    once = protect(face, make_cloak())
+    assert np.array_equal(protect(once, make_cloak()), once)
+    assert "already" in caplog.text
+    caplog.clear()
+    assert not np.array_equal(protect(once, make_cloak(1)), once)  # somebody else's
+    assert np.abs(protect(once, make_cloak(), again=True).astype(int) - face).max() > 8
+    assert "already" not in caplog.text
+    Image.fromarray(once).save(tmp_path / "once.jpg", quality=75)
+    with pytest.raises(AlreadyProtectedError, match=r"once\.jpg.*already"):
+        protect_photo(tmp_path / "once.jpg", tmp_path / "twice.png", make_cloak())
+    assert not (tmp_path / "twice.png").exists()
+    protect_photo(tmp_path / "once.jpg", tmp_path / "twice.png", make_cloak(), again=True)
+
+
+def test_a_cloak_that_changes_nothing_is_told(caplog):
+    face = np.full((112, 112, 3), 90, np.uint8)
+    for largest in (0.0, 0.3 / 255):
+        caplog.clear()
+        assert np.array_equal(protect(face, Cloak(torch.full((3, 112, 112), largest), 0.5)), face)
+        assert "not protected" in caplog.text
