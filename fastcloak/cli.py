@@ -1,6 +1,7 @@
 """The command line: reads arguments, calls the library, prints. No logic of its own.
 
-Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, the others are done.
+Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, or which way up a face is
+cannot be told; the others are done.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from fastcloak.index import INDEX
 from fastcloak.models import Surrogate, load_model
 from fastcloak.page import check_page_may_go_to, write_page
 from fastcloak.photos import photo_files
-from fastcloak.protect import WHO
+from fastcloak.protect import SMALL_FACE, WHO
 from fastcloak.scale import fit_dataset, protect_dataset
 
 OK, FAILED, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -487,7 +488,8 @@ def _protect(arguments: argparse.Namespace) -> int:
         _print_json({"cloak": cloak.id, "counts": counts, "photos": photos}, arguments.json)
     else:
         print(_summary(outcomes, arguments.output))
-    return _code(sum(outcome.status == FAILED_PHOTO for outcome in outcomes), len(outcomes))
+    failed = sum(outcome.status == FAILED_PHOTO for outcome in outcomes)
+    return _code(failed, len(outcomes), sum(outcome.uncertain for outcome in outcomes))
 
 
 REASONS = {
@@ -507,10 +509,13 @@ def _summary(outcomes: Sequence[Outcome], output: Path) -> str:
     lines.append((by_status[FAILED_PHOTO], FAILED_PHOTO))
     lines += _reasons(Counter(outcome.reason for outcome in outcomes if outcome.reason))
     lines.append((sum(outcome.faces for outcome in outcomes), "faces"))
-    lines.append((sum(bool(outcome.warnings) for outcome in outcomes), "photos with a small face"))
+    small = sum(any(size < SMALL_FACE for size in outcome.face_sizes) for outcome in outcomes)
+    lines.append((small, "photos with a small face"))
+    lines.append((sum(outcome.uncertain > 0 for outcome in outcomes), TO_TURN))
     return _counts(output, lines)
 
 
+TO_TURN = "photos to turn upright and protect again"
 MOST_ERRORS_SHOWN = 20
 
 
@@ -558,8 +563,10 @@ def _protect_many(arguments: argparse.Namespace) -> int:
     else:
         lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
         photos = [(number, f"photos {status}") for status, number in summary.photos.items()]
+        photos.append((summary.uncertain, TO_TURN))
         print(_counts(arguments.output, [*lines, *photos, *_reasons(summary.reasons)]))
-    return _code(summary.failed + summary.photos[FAILED_PHOTO], summary.people + summary.photos.total())
+    failed = summary.failed + summary.photos[FAILED_PHOTO]
+    return _code(failed, summary.people + summary.photos.total(), summary.uncertain)
 
 
 @contextmanager
@@ -596,9 +603,9 @@ def _counts(output: Path, lines: Sequence[tuple[int, str]]) -> str:
     return "\n".join([f"{output}:", *(f"{number:>{width + 2}}  {what}" for number, what in shown)])
 
 
-def _code(failed: int, of: int) -> int:
+def _code(failed: int, of: int, left_out: int = 0) -> int:
     if not failed:
-        return OK
+        return SOME_FAILED if left_out else OK
     return SOME_FAILED if failed < of else FAILED
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fastcloak.atomic import atomic_write
 from fastcloak.cloak import Cloak
 from fastcloak.enrolment import Enrolment
-from fastcloak.faces import SIZE, TEMPLATE_112, Face, check_pixels, find_faces, similarity_transform, warp
+from fastcloak.faces import SIZE, TEMPLATE_112, UNCERTAIN, Face, check_pixels, find_faces, similarity_transform, warp
 from fastcloak.photos import decode_photo, encode_photo, without_gps
 
 __all__ = ["WHO", "ProtectedPhoto", "check_who", "face_mask", "protect", "protect_payload", "protect_photo"]
@@ -57,6 +57,7 @@ class ProtectedPhoto:
         face_sizes: per face the side of its aligned square in pixels of the photo; 112 is the size that networks see,
             and a mask on a much smaller face loses detail.
         warnings: what a person should know, such as a face that is too small to keep much of the cloak.
+        uncertain: how many of the faces may be cloaked the wrong way up, since that cannot be told.
     """
 
     source: Path
@@ -64,6 +65,7 @@ class ProtectedPhoto:
     faces: int
     face_sizes: tuple[float, ...]
     warnings: tuple[str, ...] = ()
+    uncertain: int = 0
 
 
 def protect(
@@ -82,7 +84,7 @@ def protect(
     was learnt on.
 
     Args:
-        pixels: [H, W, 3], uint8, RGB, upright.
+        pixels: [H, W, 3], uint8, RGB.
         cloak: the person's.
         who: "largest" cloaks the largest face, "all" cloaks all of them, "me" that of the enrolled person.
         faces: instead of `who`: the faces to cloak, from `detect(pixels)`.
@@ -98,8 +100,8 @@ def protect(
         FaceNotFoundError: no face was found, or none of the enrolled person (`PersonNotFoundError`).
         MissingExtraError: the `faces` extra is not installed.
     """
-    protected, sides = _protect(pixels, cloak, who, faces, enrolment, "photo")
-    for warning in _warnings(sides):
+    protected, sides, uncertain = _protect(pixels, cloak, who, faces, enrolment, "photo")
+    for warning in _warnings(sides, uncertain):
         logger.warning("%s", warning)
     return protected
 
@@ -169,9 +171,9 @@ def protect_payload(
         cloak, who, enrolment, quality, strip_gps: see `protect_photo`.
     """
     photo = decode_photo(payload, name=str(source))
-    pixels, face_sizes = _protect(photo.pixels, cloak, who, None, enrolment, str(source))
+    pixels, face_sizes, uncertain = _protect(photo.pixels, cloak, who, None, enrolment, str(source))
     photo = replace(without_gps(photo) if strip_gps else photo, pixels=pixels)
-    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, _warnings(face_sizes))
+    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, _warnings(face_sizes, uncertain), uncertain)
     return encode_photo(photo, destination, quality=quality), done
 
 
@@ -239,7 +241,8 @@ def _protect(
     faces: Sequence[Face] | None,
     enrolment: Enrolment | None,
     name: str,
-) -> tuple[Pixels, tuple[float, ...]]:
+) -> tuple[Pixels, tuple[float, ...], int]:
+    """The protected photo, the sizes of its faces, and for how many it cannot be told which way up they are."""
     check_pixels(pixels)
     if faces is None:
         check_who(who, enrolment)
@@ -251,7 +254,7 @@ def _protect(
     if faces is None and (height, width) == (SIZE, SIZE):
         if enrolment is not None:
             enrolment.check_aligned(pixels, name=name)
-        return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),)
+        return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),), 0
     if faces is None:
         faces = [enrolment.find(pixels, name=name)] if enrolment else find_faces(pixels, who=who, name=name)
     protected, sides = pixels.copy(), []
@@ -259,15 +262,15 @@ def _protect(
         region, mask, side = face_mask(delta, face, cloak.eps, width, height)
         protected[region] = _added(protected[region], pixels[region], mask, cloak.eps)
         sides.append(side)
-    return protected, tuple(sides)
+    return protected, tuple(sides), sum(face.uncertain for face in faces)
 
 
 def _is_grey(pixels: Pixels) -> bool:
     return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
 
 
-def _warnings(sides: Sequence[float]) -> tuple[str, ...]:
-    return tuple(
+def _warnings(sides: Sequence[float], uncertain: int) -> tuple[str, ...]:
+    return (UNCERTAIN,) * (uncertain > 0) + tuple(
         f"a face of {side:.0f} pixels is small: it keeps about {_kept(side):.0%} of the protection of a large one; "
         "post the photo as large as you have it"
         for side in sides
