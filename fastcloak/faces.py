@@ -169,8 +169,8 @@ def _with_more(
         more += seen
     faces = faces + [face for face in more if turns == (0,) or not certain or not face.uncertain]
     if any(_is_turned(face) and not face.uncertain for face in faces):
-        # Beside a face that stands otherwise, what looks a little like one is none.
-        faces = [face for face in faces if not face.uncertain or face.score >= _WEAK]
+        # In a turned photo, what looks a little like a face is none.
+        faces = [face for face in faces if face.score >= _WEAK]
     return _distinct(faces)
 
 
@@ -558,7 +558,8 @@ def _look(pixels: Pixels, side: int, border: int, least_score: float, turn: int)
 
 def _look_again(pixels: Pixels, face: Face, turn: float, *, known: bool = False) -> Face:
     """A candidate in a close-up, turned so that it stands upright there; `turn` is a guess if not `known`."""
-    seen, certain = _close_up(pixels, face.box, turn), True
+    first = seen = _close_up(pixels, face.box, turn)
+    certain = True
     if not known and (seen is None or seen.score < _CLEAR):
         best, certain = _way_up(pixels, face.box)
         if abs(_wrapped(best - turn)) > _STEP:
@@ -568,8 +569,9 @@ def _look_again(pixels: Pixels, face: Face, turn: float, *, known: bool = False)
             break
         turn = seen.turn
         seen = _close_up(pixels, seen.box, turn) or seen
-    seen = face if seen is None else seen
-    return replace(seen, uncertain=not certain or (_is_turned(seen) and seen.score < _WEAK))
+    if seen is None or (not known and _is_turned(seen) and seen.score < _WEAK):
+        seen, certain = first or face, known
+    return replace(seen, uncertain=not certain)
 
 
 def _close_up(pixels: Pixels, box: Box, turn: float) -> Face | None:
