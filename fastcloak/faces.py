@@ -162,8 +162,9 @@ def _with_more(
     """These faces and those found in the photo turned so; see `_look_again` for `known`."""
     certain = [face.box for face in faces if not face.uncertain]
     more: list[Face] = []
+    glanced = _glance(pixels, turns) if glance else {}
     for turn in turns:
-        found = _glance(pixels, turn) if glance else _candidates(pixels, thorough, turn)
+        found = glanced[turn] if glance else _candidates(pixels, thorough, turn)
         seen = [_look_again(pixels, face, turn, known=known) for face in found if not _among(face.box, certain)]
         certain += [face.box for face in seen if not face.uncertain]
         more += seen
@@ -182,10 +183,12 @@ def _candidates(pixels: Pixels, thorough: bool, turn: int) -> list[Face]:
     return found or _look(pixels, *_WIDER, turn)
 
 
-def _glance(pixels: Pixels, turn: int) -> list[Face]:
+def _glance(pixels: Pixels, turns: Sequence[int]) -> dict[int, list[Face]]:
     """Faces of about a tenth of the long side and more, at a twenty-fifth of the cost."""
     side = min(max(*pixels.shape[:2], _LEAST_SIDE), _LOOK[0]) // 5
-    return _look(pixels, side, 0, _WEAK, turn)
+    small, to_small = _shrunk(pixels, side)
+    back = _inverse(to_small)
+    return {turn: [_mapped(face, back) for face in _look(small, side, 0, _WEAK, turn)] for turn in turns}
 
 
 def _distinct(found: list[Face]) -> list[Face]:
@@ -537,6 +540,22 @@ def _run_detector(pixels: Pixels, least_score: float, *, proposals: bool = False
 
 def _look(pixels: Pixels, side: int, border: int, least_score: float, turn: int) -> list[Face]:
     cv2 = assets.require("cv2", extra="faces")
+    pixels, transform = _shrunk(pixels, side)
+    if turn:
+        size = np.array(pixels.shape[1::-1])
+        turned = np.ceil(np.abs(_rotation(turn)) @ size - 1e-6)
+        rotate = np.column_stack([_rotation(turn), (turned - 1) / 2 - _rotation(turn) @ ((size - 1) / 2)])
+        pixels = cv2.warpAffine(pixels, rotate, turned.astype(int).tolist())
+        transform = np.column_stack([rotate[:, :2] @ transform[:, :2], rotate @ [*transform[:, 2], 1]])
+    if border:
+        pixels = cv2.copyMakeBorder(pixels, border, border, border, border, cv2.BORDER_CONSTANT)
+        transform[:, 2] += border
+    return [_mapped(face, _inverse(transform)) for face in _run_detector(pixels, least_score)]
+
+
+def _shrunk(pixels: Pixels, side: int) -> tuple[Pixels, Transform]:
+    """A photo whose long side is at most `side`, or small and enlarged, and photo -> result."""
+    cv2 = assets.require("cv2", extra="faces")
     height, width = pixels.shape[:2]
     scale = min(max(max(height, width), _LEAST_SIDE), side) / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -544,16 +563,7 @@ def _look(pixels: Pixels, side: int, border: int, least_score: float, turn: int)
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     shrink = np.array([[size[0] / width, 0], [0, size[1] / height]])
     # Pixel centres: a picture of half the size has its first centre at 0.5 of the original's.
-    transform = np.column_stack([shrink, shrink.diagonal() / 2 - 0.5])
-    if turn:
-        turned, middle = np.ceil(np.abs(_rotation(turn)) @ size - 1e-6), (np.array(size) - 1) / 2
-        rotate = np.column_stack([_rotation(turn), (turned - 1) / 2 - _rotation(turn) @ middle])
-        pixels = cv2.warpAffine(pixels, rotate, turned.astype(int).tolist())
-        transform = np.column_stack([rotate[:, :2] @ shrink, rotate @ [*transform[:, 2], 1]])
-    if border:
-        pixels = cv2.copyMakeBorder(pixels, border, border, border, border, cv2.BORDER_CONSTANT)
-        transform[:, 2] += border
-    return [_mapped(face, _inverse(transform)) for face in _run_detector(pixels, least_score)]
+    return pixels, np.column_stack([shrink, shrink.diagonal() / 2 - 0.5])
 
 
 def _look_again(pixels: Pixels, face: Face, turn: float, *, known: bool = False) -> Face:
