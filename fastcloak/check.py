@@ -12,6 +12,7 @@ them look better than they are, since being taken for them would count as not be
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ from fastcloak.check_results import (
 )
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation import embed, is_empty, load_models, person_rates, saved_faces
-from fastcloak.faces import SIZE, Face, align, detect, find_faces, iou, pictures
+from fastcloak.faces import SIZE, UNCERTAIN, Face, align, detect, find_faces, iou, pictures
 from fastcloak.models import Surrogate
 from fastcloak.pairing import COPY_SIDE, LEAST_LIKENESS, check_same_face, check_same_picture, edges, likeness
 from fastcloak.photos import photo_files, read_photo
@@ -271,13 +272,16 @@ def _versions(name: str, original: Pixels, protected: Pixels, keep_pictures: boo
     height, width = original.shape[:2]
     same_size = original.shape == protected.shape
     if (height, width) == (SIZE, SIZE):
-        faces, box = 1, None
+        faces, box, turn = 1, None, 0
     else:
         found = find_faces(original, who="all", name=name)
         face = _touched(found, original, protected) if same_size else found[0]
         faces, box = len(found), np.array(face.box) / [width, height, width, height]
         check_same_face(original, protected, box)
-    versions = [[_crop(survive(side), box) for survive in SURVIVALS.values()] for side in (original, protected)]
+        turn = 90 * round(face.turn / 90)  # in no version is the face taken to be another way up
+        if face.uncertain:
+            logging.getLogger("fastcloak").warning("%s: %s", name, UNCERTAIN)
+    versions = [[_crop(survive(side), box, turn) for survive in SURVIVALS.values()] for side in (original, protected)]
     inside = _region(box, original)
     change: int | None = None
     face_change: int | None = None
@@ -315,7 +319,7 @@ def _region(box: npt.NDArray[np.float64] | None, pixels: Pixels, margin: float =
     return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
 
-def _crop(pixels: Pixels, box: npt.NDArray[np.float64] | None) -> Tensor | None:
+def _crop(pixels: Pixels, box: npt.NDArray[np.float64] | None, turn: int) -> Tensor | None:
     """The face as a recogniser would see it, [3, 112, 112] uint8: found anew, in its place; None: not found."""
     height, width = pixels.shape[:2]
     if box is None:
@@ -324,7 +328,7 @@ def _crop(pixels: Pixels, box: npt.NDArray[np.float64] | None) -> Tensor | None:
         left, top, across, down = (box * [width, height, width, height]).tolist()
         place = left, top, across, down
         # Small faces are looked for, which takes longer, only where the one that is meant was not found.
-        found = (_in_place(detect(pixels, thorough=thorough), place) for thorough in (False, True))
+        found = (_in_place(detect(pixels, thorough=thorough, turn=turn), place) for thorough in (False, True))
         face = next((face for face in found if face is not None), None)
         if face is None:
             return None

@@ -1,7 +1,7 @@
 """The command line: reads arguments, calls the library, prints. No logic of its own.
 
-Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, or photos were protected already and
-left out, the others are done; 130 interrupted.
+Exit codes: 0 all well; 1 failed; 2 wrong usage; 3 some photos or people failed, photos were protected already and left
+out, or which way up a face is cannot be told; the others are done; 130 interrupted.
 PyTorch, NumPy and tqdm are imported by the commands that need them: `--help` and wrong usage answer at once.
 """
 
@@ -601,7 +601,8 @@ def _protect(arguments: argparse.Namespace) -> int:
         _print_json({"cloak": cloak.id, "counts": counts, "photos": photos}, arguments.json)
     else:
         _say(*_summary(outcomes, arguments.output))
-    return _code(counts[FAILED], len(outcomes), counts[ALREADY])
+    uncertain = sum(outcome.uncertain for outcome in outcomes)
+    return _code(counts[FAILED], len(outcomes), counts[ALREADY] + uncertain)
 
 
 REASONS = {
@@ -637,9 +638,11 @@ def _summary(outcomes: Sequence[Outcome], output: Path) -> list[str]:
     lines += _reasons(Counter(outcome.reason for outcome in outcomes if outcome.reason))
     lines.append((sum(outcome.faces for outcome in outcomes), "faces"))
     lines.append((sum(bool(outcome.warnings) for outcome in outcomes), "photos with a warning"))
+    lines.append((sum(outcome.uncertain > 0 for outcome in outcomes), TO_TURN))
     return _counts(output, lines)
 
 
+TO_TURN = "photos to turn upright and protect again"
 MOST_ERRORS_SHOWN = 20
 
 
@@ -695,9 +698,10 @@ def _protect_many(arguments: argparse.Namespace) -> int:
     else:
         lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
         photos = [(number, f"photos {status}") for status, number in summary.photos.items()]
+        photos.append((summary.uncertain, TO_TURN))
         _say(*_counts(arguments.output, [*lines, *photos, *_reasons(summary.reasons)]))
     failed, of = summary.failed + summary.photos[FAILED], summary.people + summary.photos.total()
-    return _code(failed, of, summary.photos[ALREADY])
+    return _code(failed, of, summary.photos[ALREADY] + summary.uncertain)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class Enrolment:
         """The person's face in a photo: the most similar one, if it reaches the threshold.
 
         Args:
-            pixels: [H, W, 3], uint8, RGB, upright.
+            pixels: [H, W, 3], uint8, RGB.
             name: what errors call the photo.
 
         Raises:

@@ -59,6 +59,7 @@ class Outcome:
         faces: how many faces were cloaked; 0 if that was not looked at.
         face_sizes: see `ProtectedPhoto`.
         warnings: see `ProtectedPhoto`.
+        uncertain: see `ProtectedPhoto`; such a photo is never done before.
         reason: kind of failure, the name of its exception.
         error: what went wrong, in words.
         seconds: that it took.
@@ -70,6 +71,7 @@ class Outcome:
     faces: int = 0
     face_sizes: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+    uncertain: int = 0
     reason: str = ""
     error: str = ""
     seconds: float = 0.0
@@ -221,13 +223,17 @@ def _protect(
         new, done = protect_payload(
             payload, source, destination, cloak, enrolment=enrolment, again=memory is None, **options
         )
+        if done.uncertain:
+            entry["uncertain"] = done.uncertain  # not as an entry of the next run, which so says it again
         if not dry_run:
             destination.parent.mkdir(parents=True, exist_ok=True)
             record.add(destination, entry, _sha256(new))
             atomic_write(destination, new)
         status = PLANNED if dry_run else PROTECTED
         seconds = time.perf_counter() - began
-        return Outcome(source, destination, status, done.faces, done.face_sizes, done.warnings, seconds=seconds)
+        return Outcome(
+            source, destination, status, done.faces, done.face_sizes, done.warnings, done.uncertain, seconds=seconds
+        )
     except MissingExtraError:
         raise
     except Exception as error:  # one photo's fault, whatever it is, must not stop the others

@@ -21,7 +21,17 @@ import numpy.typing as npt
 from fastcloak.atomic import atomic_write
 from fastcloak.cloak import Cloak
 from fastcloak.enrolment import Enrolment
-from fastcloak.faces import SIZE, TEMPLATE_112, Face, align, check_pixels, find_faces, similarity_transform, warp
+from fastcloak.faces import (
+    SIZE,
+    TEMPLATE_112,
+    UNCERTAIN,
+    Face,
+    align,
+    check_pixels,
+    find_faces,
+    similarity_transform,
+    warp,
+)
 from fastcloak.photos import decode_photo, encode_photo, fit_format, without_gps, without_metadata
 from fastcloak.presence import carries
 
@@ -76,6 +86,7 @@ class ProtectedPhoto:
             and a mask on a much smaller face loses detail.
         warnings: what a person should know: a face that is too small to keep much of the cloak, and what of the file
             could not be kept, such as HDR.
+        uncertain: how many of the faces may be cloaked the wrong way up, since that cannot be told.
     """
 
     source: Path
@@ -83,6 +94,7 @@ class ProtectedPhoto:
     faces: int
     face_sizes: tuple[float, ...]
     warnings: tuple[str, ...] = ()
+    uncertain: int = 0
 
 
 def protect(
@@ -105,7 +117,7 @@ def protect(
     not change, is logged as a warning.
 
     Args:
-        pixels: [H, W, 3], uint8, RGB, upright.
+        pixels: [H, W, 3], uint8, RGB.
         cloak: the person's.
         who: "largest" cloaks the largest face, "all" cloaks all of them, "me" that of the enrolled person.
         faces: instead of `who`: the faces to cloak, from `detect(pixels)`.
@@ -122,8 +134,8 @@ def protect(
         FaceNotFoundError: no face was found, or none of the enrolled person (`PersonNotFoundError`).
         MissingExtraError: the `faces` extra is not installed.
     """
-    protected, sides, skipped = _protect(pixels, cloak, who, faces, enrolment, again, "photo")
-    for warning in (*_warnings(sides), *_unchanged(pixels, protected, skipped)):
+    protected, sides, uncertain, skipped = _protect(pixels, cloak, who, faces, enrolment, again, "photo")
+    for warning in (*_warnings(sides, uncertain), *_unchanged(pixels, protected, skipped)):
         logger.warning("%s", warning)
     return protected
 
@@ -210,16 +222,16 @@ def protect_payload(
         cloak, who, enrolment, quality, strip_gps, strip_metadata, again: see `protect_photo`.
     """
     photo = fit_format(decode_photo(payload, name=str(source)), destination)
-    pixels, face_sizes, skipped = _protect(photo.pixels, cloak, who, None, enrolment, again, str(source))
+    pixels, face_sizes, uncertain, skipped = _protect(photo.pixels, cloak, who, None, enrolment, again, str(source))
     if not face_sizes:
         raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
-    warnings = (*photo.warnings, *_warnings(face_sizes), *_unchanged(photo.pixels, pixels, skipped))
+    warnings = (*photo.warnings, *_warnings(face_sizes, uncertain), *_unchanged(photo.pixels, pixels, skipped))
     photo = replace(photo, pixels=pixels)
     if strip_gps:
         photo = without_gps(photo)
     if strip_metadata:
         photo = without_metadata(photo)
-    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, warnings)
+    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, warnings, uncertain)
     return encode_photo(photo, destination, quality=quality), done
 
 
@@ -288,8 +300,8 @@ def _protect(
     enrolment: Enrolment | None,
     again: bool,
     name: str,
-) -> tuple[Pixels, tuple[float, ...], int]:
-    """The protected photo, the sizes of the faces that were cloaked, and how many carried the cloak before."""
+) -> tuple[Pixels, tuple[float, ...], int, int]:
+    """The protected photo, the sizes of the faces cloaked, how many are of unknown rotation, how many had the cloak."""
     check_pixels(pixels)
     if faces is None:
         check_who(who, enrolment)
@@ -302,8 +314,8 @@ def _protect(
         if enrolment is not None:
             enrolment.check_aligned(pixels, name=name)
         if not again and carries(pixels, delta):
-            return pixels.copy(), (), 1
-        return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),), 0
+            return pixels.copy(), (), 0, 1
+        return _added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),), 0, 0
     if faces is None:
         faces = [enrolment.find(pixels, name=name)] if enrolment else find_faces(pixels, who=who, name=name)
     to_cloak = [face for face in faces if again or not carries(align(pixels, face)[0], delta)]
@@ -312,15 +324,15 @@ def _protect(
         region, mask, side = face_mask(delta, face, cloak.eps, width, height)
         protected[region] = _added(protected[region], pixels[region], mask, cloak.eps)
         sides.append(side)
-    return protected, tuple(sides), len(faces) - len(to_cloak)
+    return protected, tuple(sides), sum(face.uncertain for face in to_cloak), len(faces) - len(to_cloak)
 
 
 def _is_grey(pixels: Pixels) -> bool:
     return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
 
 
-def _warnings(sides: Sequence[float]) -> tuple[str, ...]:
-    return tuple(
+def _warnings(sides: Sequence[float], uncertain: int) -> tuple[str, ...]:
+    return (UNCERTAIN,) * (uncertain > 0) + tuple(
         f"a face of {side:.0f} pixels is small: it keeps about {_kept(side):.0%} of the protection of a large one; "
         "post the photo as large as you have it"
         for side in sides

@@ -92,6 +92,7 @@ class ProtectSummary:
         people: in the source.
         failed: people without a cloak, or whose photos could not be found.
         photos: status (see `fastcloak.folder.Outcome`) -> photos.
+        uncertain: photos with a face of which it cannot be told which way up it is.
         reasons: kind of error -> people and photos that failed for it.
         seconds: that the job took.
     """
@@ -99,6 +100,7 @@ class ProtectSummary:
     people: int = 0
     failed: int = 0
     photos: Counter[str] = field(default_factory=Counter)
+    uncertain: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -228,8 +230,8 @@ def protect_dataset(
         address: as for `fit_dataset`.
         progress: called for each person with a row of `person`, `status` ("protected" or "failed"), `reason`, `error`
             and `photos`, a list of JSON texts, one per photo, of `fastcloak.folder.Outcome`; and the number of people.
-        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `strip_metadata`, `overwrite`, `again`, `dry_run`, as
-            for `protect_photos`.
+        options: `who` ("largest" or "all"), `quality`, `strip_gps`, `strip_metadata`, `overwrite`, `again`, `dry_run`,
+            as for `protect_photos`.
 
     Raises:
         ValueError, FileNotFoundError, MissingExtraError, KeyboardInterrupt: as `fit_dataset`.
@@ -258,6 +260,7 @@ def protect_dataset(
                     summary.reasons[row["reason"]] += 1
                 for outcome in map(json.loads, row["photos"] or ()):
                     summary.photos[outcome["status"]] += 1
+                    summary.uncertain += outcome["uncertain"] > 0
                     if outcome["reason"]:
                         summary.reasons[outcome["reason"]] += 1
                 if progress is not None:

@@ -350,6 +350,17 @@ def test_faces_are_found_after_every_change(orl):
     assert checked.models[0].survivals[3].after.own != checked.models[0].as_saved.after.own
 
 
+@pytest.mark.parametrize("quarters", [1, 2])
+def test_a_turned_face_is_checked_upright(orl, quarters):
+    photo = np.full((420, 420, 3), 127, np.uint8)
+    photo[20:356, 60:336] = orl_pixels(orl, 1, 1, scale=3)
+    other = np.clip(photo.astype(int) + 9, 0, 255).astype(np.uint8)
+    upright = check_photos([photo], [other], net(module=Pixels()))
+    turned = check_photos(*([np.rot90(pixels, quarters).copy()] for pixels in (photo, other)), net(module=Pixels()))
+    for one, same in zip(upright.models[0].survivals, turned.models[0].survivals, strict=True):
+        assert same.after.own == pytest.approx(one.after.own, abs=0.02), one.survival
+
+
 def test_only_one_photo_is_in_memory_at_a_time(tmp_path, monkeypatch):
     face = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
     folder = write(tmp_path, **{f"p{i}": face for i in range(5)})

@@ -9,7 +9,7 @@ import torch
 from PIL import ExifTags, Image
 
 import fastcloak
-from fastcloak import Cloak, assets
+from fastcloak import Cloak, assets, faces
 from fastcloak.cli import main, parse_model
 
 EPS = 8 / 255
@@ -507,6 +507,30 @@ def test_protect_finds_one_person_and_says_what_was_done(orl, cloak_file, tmp_pa
     for wrong in (command, [*command[:-2], "--enrolment", str(mine)], [*command[:-2], "--model", "dlib"]):
         assert main(wrong) == 1
         assert "--who me needs --enrolment FOLDER" in capsys.readouterr().err
+
+
+def test_protect_says_each_time_where_it_cannot_tell_which_way_up_a_face_is(
+    orl, cloak_file, tmp_path, capsys, monkeypatch
+):
+    people = tmp_path / "people"
+    (people / "me").mkdir(parents=True)
+    Image.open(orl / "1.pgm").resize((276, 336)).save(people / "me" / "photo.png")
+    monkeypatch.setattr(faces, "_CLEAR", 1.0)
+    monkeypatch.setattr(faces, "_LEAST_LEAD", 2.0)
+    monkeypatch.setattr(faces, "_CLEAR_LEAD", 2.0)
+    command = ["protect", str(cloak_file), str(people / "me"), "-o", str(tmp_path / "out")]
+    many = ["protect-many", str(tmp_path), str(people), "-o", str(tmp_path / "many"), "--workers", "0"]
+    for _ in range(2):
+        assert main(command) == 3
+        captured = capsys.readouterr()
+        assert "photo.png: which way up a face is cannot be told" in captured.err
+        assert "  1  protected\n  1  faces\n  1  photos to turn upright and protect again" in captured.out
+        assert main(many) == 3
+        assert "  1  photos to turn upright and protect again" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "  1  done before\n" in capsys.readouterr().out
 
 
 def test_protect_writes_a_single_photo_as_asked(orl, cloak_file, tmp_path, capsys):

@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 from fastcloak import assets
+from fastcloak import faces as faces_module
 from fastcloak.faces import (
     TEMPLATE_112,
     Face,
     FaceNotFoundError,
     _new_detector,
+    _run_detector,
     align,
     choose_faces,
     detect,
@@ -173,6 +175,65 @@ def test_a_thorough_look_finds_faces_that_the_first_one_misses():
     photo[2500:2612, 3500:3592] = orl_pixels(5)
     assert len(detect(photo)) == 1
     assert len(detect(photo, thorough=True)) == 2
+
+
+def on_grey(pixels, angle, side=600):
+    """A photo turned counterclockwise in the middle of a grey one."""
+    photo = Image.new("RGB", (side, side), (128, 128, 128))
+    photo.paste(Image.fromarray(pixels), ((side - pixels.shape[1]) // 2, (side - pixels.shape[0]) // 2))
+    return np.array(photo.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)))
+
+
+@pytest.mark.parametrize("angle", [45, 90, 160, 180, 270, 330])
+def test_a_turned_face_is_aligned_as_the_upright_one_is(angle):
+    for person in (1, 5, 9):
+        photos = [on_grey(orl_pixels(person, scale=3), by) for by in (0, angle)]
+        (upright,), (turned,) = map(detect, photos)
+        assert not turned.uncertain
+        assert abs((turned.turn - upright.turn - angle + 180) % 360 - 180) < 12, person
+        crops = [align(photo, face)[0][20:-20, 20:-20] for photo, face in zip(photos, (upright, turned), strict=True)]
+        assert np.corrcoef(crops[0].ravel(), crops[1].ravel())[0, 1] > 0.75, person
+        areas = [face.box[2] * face.box[3] for face in (upright, turned)]
+        assert areas[1] == pytest.approx(areas[0], rel=0.4)
+
+
+def test_upright_photos_are_looked_at_no_more_often(monkeypatch):
+    looks = []
+    monkeypatch.setattr(faces_module, "_run_detector", lambda *a, **k: looks.append(a) or _run_detector(*a, **k))
+    for person in (1, 5, 9):
+        detect(orl_pixels(person, scale=4))
+    assert len(looks) == 6
+
+
+def test_each_face_of_a_group_has_its_own_way_up():
+    photo = group((100, 100, 4), (800, 50, 4))
+    photo[:, 800:] = photo[::-1, :799:-1]
+    faces = detect(photo, thorough=True)
+    turns = {face.box[0] > 800: face.turn for face in faces}
+    assert len(faces) == 2
+    assert abs(turns[False]) < 20
+    assert abs(turns[True]) > 160
+
+
+def test_what_is_known_of_the_way_up_is_taken():
+    photo = on_grey(orl_pixels(5, scale=3), 180)
+    assert [abs(face.turn) > 160 for face in detect(photo, turn=180)] == [True]
+    assert all(abs(face.turn) < 60 for face in detect(photo, turn=0))
+
+
+def test_a_face_that_is_the_same_both_ways_up_is_uncertain(monkeypatch, tmp_path, caplog):
+    pixels = orl_pixels(5, scale=3)
+    top = pixels[: int(detect(pixels)[0].landmarks[2, 1])]
+    card = on_grey(np.concatenate([top, top[::-1, ::-1]]), 0)
+    monkeypatch.setattr(faces_module, "_CLEAR", 1.0)
+    assert detect(card)[0].uncertain
+    assert not detect(on_grey(pixels, 0))[0].uncertain
+    Image.fromarray(card).save(tmp_path / "card.png")
+    load_faces(tmp_path)
+    assert "card.png: which way up a face is cannot be told" in caplog.text
+    caplog.clear()
+    load_faces([on_grey(pixels, 0)])
+    assert caplog.text == ""
 
 
 def test_an_opencv_that_cannot_be_silenced_detects_all_the_same(monkeypatch):

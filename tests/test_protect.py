@@ -198,6 +198,18 @@ def test_a_detected_face_carries_the_mask():
     assert correlation(change[seen], cloak.delta.permute(1, 2, 0).numpy()[seen]) > 0.9
 
 
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_photo_gets_the_mask_as_an_upright_one(quarters):
+    photo = np.full((500, 500, 3), 128, np.uint8)
+    photo[80:416, 110:386] = orl_photo()
+    cloak = make_cloak(smooth=9)
+    face = detect(photo)[0]
+    turned = np.ascontiguousarray(np.rot90(photo, quarters))
+    protected = np.ascontiguousarray(np.rot90(protect(turned, cloak), -quarters))
+    change = align(protected, face)[0].astype(float) - align(photo, face)[0]
+    assert correlation(change[6:-6, 6:-6], cloak.delta.permute(1, 2, 0).numpy()[6:-6, 6:-6]) > 0.6
+
+
 def test_who_all_cloaks_every_face_and_largest_one():
     photo = np.full((500, 900, 3), 128, np.uint8)
     photo[20:356, 20:296], photo[100:324, 600:784] = orl_photo(3), orl_photo(2)
