@@ -64,7 +64,7 @@ _CLOSE_UP, _CLOSE_UP_SIDE = 1.7, 320
 # a face counts as upright: 98 % of LFW's and 95 % of ORL's are. Others are scored in small squares, turned in steps of
 # 30 degrees: for faces of 20 pixels, blurred, dark or badly compressed ones too, the mean of both sizes was highest
 # the right way up in each of 400, and at least 0.027 above all that differ by 60 degrees or more (measured).
-# Turned faces have at least 0.8 there; things that are none, less.
+# A turned face scores at least 0.8 in its close-up; what only looks like one scores less.
 _CLEAR, _WEAK, _LEAST_LEAD, _CLEAR_LEAD = 0.92, 0.8, 0.02, 0.05
 _STEP, _SMALL_SIDES, _SMALL_SCORE = 30, (96, 160), 0.3
 # Landmarks of a tilted face are tilted by less than it is; it is looked at once more until it stands straighter.
