@@ -66,11 +66,12 @@ _CLOSE_UP, _CLOSE_UP_SIDE = 1.7, 320
 # a face counts as upright: 98 % of LFW's and 95 % of ORL's are. Others are scored in small squares, turned in steps of
 # 30 degrees: for faces of 20 pixels, blurred, dark or badly compressed ones too, the mean of both sizes was highest
 # the right way up in each of 400, and at least 0.027 above all that differ by 60 degrees or more (measured).
-# Turned faces have at least 0.8 there; things that are none, less.
+# A turned face scores at least 0.8 in its close-up; what only looks like one scores less.
 _CLEAR, _WEAK, _LEAST_LEAD, _CLEAR_LEAD = 0.92, 0.8, 0.02, 0.05
 _STEP, _SMALL_SIDES, _SMALL_SCORE = 30, (96, 160), 0.3
-# Landmarks of a tilted face are tilted by less than it is; it is looked at once more until it stands straighter.
-_STRAIGHT = 10.0
+# Landmarks of a tilted face are tilted by less than it is; it is looked at once more until it stands straighter than so
+# many degrees: the first where the photo was not turned.
+_STRAIGHT = 10.0, 5.0
 _SAME_FACE_IOU = 0.3
 _NMS = 0.3
 
@@ -584,7 +585,7 @@ def _look_again(pixels: Pixels, face: Face, turn: float, *, known: bool = False)
         if abs(_wrapped(best - turn)) > _STEP:
             seen, turn = _close_up(pixels, face.box, best), best
     for looks in range(3):
-        if seen is None or (abs(_wrapped(seen.turn - turn)) <= _STRAIGHT and (looks or not turn)):
+        if seen is None or ((looks or not turn) and abs(_wrapped(seen.turn - turn)) <= _STRAIGHT[turn != 0]):
             break
         turn = seen.turn
         seen = _close_up(pixels, seen.box, turn) or seen
