@@ -169,6 +169,8 @@ def _with_more(
     for turn in turns:
         found = glanced[turn] if glance else _candidates(pixels, thorough, turn)
         seen = [_look_again(pixels, face, turn, known=known) for face in found if not _among(face.box, certain)]
+        if turns != (0,):  # nearly anything looks a little like a face from one of eight sides
+            seen = [face for face in seen if known or face.score >= _WEAK]
         certain += [face.box for face in seen if not face.uncertain]
         more += seen
     faces = faces + [face for face in more if turns == (0,) or not certain or not face.uncertain]
