@@ -81,6 +81,9 @@ _GPS: Mapping[int, _Rule] = {
     **dict.fromkeys((27, 28), _COMMENT),
     30: _SHORT,
 }
+# Names, description, author, rights, comment, owner, title, photographer: people may have written a place there.
+_FREE_TEXTS = (0x010D, 0x010E, 0x013B, 0x8298, 0x9286, 0xA430, 0xA436, 0xA437)
+_COORDINATES = re.compile(rb"\d[.,]\d{3}|\xb0")  # a fraction of a degree, or its sign
 _INTEROPERABILITY: Mapping[int, _Rule] = {1: _SHORT_TEXT, 2: _FOUR}
 
 
@@ -135,7 +138,7 @@ class Block:
         Args:
             size: (width, height) of the picture, for blocks that name one.
             resolution: pixels per inch, for files that have no other place for it.
-            gps: with the place.
+            gps: with the place: its table, and free texts that hold coordinates.
         """
         tables = self._laid(8, size=size, resolution=resolution, gps=gps)
         if not tables:
@@ -179,6 +182,10 @@ class Block:
         """The tables, of which the first stands `at` bytes behind the start of the stream; none if all are empty."""
         order, main, details = self.order, {**self.main, **(own or {})}, dict(self.details)
         gps_table = self.gps if gps else {}
+        for table in () if gps else (main, details):
+            for tag in _FREE_TEXTS:
+                if tag in table and _COORDINATES.search(table[tag].payload.replace(b"\0", b"")):
+                    del table[tag]
         if size is not None:
             sides = zip((WIDTH, HEIGHT), size, strict=True)
             details |= {tag: _long(order, side) for tag, side in sides if tag in details}

@@ -341,6 +341,20 @@ def test_what_people_need_is_kept_to_the_byte(order, suffix):
     assert bare.dpi is None
 
 
+@pytest.mark.parametrize("place", ["52.5200N 13.4050E", "52° 31' N", "at 52,520 / 13,405"])
+def test_free_texts_with_coordinates_go_with_the_place(place):
+    coded = place.encode() + b"\0"
+    wide = b"UNICODE\0" + place.encode("utf-16-le")
+    block = exif_with(
+        main=[(0x010E, 2, len(coded), coded), (0x0131, 2, 6, b"1.234\0")], details=[(0x9286, 7, len(wide), wide)]
+    )
+    photo = decode_photo(stored(picture(), "PNG", exif=block), name="photo.png")
+    assert {0x010E, 0x0131} <= set(read_exif(photo.exif).main)
+    assert 0x9286 in read_exif(photo.exif).details
+    left = read_exif(without_gps(photo).exif)
+    assert (set(left.main), left.details) == ({0x0131}, {})
+
+
 def test_a_latin_1_author_of_an_older_camera_is_kept():
     entry = (0x013B, 2, 5, "Zoë".encode("latin-1") + b"\0\0")
     assert read_exif(exif_with(main=[entry])).main[0x013B].payload == entry[3]
