@@ -307,13 +307,14 @@ def fit_format(photo: Photo, path: str | PathLike[str]) -> Photo:
         path: its suffix is one of `SUFFIXES`.
     """
     kind = _FORMATS.get(Path(path).suffix.lower())
-    coding = photo.color.get(b"cICP", bytes(4))
-    says_color = kind == "PNG" or (kind == "HEIF" and any(coding))
+    primaries, transfer, _, full = photo.color.get(b"cICP", (1, 13, 0, 1))  # without it: as good as sRGB here
+    says_color = kind == "PNG" or (kind == "HEIF" and b"cICP" in photo.color and full)
     if kind is None or says_color or not (photo.color or photo.icc_profile):
         return photo
     profile, warnings = photo.icc_profile or color_profile(photo.color, grey=photo.grey), photo.warnings
-    if coding[1] in HDR_TRANSFERS and photo.icc_profile is None:
-        warnings += (f"its HDR colours cannot be said in a {kind} file and will look pale; write it as .png or .heic",)
+    if profile is None and (primaries, transfer, full) != (1, 13, 1):
+        what, how = ("HDR colours", "pale") if transfer in HDR_TRANSFERS else ("colours", "different")
+        warnings += (f"its {what} cannot be said in a {kind} file and will look {how}; write it as .png",)
     photo = replace(photo, icc_profile=profile, color={}, warnings=warnings)
     if profile is None or kind not in ("BMP", "PPM"):
         return photo
