@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").read_text(), re.M).group(1)
@@ -43,7 +43,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     # `kernels` as a top-level package would collide with another package on PyPI.
-    packages=["fastcloak", "fastcloak.models", "fastcloak.kernels"],
+    packages=[*find_packages(include=["fastcloak", "fastcloak.*"]), "fastcloak.kernels"],
     package_dir={"fastcloak": "fastcloak", "fastcloak.kernels": "kernels"},
     package_data={"fastcloak": ["py.typed"]},
     install_requires=[
@@ -64,5 +64,5 @@ setup(
         "bench": BENCH,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["fastcloak=fastcloak.cli:main"]},
+    entry_points={"console_scripts": ["fastcloak=fastcloak.cli.main:main"]},
 )

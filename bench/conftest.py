@@ -15,8 +15,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from bench import nets
-from bench.machine import Timing, copy_bandwidth, row_context
+from bench.harness import nets
+from bench.harness.machine import Timing, copy_bandwidth, row_context
 
 PHOTOS = 10
 

@@ -72,7 +72,7 @@ fi
 
 measure=$((limit - SECONDS - 75))
 [ $measure -gt 240 ] && measure=240
-part "measurements" $((measure + 35)) "$python" -m bench.gpu_check -o "$out" --seconds $measure --commit "$commit" $dry
+part "measurements" $((measure + 35)) "$python" -m bench.speed.gpu -o "$out" --seconds $measure --commit "$commit" $dry
 
 sanitize() { # sanitize TOOL SECONDS
     local before=${#verdicts[@]} was=$failed
@@ -100,7 +100,7 @@ else
 fi
 
 say
-"$python" -m bench.gpu_check --table -o "$out" | tee -a "$log"
+"$python" -m bench.speed.gpu --table -o "$out" | tee -a "$log"
 say
 for verdict in "${verdicts[@]}"; do say "$verdict"; done
 say "$SECONDS s in all; rows and log in $out"

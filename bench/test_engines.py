@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import nets
 from bench.conftest import Compare
-from bench.machine import StepClock
+from bench.harness import nets
+from bench.harness.machine import StepClock
 from fastcloak import fit
 
 CUDA = torch.cuda.is_available()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import nets, published
 from bench.conftest import Compare
-from bench.machine import StepClock
+from bench.harness import nets
+from bench.harness.machine import StepClock
+from bench.speed import published
 from fastcloak import fit
 
 STEPS = 2  # the clock leaves the first out

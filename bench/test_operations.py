@@ -1,4 +1,4 @@
-"""Every hot operation of `fastcloak.reference` alone, and the hull solver at scale.
+"""Every hot operation of `fastcloak.ops.reference` alone, and the hull solver at scale.
 
 `share of copy` is the least number of bytes that the operation must move (each input read once, each output written
 once), per second, over what a plain copy reaches on the same machine: 1 is the roof.
@@ -14,11 +14,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench import hull_solvers
 from bench.conftest import Compare
-from bench.machine import synchronise
-from fastcloak import reference
-from fastcloak.hull import OBJECTIVES, build_hull, convex_weights, duality_gap
+from bench.harness.machine import synchronise
+from bench.speed import hull_solvers
+from fastcloak.fitting.options import OBJECTIVES
+from fastcloak.ops import reference
+from fastcloak.ops.hull import build_hull, convex_weights, duality_gap
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS, ALPHA = 8 / 255, 1 / 255

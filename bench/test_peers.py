@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bench import nets, peers
 from bench.conftest import Compare
-from bench.machine import StepClock, synchronise
+from bench.harness import nets
+from bench.harness.machine import StepClock, synchronise
+from bench.speed import peers
 from fastcloak import fit
-from fastcloak.hull import build_hull, convex_weights
+from fastcloak.ops.hull import build_hull, convex_weights
 
 EPS = 8 / 255
 STEPS = 2

@@ -21,12 +21,13 @@ import torch
 from PIL import ExifTags, Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastcloak import protect
-from fastcloak.assets import orl_folder
 from fastcloak.cloak import Cloak
-from fastcloak.faces import TEMPLATE_112, Face, detect
-from fastcloak.folder import Outcome, plan_photos, protect_photos
-from fastcloak.photos import decode_photo, encode_photo
+from fastcloak.photos.alignment import TEMPLATE_112, Face
+from fastcloak.photos.detection import detect
+from fastcloak.photos.files import decode_photo, encode_photo
+from fastcloak.protection.album import Outcome, plan_photos, protect_photos
+from fastcloak.protection.photo import protect
+from fastcloak.system.packages import orl_folder
 
 pytestmark = pytest.mark.benchmark(max_time=3, min_rounds=3)
 

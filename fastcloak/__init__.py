@@ -1,27 +1,34 @@
 """Class-universal privacy cloaks: one small additive mask per person that face recognition does not see past."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # what type checkers take for True; the module typing is slow to import
 if TYPE_CHECKING:
-    from fastcloak.assets import MissingExtraError
-    from fastcloak.check import check_photos
-    from fastcloak.check_results import Check
-    from fastcloak.checkpoint import CheckpointError
-    from fastcloak.cloak import Cloak, CloakFileError, load
-    from fastcloak.enrolment import Enrolment, PersonNotFoundError, enrol
-    from fastcloak.evaluation import Evaluation, evaluate
-    from fastcloak.faces import FaceNotFoundError
-    from fastcloak.fitting import FitInterrupted, FitManyError, fit, fit_many
-    from fastcloak.folder import plan_photos, protect_photos
+    from fastcloak.cloak import Cloak, load
+    from fastcloak.evaluation.check import check_photos
+    from fastcloak.evaluation.page import write_page
+    from fastcloak.evaluation.protocol import evaluate
+    from fastcloak.evaluation.results import Evaluation
+    from fastcloak.evaluation.verdict import Check
+    from fastcloak.fitting.fitter import fit, fit_many
     from fastcloak.models import Surrogate, load_model
-    from fastcloak.page import write_page
-    from fastcloak.photos import PhotoError
-    from fastcloak.protect import AlreadyProtectedError, protect, protect_photo
+    from fastcloak.protection.album import plan_photos, protect_photos
+    from fastcloak.protection.enrolment import Enrolment, enrol
+    from fastcloak.protection.photo import protect, protect_photo
+    from fastcloak.system.errors import (
+        AlreadyProtectedError,
+        CheckpointError,
+        CloakFileError,
+        FaceNotFoundError,
+        FastcloakError,
+        FitInterrupted,
+        FitManyError,
+        MissingExtraError,
+        PersonNotFoundError,
+        PhotoError,
+    )
 
 __all__ = [
     "AlreadyProtectedError",
@@ -32,6 +39,7 @@ __all__ = [
     "Enrolment",
     "Evaluation",
     "FaceNotFoundError",
+    "FastcloakError",
     "FitInterrupted",
     "FitManyError",
     "MissingExtraError",
@@ -53,20 +61,29 @@ __all__ = [
 ]
 
 _MODULES = {
-    "assets": ["MissingExtraError"],
-    "check": ["check_photos"],
-    "check_results": ["Check"],
-    "checkpoint": ["CheckpointError"],
-    "cloak": ["Cloak", "CloakFileError", "load"],
-    "enrolment": ["Enrolment", "PersonNotFoundError", "enrol"],
-    "evaluation": ["Evaluation", "evaluate"],
-    "faces": ["FaceNotFoundError"],
-    "fitting": ["FitInterrupted", "FitManyError", "fit", "fit_many"],
-    "folder": ["plan_photos", "protect_photos"],
+    "cloak": ["Cloak", "load"],
+    "evaluation.check": ["check_photos"],
+    "evaluation.page": ["write_page"],
+    "evaluation.protocol": ["evaluate"],
+    "evaluation.results": ["Evaluation"],
+    "evaluation.verdict": ["Check"],
+    "fitting.fitter": ["fit", "fit_many"],
     "models": ["Surrogate", "load_model"],
-    "page": ["write_page"],
-    "photos": ["PhotoError"],
-    "protect": ["AlreadyProtectedError", "protect", "protect_photo"],
+    "protection.album": ["plan_photos", "protect_photos"],
+    "protection.enrolment": ["Enrolment", "enrol"],
+    "protection.photo": ["protect", "protect_photo"],
+    "system.errors": [
+        "AlreadyProtectedError",
+        "CheckpointError",
+        "CloakFileError",
+        "FaceNotFoundError",
+        "FastcloakError",
+        "FitInterrupted",
+        "FitManyError",
+        "MissingExtraError",
+        "PersonNotFoundError",
+        "PhotoError",
+    ],
 }
 """Where each public name is, so that it is imported at its first use: PyTorch takes a second."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -86,14 +103,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """The package; a submodule does not take the place of a public function of its name, such as `protect`."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

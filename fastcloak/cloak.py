@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from safetensors import torch as tensors
 
-from fastcloak.atomic import atomic_write
-from fastcloak.device import check_fork
+from fastcloak.system.device import check_fork
+from fastcloak.system.errors import CloakFileError
+from fastcloak.system.files import atomic_write
 
 SHAPE = (3, 112, 112)
 FORMAT = "fastcloak.cloak"
@@ -30,10 +31,6 @@ LARGEST_FILE = 4 * 1024 * 1024
 """Bytes. A cloak is 150 KB; a larger file is not read at all."""
 
 Images = TypeVar("Images", torch.Tensor, np.ndarray, Image.Image, list)  # type: ignore[type-arg]
-
-
-class CloakFileError(ValueError):
-    """A file that is not a whole, unaltered cloak of a known schema."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Triton twins of the hot operations in `fastcloak.reference`, under the same names and signatures.
+"""Triton twins of the hot operations in `fastcloak.ops.reference`, under the same names and signatures.
 
 They run on CUDA tensors, and on CPU tensors when TRITON_INTERPRET=1 is set before this package is imported.
 """

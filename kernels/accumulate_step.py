@@ -115,7 +115,7 @@ def accumulate_step_(
     normalise: bool = False,
     scale: torch.Tensor | None = None,
 ) -> None:
-    """`fastcloak.reference.accumulate_step_` in one launch, two with `normalise`.
+    """`fastcloak.ops.reference.accumulate_step_` in one launch, two with `normalise`.
 
     Args:
         grads: [P, b, 3, H, W] float32, bfloat16 or float16, contiguous or channels_last (otherwise copied).

@@ -91,7 +91,7 @@ def cloak_batch_(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
 ) -> None:
-    """`fastcloak.reference.cloak_batch_` in one launch. An index outside [0, N) makes its picture NaN.
+    """`fastcloak.ops.reference.cloak_batch_` in one launch. An index outside [0, N) makes its picture NaN.
 
     Args:
         faces: [P, N, 3, H, W] float32, contiguous or channels_last (otherwise copied).

@@ -17,11 +17,11 @@ center, points and Gram once. Unfused PyTorch reads and writes every intermediat
 1,000 for convex_hull: to save those is the point. The limit is latency: of the launch, and for convex_hull of 14 K
 pivots one after the other.
 
-Convex weights: Mehrotra's predictor-corrector interior point as in `fastcloak.hull.convex_weights`, in float64 and in
-registers. First-order methods stall on near-duplicate photos. The Newton matrix is inverted by Goodnight's sweep, one
-pivot after the other on the whole [K, K] tile: a substitution would go row by row twice per right-hand side. On sets
-without full rank an inverse loses some digits against the reference's Cholesky factor: gaps up to 2e-9 instead of 5e-12
-(30 points in a plane), far below the 1e-6 that a fit accepts.
+Convex weights: Mehrotra's predictor-corrector interior point as in `fastcloak.ops.hull.convex_weights`, in float64
+and in registers. First-order methods stall on near-duplicate photos. The Newton matrix is inverted by Goodnight's
+sweep, one pivot after the other on the whole [K, K] tile: a substitution would go row by row twice per right-hand
+side. On sets without full rank an inverse loses some digits against the reference's Cholesky factor: gaps up to 2e-9
+instead of 5e-12 (30 points in a plane), far below the 1e-6 that a fit accepts.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-not-found"
@@ -39,10 +39,10 @@ LARGEST_D = 8192
 """z, c and the residual must fit the registers."""
 
 INTERIOR_POINT_STEPS = 14
-"""As `fastcloak.hull.INTERIOR_POINT_STEPS`."""
+"""As `fastcloak.ops.hull.INTERIOR_POINT_STEPS`."""
 
 FINISHED = tl.constexpr(1e-15)
-"""As `fastcloak.hull.FINISHED`: mean complementarity product of a problem that is solved."""
+"""As `fastcloak.ops.hull.FINISHED`: mean complementarity product of a problem that is solved."""
 
 FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -97,7 +97,7 @@ def _duality_gap(gram, q, w, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.
 
 @triton.jit
 def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, STEPS: tl.constexpr):
-    """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.hull.convex_weights`.
+    """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.ops.hull.convex_weights`.
 
     Entries k >= K are padding: slacks and duals 1, steps 0.
     """
@@ -285,7 +285,7 @@ def hull_loss(
     lower: float = 0.0,
     upper: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`fastcloak.reference.hull_loss` in one launch. An index outside [0, K) makes its loss NaN.
+    """`fastcloak.ops.reference.hull_loss` in one launch. An index outside [0, K) makes its loss NaN.
 
     Args:
         features: [P, b, D] float32, bfloat16 or float16, D up to 8192.

@@ -93,7 +93,7 @@ def outer_step_(
     eps: float,
     decay: float = 0.0,
 ) -> None:
-    """`fastcloak.reference.outer_step_` in one launch, two with momentum.
+    """`fastcloak.ops.reference.outer_step_` in one launch, two with momentum.
 
     Args:
         acc, velocity, delta, delta_in: [P, 3, H, W] float32, contiguous or channels_last, changed in place.

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 import fastcloak
-from bench.reliability import killed_after
-from fastcloak import checkpoint, fit_many
+from bench.reliability.__main__ import killed_after
+from fastcloak import fit_many
+from fastcloak.fitting import checkpoint
 from tests.conftest import TinyNet, smooth_faces
 
 PEOPLE = {"Ann": 4, "ann": 4, "../bob": 5}

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fastcloak import augment
-from fastcloak.augment import AUGMENTATIONS, DRAWS, Views, blur_matrix
+from fastcloak.fitting.options import AUGMENTATIONS
+from fastcloak.ops import augment
+from fastcloak.ops.augment import DRAWS, Views, blur_matrix
 from tests.conftest import smooth_faces
 
 CPU = torch.device("cpu")

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from bench import machine, nets, peers, published, scale
+from bench.harness import machine, nets
+from bench.speed import cluster as scale
+from bench.speed import peers, published
 from fastcloak import fit
-from fastcloak.hull import build_hull, convex_weights
 from fastcloak.models import prepare
+from fastcloak.ops.hull import build_hull, convex_weights
 
 EPS = 8 / 255
 

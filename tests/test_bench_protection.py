@@ -1,4 +1,4 @@
-"""bench/protection.py measures every row once, and its summary says what the lines say."""
+"""bench/protection/__main__.py measures every row once, and its summary says what the lines say."""
 
 import csv
 import functools
@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import protection, protection_plots, protection_summary, recipes
+from bench.protection import __main__ as protection
+from bench.protection import figures as protection_plots
+from bench.protection import recipes
+from bench.protection import summary as protection_summary
 from fastcloak import load_model
-from fastcloak.config import configure
+from fastcloak.fitting.options import configure
 from tests.conftest import TinyNet, smooth_faces
 
 QUICK = {"steps": 2, "inner_steps": 1, "warmup": 1}
@@ -353,7 +356,7 @@ def test_summary_ends_quietly_where_its_reader_is_gone(tmp_path):
     write(tmp_path / "rows.csv", [*controls("ab"), line("one", "a", "b", [0.5] * 4)])
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "bench.protection", "-o", str(tmp_path / "rows.csv"), "--summary"]
+    command = [sys.executable, "-m", "bench.protection.__main__", "-o", str(tmp_path / "rows.csv"), "--summary"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

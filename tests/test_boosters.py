@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcloak import fit, fit_many, load_model
-from fastcloak.augment import AUGMENTATIONS
-from fastcloak.member import RIDGE, spread_slope
+from fastcloak.fitting.objective import RIDGE, spread_slope
+from fastcloak.fitting.options import AUGMENTATIONS
 from fastcloak.models import prepare, with_dropout
 from tests.conftest import TinyNet, smooth_faces
 

@@ -14,12 +14,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastcloak import Cloak, MissingExtraError, assets, check, check_photos, evaluate, load_model
-from fastcloak.check_results import plain_name
-from fastcloak.page import page
-from fastcloak.photos import read_photo
-from fastcloak.survival import SURVIVALS, as_saved, double_size, half_size, half_size_jpeg75, jpeg, resized
-from fastcloak.verification import VERIFICATION_THRESHOLDS
+from fastcloak import Cloak, MissingExtraError, check_photos, evaluate, load_model
+from fastcloak.evaluation.page import page
+from fastcloak.evaluation.postprocessing import (
+    SURVIVALS,
+    as_saved,
+    double_size,
+    half_size,
+    half_size_jpeg75,
+    jpeg,
+    resized,
+)
+from fastcloak.evaluation.text import plain_name
+from fastcloak.photos.files import read_photo
+from fastcloak.protection.enrolment import VERIFICATION_THRESHOLDS
+from fastcloak.system import packages
 
 
 class RedGreen(nn.Module):
@@ -54,7 +63,7 @@ STRANGERS = flat((100, 200), (11, 200))
 
 @pytest.fixture(scope="module")
 def orl():
-    return assets.orl_folder()
+    return packages.orl_folder()
 
 
 def orl_pixels(orl, person, photo, scale=1):
@@ -317,7 +326,7 @@ def test_the_face_that_changed_is_the_one_that_is_checked(orl):
 
 
 def crops(orl, person, scale):
-    from fastcloak.faces import load_faces
+    from fastcloak.photos.inputs import load_faces
 
     return load_faces([Image.fromarray(orl_pixels(orl, person, 1, scale=scale))])
 
@@ -374,7 +383,7 @@ def test_only_one_photo_is_in_memory_at_a_time(tmp_path, monkeypatch):
         most.append(len(alive))
         return photo
 
-    monkeypatch.setattr(check, "read_photo", counted)
+    monkeypatch.setattr("fastcloak.evaluation.pairing.read_photo", counted)
     check_photos(folder, folder, net(), keep_pictures=True)
     assert len(most) == 10
     # The pair that is read, and the pair before it, whose names still point at it.

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import fastcloak
-from fastcloak import CheckpointError, FitInterrupted, FitManyError, checkpoint, cli, fit, fit_many
+from fastcloak import CheckpointError, FitInterrupted, FitManyError, fit, fit_many
+from fastcloak.cli.main import main as cli
+from fastcloak.fitting import checkpoint
 from tests.conftest import TinyNet, smooth_faces
 
 ROOT = Path(__file__).parent.parent
@@ -584,7 +586,7 @@ def photos(tmp_path):
 
 def test_ctrl_c_on_the_command_line_keeps_the_cloak_and_the_state(photos, tmp_path):
     output, state = tmp_path / "me.safetensors", tmp_path / "state"
-    command = [sys.executable, "-m", "fastcloak.cli", "fit", photos, "-o", output, "--preset", "plain"]
+    command = [sys.executable, "-m", "fastcloak", "fit", photos, "-o", output, "--preset", "plain"]
     command += ["--steps", "5000", "--inner-steps", "1", "--checkpoint", state]
     # A shell's background jobs ignore SIGINT, and so would their children.
     heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
@@ -610,7 +612,7 @@ def test_ctrl_c_on_the_command_line_keeps_the_cloak_and_the_state(photos, tmp_pa
 
 
 def command_line(monkeypatch, model, *arguments):
-    monkeypatch.setattr("fastcloak.cli._models", lambda _: model)
+    monkeypatch.setattr("fastcloak.cli.fit.models", lambda _: model)
     return cli.main(["fit", *map(str, arguments), "--steps", "3", "--inner-steps", "1"])
 
 

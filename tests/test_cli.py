@@ -9,8 +9,13 @@ import torch
 from PIL import ExifTags, Image
 
 import fastcloak
-from fastcloak import Cloak, assets, faces
-from fastcloak.cli import main, parse_model
+from fastcloak import Cloak
+from fastcloak.cli.main import main
+from fastcloak.cli.options import parse_model
+from fastcloak.photos import detection as faces
+from fastcloak.photos.inputs import load_faces
+from fastcloak.protection import album
+from fastcloak.system import packages
 
 EPS = 8 / 255
 
@@ -18,7 +23,7 @@ EPS = 8 / 255
 @pytest.fixture(scope="module")
 def orl():
     """Folder of one ORL person's ten photos (92x112, grey)."""
-    return assets.orl_folder() / "s1"
+    return packages.orl_folder() / "s1"
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def test_fit_writes_a_cloak_that_hides_from_its_surrogate(orl, tmp_path, capsys)
     cloak = fastcloak.load(path)
     assert cloak.eps == EPS
     surrogate = fastcloak.load_model("sface")
-    faces = fastcloak.faces.load_faces(photos)
+    faces = load_faces(photos)
     with torch.no_grad():
         clean, cloaked = (torch.nn.functional.normalize(surrogate(x)) for x in (faces, cloak.apply(faces)))
     assert (clean * cloaked).sum(1).max() < 0.5
@@ -192,17 +197,17 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    protect_payload, calls = fastcloak.folder.protect_payload, []
+    protect_payload, calls = album.protect_payload, []
 
     def interrupt_second(*arguments, **options):
         calls.append(arguments)
         return protect_payload(*arguments, **options) if len(calls) == 1 else interrupt()
 
     monkeypatch.setattr(fastcloak, "fit", interrupt)
-    monkeypatch.setattr(fastcloak.folder, "protect_payload", interrupt_second)
+    monkeypatch.setattr(album, "protect_payload", interrupt_second)
     monkeypatch.setattr(fastcloak, "check_photos", interrupt)
-    monkeypatch.setattr("fastcloak.demo.run_demo", interrupt)
-    monkeypatch.setattr("fastcloak.diagnosis.diagnose", interrupt)
+    monkeypatch.setattr("fastcloak.cli.demo.run_demo", interrupt)
+    monkeypatch.setattr("fastcloak.cli.doctor.diagnose", interrupt)
     _, b = photo_folders
     out = tmp_path / "out"
     for arguments, words in (
@@ -219,7 +224,7 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
 
 
 def test_a_closed_pipe_is_no_error(cloak_file):
-    command = [sys.executable, "-m", "fastcloak.cli", "info", str(cloak_file)]
+    command = [sys.executable, "-m", "fastcloak", "info", str(cloak_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         program.stdout.close()
         told = program.stderr.read()
@@ -450,7 +455,7 @@ def test_wrong_usage_is_exit_code_two(arguments, words, capsys):
 
 @pytest.mark.parametrize("command", ["demo", "fit", "apply", "check", "info", "doctor"])
 def test_every_argument_has_words(command, capsys):
-    from fastcloak.cli import _parser
+    from fastcloak.cli.main import _parser
 
     (commands,) = [action for action in _parser()._actions if action.dest == "command" or action.choices]
     for action in commands.choices[command]._actions:
@@ -558,7 +563,7 @@ def test_protect_writes_a_single_photo_as_asked(orl, cloak_file, tmp_path, capsy
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--version"], 0), (["fit"], 2), (["nonsense"], 2)])
 def test_help_and_wrong_usage_import_nothing_heavy(arguments, code):
     program = (
-        "import sys\nfrom fastcloak.cli import main\n"
+        "import sys\nfrom fastcloak.cli.main import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit as stop: code = stop.code\n"
         "assert not {'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)\nsys.exit(code)"
     )
@@ -569,7 +574,7 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments, code):
 def test_closed_and_full_streams_lose_no_work(closed, cloak_file, tmp_path):
     Image.new("RGB", (112, 112)).save(tmp_path / "a\x1b[31m.png")
     (tmp_path / "b\x1b\n.png").write_bytes(b"nonsense")
-    command = f"{sys.executable} -m fastcloak.cli protect {cloak_file} {tmp_path}/*.png -o {tmp_path}/out {closed}"
+    command = f"{sys.executable} -m fastcloak protect {cloak_file} {tmp_path}/*.png -o {tmp_path}/out {closed}"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert (tmp_path / "out" / "a\x1b[31m.png").exists()
@@ -580,10 +585,10 @@ def test_closed_and_full_streams_lose_no_work(closed, cloak_file, tmp_path):
 def test_summaries_name_reasons_in_words():
     from collections import Counter
 
-    from fastcloak.cli import _reasons
+    from fastcloak.cli.output import reasons as in_words
 
     reasons = Counter(["PhotoError", "UnicodeDecodeError", "IsADirectoryError", "ZeroDivisionError", "Foreign"])
-    assert {words.strip(): number for number, words in _reasons(reasons)} == {
+    assert {words.strip(): number for number, words in in_words(reasons)} == {
         "cannot be read or written as a photo": 1,
         "cannot be used": 1,
         "cannot be read or written": 1,

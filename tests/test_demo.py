@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import fastcloak
-from fastcloak.demo import run_demo
+from fastcloak.cli.demo import run_demo
 from tests.conftest import smooth_faces
 
 CHEAP = {"steps": 4, "alpha": 4 / 255, "inner_steps": 2, "batch_size": 1}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastcloak import fit, fit_many
-from fastcloak.engine import EngineError, Progress, launchers, network, resolve_engine
+from fastcloak.ops.engine import Progress, launchers, network, resolve_engine
+from fastcloak.system.errors import EngineError
 from tests.conftest import smooth_faces
 
 needs_compiler = pytest.mark.skipif(

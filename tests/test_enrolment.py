@@ -3,19 +3,20 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcloak import FaceNotFoundError, PersonNotFoundError, assets, enrol, protect
+from fastcloak import FaceNotFoundError, PersonNotFoundError, enrol, protect
 from fastcloak.cloak import Cloak
-from fastcloak.photos import read_photo
-from fastcloak.verification import VERIFICATION_THRESHOLDS, verification_threshold
+from fastcloak.photos.files import read_photo
+from fastcloak.protection.enrolment import VERIFICATION_THRESHOLDS, verification_threshold
+from fastcloak.system import packages
 
 
 def orl(person, photo, scale=3):
-    pixels = read_photo(assets.orl_folder() / f"s{person}" / f"{photo}.pgm").pixels
+    pixels = read_photo(packages.orl_folder() / f"s{person}" / f"{photo}.pgm").pixels
     return np.array(Image.fromarray(pixels).resize((92 * scale, 112 * scale), Image.Resampling.BICUBIC))
 
 
 def photos(person, numbers):
-    return [assets.orl_folder() / f"s{person}" / f"{number}.pgm" for number in numbers]
+    return [packages.orl_folder() / f"s{person}" / f"{number}.pgm" for number in numbers]
 
 
 @pytest.mark.parametrize("model", ["sface", "dlib"])

@@ -6,15 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcloak.cloak import Cloak
-from fastcloak.evaluation import (
-    embed,
-    evaluate,
-    evaluate_photos,
-    protection_ranks,
-    random_mask,
-)
+from fastcloak.evaluation.protocol import embed, evaluate, evaluate_photos, protection_ranks, random_mask
+from fastcloak.evaluation.results import Evaluation, Row
 from fastcloak.models import Surrogate, load_model
-from fastcloak.results import Evaluation, Row
 
 EPS = 8 / 255
 

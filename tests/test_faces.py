@@ -8,27 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcloak import assets
-from fastcloak import faces as faces_module
-from fastcloak.faces import (
-    TEMPLATE_112,
-    Face,
-    FaceNotFoundError,
-    _new_detector,
-    _run_detector,
-    align,
-    choose_faces,
-    detect,
-    find_faces,
-    load_faces,
-    similarity_transform,
-    warp,
-)
-from fastcloak.photos import PhotoError, read_photo
+from fastcloak.photos import detection as faces_module
+from fastcloak.photos.alignment import TEMPLATE_112, Face, align, similarity_transform, warp
+from fastcloak.photos.detection import _new_detector, _run_detector, choose_faces, detect, find_faces
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import load_faces
+from fastcloak.system import packages
+from fastcloak.system.errors import FaceNotFoundError, PhotoError
 
 
 def orl(person=1, photo=1):
-    return assets.orl_folder() / f"s{person}" / f"{photo}.pgm"
+    return packages.orl_folder() / f"s{person}" / f"{photo}.pgm"
 
 
 def orl_pixels(person=1, photo=1, scale=1):
@@ -237,9 +227,9 @@ def test_a_face_that_is_the_same_both_ways_up_is_uncertain(monkeypatch, tmp_path
 
 
 def test_an_opencv_that_cannot_be_silenced_detects_all_the_same(monkeypatch):
-    cv2 = assets.require("cv2", extra="faces")
+    cv2 = packages.require("cv2", extra="faces")
     monkeypatch.delattr(cv2.utils, "logging", raising=False)
-    assert _new_detector(str(assets.yunet_file())) is not None
+    assert _new_detector(str(packages.yunet_file())) is not None
     with ThreadPoolExecutor(1) as executor:  # a new thread makes a new detector
         assert len(executor.submit(detect, orl_pixels(1, scale=4)).result()) == 1
 
@@ -341,7 +331,7 @@ def test_other_pictures_are_detected_and_aligned():
 
 
 def test_a_folder_of_people_photos_loads():
-    faces = load_faces(assets.orl_folder() / "s7")
+    faces = load_faces(packages.orl_folder() / "s7")
     assert faces.shape == (10, 3, 112, 112)
     assert 0.1 < faces.mean() < 0.9
 
@@ -444,12 +434,12 @@ def test_aligned_pictures_need_no_extra_and_others_name_it():
 import sys
 sys.modules["cv2"] = None
 import numpy as np
-from fastcloak import assets
-from fastcloak.faces import load_faces
+from fastcloak.system.errors import MissingExtraError
+from fastcloak.photos.inputs import load_faces
 load_faces(np.zeros((1, 112, 112, 3), np.uint8))
 try:
     load_faces(np.zeros((1, 50, 50, 3), np.uint8))
-except assets.MissingExtraError as error:
+except MissingExtraError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -13,8 +13,8 @@ from torch import nn
 
 import fastcloak
 from fastcloak import FitManyError, fit, fit_many
-from fastcloak.album import strangers
-from fastcloak.config import configure
+from fastcloak.fitting.options import configure
+from fastcloak.fitting.outliers import strangers
 from tests.conftest import smooth_faces
 
 EPS = 8 / 255
@@ -502,7 +502,7 @@ def test_photos_unlike_most_others_are_named(faces, caplog, named):
 
 
 def test_a_photo_of_someone_else_is_told_and_strict_refuses_it(tiny_net, faces, caplog, monkeypatch):
-    monkeypatch.setattr("fastcloak.fitting.strangers", lambda features, bound: [2])
+    monkeypatch.setattr("fastcloak.fitting.fitter.strangers", lambda features, bound: [2])
     people = {"anna": {f"{i}.jpg": face for i, face in enumerate(faces)}}
     cloak = fit_many(people, tiny_net, steps=2, inner_steps=1)["anna"]
     assert "anna: photos that are unlike most of the others" in caplog.text

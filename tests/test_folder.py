@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcloak import assets, enrol, folder
+from fastcloak import enrol
 from fastcloak.cloak import Cloak
-from fastcloak.folder import MANIFEST, plan_photos, protect_photos
+from fastcloak.protection import album as folder
+from fastcloak.protection.album import MANIFEST, plan_photos, protect_photos
+from fastcloak.system import packages
 
 EPS = 8 / 255
 
@@ -251,7 +253,7 @@ def test_a_single_photo_may_name_its_file(album, tmp_path):
 
 def test_only_the_enrolled_person_is_cloaked(tmp_path):
     def orl(person, photo):
-        return Image.open(assets.orl_folder() / f"s{person}" / f"{photo}.pgm").convert("RGB").resize((276, 336))
+        return Image.open(packages.orl_folder() / f"s{person}" / f"{photo}.pgm").convert("RGB").resize((276, 336))
 
     group = Image.new("RGB", (700, 400), "grey")
     group.paste(orl(1, 9).resize((300, 365)), (10, 10))  # the stranger's face is the larger one
@@ -261,7 +263,7 @@ def test_only_the_enrolled_person_is_cloaked(tmp_path):
     group.save(album / "group.png")
     orl(1, 8).save(album / "stranger.png")
     orl(2, 8).save(album / "me.png")
-    enrolment = enrol([assets.orl_folder() / "s2" / f"{i}.pgm" for i in range(1, 6)])
+    enrolment = enrol([packages.orl_folder() / "s2" / f"{i}.pgm" for i in range(1, 6)])
     outcomes = run(album, tmp_path / "out", who="me", enrolment=enrolment)
     assert [(outcome.source.stem, outcome.status, outcome.reason) for outcome in outcomes] == [
         ("group", "protected", ""),
@@ -274,7 +276,7 @@ def test_only_the_enrolled_person_is_cloaked(tmp_path):
     again = run(album, tmp_path / "out", who="me", enrolment=enrolment)
     assert statuses(again) == ["done before", "done before", "failed"]
     # Another enrolment may choose another face.
-    other = enrol([assets.orl_folder() / "s1" / f"{i}.pgm" for i in range(1, 6)])
+    other = enrol([packages.orl_folder() / "s1" / f"{i}.pgm" for i in range(1, 6)])
     assert statuses(run(album, tmp_path / "out", who="me", enrolment=other)).count("protected") == 2
 
 
@@ -298,7 +300,7 @@ def test_a_protected_photo_is_not_protected_again_by_memory_or_pixels(album, tmp
 
 def test_the_memory_knows_a_photo_by_its_content_below_its_folder(album, tmp_path, monkeypatch):
     run(album, tmp_path / "out")
-    monkeypatch.setattr(import_module("fastcloak.protect"), "carries", lambda crop, delta: False)
+    monkeypatch.setattr(import_module("fastcloak.protection.photo"), "carries", lambda crop, delta: False)
     (tmp_path / "out" / "summer" / "b.png").rename(tmp_path / "out" / "summer" / "renamed.png")
     with open(tmp_path / "out" / MANIFEST, "a") as file:
         file.write('\n[]\n{"photo": [], "sha256": {}}\n')

@@ -12,14 +12,12 @@ import torch
 from torch import nn
 
 import fastcloak
-from bench import nets
-from fastcloak import loop
-from fastcloak.augment import AUGMENTATIONS
-from fastcloak.config import FitConfig
-from fastcloak.device import has_fast_bfloat16
-from fastcloak.hull import OBJECTIVES
+from bench.harness import nets
+from fastcloak.fitting import loop
+from fastcloak.fitting.options import AUGMENTATIONS, OBJECTIVES, FitConfig
 from fastcloak.models import load_model, prepare, unit_features
-from fastcloak.ops import resolve_backend
+from fastcloak.ops.backend import resolve_backend
+from fastcloak.system.device import has_fast_bfloat16
 from tests.conftest import TinyNet, smooth_faces
 
 if not torch.cuda.is_available():
@@ -320,7 +318,7 @@ def test_auto_goes_on_without_a_graph_where_a_network_waits_and_the_next_fit_has
     code = """
 import logging, torch
 from fastcloak import fit
-from fastcloak.engine import EngineError
+from fastcloak.system.errors import EngineError
 from tests.conftest import TinyNet, smooth_faces
 logging.basicConfig(format="%(levelname)s %(message)s")
 net, faces = TinyNet(), smooth_faces(4)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_check
-from bench.machine import row_context
+from bench.harness.machine import row_context
+from bench.speed import gpu as gpu_check
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bench/gpu_check.sh"

@@ -5,8 +5,8 @@ import scipy.linalg
 import torch
 from torch.nn.functional import normalize
 
-from bench import hull_solvers
-from fastcloak.hull import affine_weights, build_hull, convex_weights, interior_point
+from bench.speed import hull_solvers
+from fastcloak.ops.hull import affine_weights, build_hull, convex_weights, interior_point
 
 SETS = ("random", "duplicate", "near_duplicate", "collinear", "rank_two", "inside")
 
@@ -130,7 +130,7 @@ def test_the_active_set_answers_most_problems_and_the_interior_point_the_rest(mo
         asked.append(q[..., 0].numel())
         return interior_point(gram, q, lower, upper)
 
-    monkeypatch.setattr("fastcloak.hull.interior_point", counted)
+    monkeypatch.setattr("fastcloak.ops.hull.interior_point", counted)
     nearest_convex(*make_set("random", P=50))
     assert asked == []
     points, features = make_set("near_duplicate", P=50)

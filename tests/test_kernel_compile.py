@@ -30,7 +30,7 @@ def run_table(output, **environment):
     # A process of its own: TRITON_INTERPRET=1, which the other tests need, replaces the kernels when they are imported.
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, "-m", "bench.kernel_table", "-o", output],
+        [sys.executable, "-m", "bench.speed.kernel_table", "-o", output],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -61,14 +61,14 @@ def test_the_committed_table_is_that_of_these_kernels(table):
 
 
 def test_every_kernel_is_in_the_table(table):
-    from bench.kernel_table import BUDGETS, kernel_functions
+    from bench.speed.kernel_table import BUDGETS, kernel_functions
 
     _, rows = table
     assert {row["kernel"] for row in rows} == {function.__name__ for function in kernel_functions()} == set(BUDGETS)
 
 
 def test_registers_stay_within_their_budget(table):
-    from bench.kernel_table import BUDGETS
+    from bench.speed.kernel_table import BUDGETS
 
     _, rows = table
     for row in rows:
@@ -76,7 +76,7 @@ def test_registers_stay_within_their_budget(table):
 
 
 def test_complaints_name_what_is_wrong():
-    from bench.kernel_table import complaints, recorded, variants
+    from bench.speed.kernel_table import complaints, recorded, variants
 
     launches = {}
     for name, call in variants():

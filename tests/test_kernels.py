@@ -9,8 +9,9 @@ import torch
 from fastcloak.kernels import accumulate_step_, cloak_batch_, hull_loss, outer_step_
 from torch.nn.functional import normalize
 
-from bench import kernel_table
-from fastcloak import hull, reference
+from bench.speed import kernel_table
+from fastcloak.fitting.options import OBJECTIVES
+from fastcloak.ops import hull, reference
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -77,7 +78,7 @@ def test_names_and_signatures_equal_the_reference():
 
 def test_constants_equal_those_of_the_hull():
     module = inspect.getmodule(hull_loss)
-    assert module.OBJECTIVES == hull.OBJECTIVES
+    assert module.OBJECTIVES == OBJECTIVES
     assert module.INTERIOR_POINT_STEPS == hull.INTERIOR_POINT_STEPS
     assert module.FINISHED.value == hull.FINISHED
 
@@ -114,7 +115,7 @@ def check_hull_loss(clean, cloaked, index, objective, **bounds):
     return actual
 
 
-@pytest.mark.parametrize("objective", hull.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(
     ("P", "b", "K", "D"), [(1, 1, 1, 1), (2, 2, 3, 63), (3, 1, 2, 513), (1, 1, 10, 512), (1, 1, 17, 1300)]
 )
@@ -122,7 +123,7 @@ def test_hull_loss_equals_the_reference(objective, P, b, K, D, nan_filled):
     check_hull_loss(*clean_and_cloaked(P, b, K, D), objective)
 
 
-@pytest.mark.parametrize("objective", hull.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_hull_loss_of_half_precision_features(objective, dtype, nan_filled):
     check_hull_loss(*clean_and_cloaked(2, 1, 2, 63, dtype), objective)
@@ -175,7 +176,7 @@ def _parts(clean, objective="convex_hull"):
 
 
 @lets_nan_through
-@pytest.mark.parametrize("objective", hull.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_nan_in_one_feature_shows_in_its_results_and_nowhere_else(objective):
     b = 1 if objective == "convex_hull" else 2  # slow in the interpreter
     clean, cloaked, index = clean_and_cloaked(2, b, 3, 63)
@@ -578,7 +579,7 @@ def test_programs_move_the_bytes_that_the_table_says(monkeypatch):
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", counting_load)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", counting_store)
     clean, cloaked, index = clean_and_cloaked(2, 1, 3, 30)
-    cases = [("hull_loss", (cloaked, *_parts(clean, o), index, o)) for o in hull.OBJECTIVES]
+    cases = [("hull_loss", (cloaked, *_parts(clean, o), index, o)) for o in OBJECTIVES]
     cases.append(("outer_step_", (*(torch.zeros(2, 3, 13, 14) for _ in range(4)), ALPHA, EPS)))
     for name, arguments in [*calls(), *cases]:
         with kernel_table.recorded(run=True) as launches:

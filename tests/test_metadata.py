@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from fastcloak.metadata import read_exif
-from fastcloak.photos import decode_photo, encode_photo, without_gps, without_metadata
-from fastcloak.profiles import kept_profile
+from fastcloak.photos.files import decode_photo, encode_photo, without_gps, without_metadata
+from fastcloak.photos.metadata import read_exif
+from fastcloak.photos.profiles import kept_profile
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".heic", ".bmp")

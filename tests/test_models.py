@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from fastcloak import assets
 from fastcloak.models import Surrogate, load_model, prepare, unit_features
 from fastcloak.models.dlib import chip_matrices, load_dlib_net
 from fastcloak.models.surrogate import Ensemble, resample_matrix
+from fastcloak.system import packages
 
 # Made by dlib's own C++ (dlib-bin 20.0.1): face_recognition_model_v1(dat).compute_face_descriptor(chip) on the 150x150
 # uint8 chips of `chips()`, rounded to 7 digits.
@@ -30,7 +30,7 @@ def chips():
     y, x = np.mgrid[0:150, 0:150]
     made = {"synthetic": np.stack([(x * 3 + y) % 256, (x * x // 50 + 2 * y) % 256, (x + y * y // 40) % 256], -1)}
     for person, photo in ((1, 1), (27, 4)):
-        with Image.open(assets.orl_folder() / f"s{person}" / f"{photo}.pgm") as picture:
+        with Image.open(packages.orl_folder() / f"s{person}" / f"{photo}.pgm") as picture:
             grey = np.asarray(picture.convert("L"))
         rows, columns = np.arange(150) * 112 // 150, np.arange(150) * 92 // 150
         made[f"orl_s{person}_{photo}"] = np.repeat(grey[rows][:, columns][..., None], 3, -1)
@@ -54,7 +54,7 @@ def random_faces(n=3, seed=0):
 
 @pytest.mark.parametrize("name", ["synthetic", "orl_s1_1", "orl_s27_4"])
 def test_dlib_agrees_with_dlibs_own_embeddings(name):
-    net = load_dlib_net(assets.dlib_file())
+    net = load_dlib_net(packages.dlib_file())
     chip = torch.from_numpy(chips()[name].astype(np.float32)).permute(2, 0, 1)[None]
     mean = torch.tensor([122.782, 117.001, 104.298]).reshape(1, 3, 1, 1)
     assert (net((chip - mean) / 256)[0] - torch.tensor(DLIB_EMBEDDINGS[name])).abs().max() <= 1e-4
@@ -94,7 +94,7 @@ def test_dlib_subtracts_its_mean_embedding():
 
 
 def test_a_file_that_is_no_dlib_network_is_refused(tmp_path):
-    whole = assets.dlib_file().read_bytes()
+    whole = packages.dlib_file().read_bytes()
     for content, words in (
         (b"", "expected a layer con_, got the end"),
         (whole[: len(whole) // 2], "the end of the file"),

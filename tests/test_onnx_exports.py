@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcloak.models import load_model, prepare
-from fastcloak.models.dropout import with_dropout
-from fastcloak.models.onnx import load_onnx_net
+from fastcloak.models.onnx.reader import load_onnx_net
+from fastcloak.models.rewrites.dropout import with_dropout
 
 SIDE = 32
 

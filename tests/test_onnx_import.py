@@ -12,9 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from fastcloak import assets
 from fastcloak.models import load_model
-from fastcloak.models.onnx import load_onnx_net
+from fastcloak.models.onnx.reader import load_onnx_net
+from fastcloak.system import packages
+from fastcloak.system.errors import MissingExtraError
 
 RANDOM = np.random.default_rng(0)
 SIZE = 9  # odd on purpose
@@ -564,7 +565,7 @@ def test_every_operator_agrees_with_onnxruntime(name, tmp_path):
 
 
 def test_every_supported_operator_has_a_case():
-    from fastcloak.models.onnx_ops import OPERATORS
+    from fastcloak.models.onnx.operators import OPERATORS
 
     assert {one.op_type for nodes, _ in CASES.values() for one in nodes} == set(OPERATORS)
 
@@ -603,7 +604,7 @@ def test_prelu_of_two_different_inputs_is_left_alone(tmp_path):
 
 
 def test_sface_agrees_with_onnxruntime():
-    made = onnx.load(assets.sface_file())
+    made = onnx.load(packages.sface_file())
     # onnxruntime wants a value for every input, also those that nothing reads
     picture = [entry for entry in made.graph.input if entry.name == "data"]
     del made.graph.input[:]
@@ -1014,5 +1015,5 @@ def test_a_size_against_the_file_is_refused(tmp_path):
 
 def test_a_missing_onnx_package_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(assets.MissingExtraError, match=r"pip install 'fastcloak\[faces\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastcloak\[faces\]'"):
         load_onnx_net(tmp_path / "net.onnx")

@@ -7,7 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastcloak import FitManyError, fit_many, ops, reference
+from fastcloak import FitManyError, fit_many
+from fastcloak.ops import backend as ops
+from fastcloak.ops import reference
 from tests.conftest import smooth_faces
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

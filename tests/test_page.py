@@ -11,7 +11,7 @@ import torch
 from playwright.sync_api import sync_playwright
 
 from fastcloak import Cloak, check_photos, load_model, write_page
-from fastcloak.page import FIRST_LINE, page
+from fastcloak.evaluation.page import FIRST_LINE, page
 from tests.conftest import TinyNet, smooth_faces
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -312,7 +312,7 @@ def test_pictures_show_the_pixels_as_they_are_and_the_difference_ten_times(check
 def test_large_faces_are_scaled_down_and_the_page_says_so():
     import numpy as np
 
-    from fastcloak.check import _face_pictures
+    from fastcloak.evaluation.check import _face_pictures
 
     photo = np.random.default_rng(0).integers(0, 256, (900, 700, 3), np.uint8)
     shown = _face_pictures(photo, photo, np.array([0.1, 0.1, 0.8, 0.8]))

@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastcloak import assets, check_photos, load_model
-from fastcloak.faces import align, detect
-from fastcloak.pairing import check_same_face, check_same_picture
-from fastcloak.survival import SURVIVALS, jpeg, resized
+from fastcloak import check_photos, load_model
+from fastcloak.evaluation.pairing import check_same_face, check_same_picture
+from fastcloak.evaluation.postprocessing import SURVIVALS, jpeg, resized
+from fastcloak.photos.alignment import align
+from fastcloak.photos.detection import detect
+from fastcloak.system import packages
 
 
 class Pixels(nn.Module):
@@ -22,7 +24,7 @@ class Pixels(nn.Module):
 
 @pytest.fixture(scope="module")
 def orl():
-    return assets.orl_folder()
+    return packages.orl_folder()
 
 
 def photo(orl, person, number):

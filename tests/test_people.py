@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcloak.people import cloak_file, read_people
+from fastcloak.scale.people import read_people
+from fastcloak.system.files import cloak_file
 
 
 def manifest(path, *people):

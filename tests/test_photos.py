@@ -12,9 +12,10 @@ import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from fastcloak import photos
-from fastcloak.atomic import atomic_write
-from fastcloak.photos import PhotoError, photo_files, photo_from_pil, read_photo, without_gps, write_photo
+from fastcloak.photos import files as photos
+from fastcloak.photos.files import photo_files, photo_from_pil, read_photo, without_gps, write_photo
+from fastcloak.system.errors import PhotoError
+from fastcloak.system.files import atomic_write
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 Orientation, Model, ExifImageWidth = ExifTags.Base.Orientation, ExifTags.Base.Model, ExifTags.Base.ExifImageWidth

@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fastcloak.models import load_model, prepare
-from fastcloak.models.fold import fold
-from fastcloak.models.prelu import FrozenPReLU
+from fastcloak.models.rewrites.fold import fold
+from fastcloak.models.rewrites.prelu import FrozenPReLU
 
 CHANNELS = 6
 
@@ -405,7 +405,7 @@ def test_bfloat16_is_chosen_where_the_processor_is_fast_with_it(monkeypatch):
     )
     for fast in (False, True):
         # By name, since the function `prepare` hides the module.
-        module = sys.modules["fastcloak.models.prepare"]
+        module = sys.modules["fastcloak.models.rewrites.prepare"]
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda place, fast=fast: fast)
         assert prepare(plain, device="cpu", dtype=None).dtype == (torch.bfloat16 if fast else torch.float32)
         assert prepare(grouped, device="cpu", dtype=None).dtype == torch.float32

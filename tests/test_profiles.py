@@ -9,8 +9,8 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
-from fastcloak.photos import Photo, decode_photo, encode_photo, fit_format
-from fastcloak.profiles import color_profile, in_srgb, kept_profile
+from fastcloak.photos.files import Photo, decode_photo, encode_photo, fit_format
+from fastcloak.photos.profiles import color_profile, in_srgb, kept_profile
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 P3 = {b"cICP": bytes([12, 13, 0, 1])}

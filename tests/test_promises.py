@@ -21,7 +21,7 @@ P15 One bad photo never stops a folder.
 P16 No network access, ever.
 P17 The original file is never overwritten unless asked.
 
-Many other tests prove parts of these; bench/reliability.py runs the long versions of P9, P10 and P12.
+Many other tests prove parts of these; bench/reliability/__main__.py runs the long versions of P9, P10 and P12.
 """
 
 import ast
@@ -46,11 +46,12 @@ from PIL import Image, ImageOps
 from torch import nn
 
 import fastcloak
-from bench import reliability
-from bench.reliability import READERS, cases_of, read_one
-from fastcloak import Cloak, fit, fit_many, load, protect, protect_photo, reference
-from fastcloak.cli import main
-from fastcloak.photos import photo_files, read_photo
+from bench.reliability import __main__ as reliability
+from bench.reliability.__main__ import READERS, cases_of, read_one
+from fastcloak import Cloak, fit, fit_many, load, protect, protect_photo
+from fastcloak.cli.main import main
+from fastcloak.ops import reference
+from fastcloak.photos.files import photo_files, read_photo
 from tests.conftest import NETWORK_LOG, TinyNet, smooth_faces
 from tests.test_kernels import check_hull_loss, clean_and_cloaked
 from tests.test_protect import face_at, inside_square
@@ -504,7 +505,7 @@ def test_p09_save_and_load_is_exact(eps, info, odd):
 
 @pytest.mark.parametrize("part", ["cloaks", "networks"])
 def test_p09_damaged_files_give_a_typed_error_or_load_exactly(part, tmp_path):
-    # In this process, which a crash would end: bench/reliability.py has thousands, each in a child.
+    # In this process, which a crash would end: bench/reliability/__main__.py has thousands, each in a child.
     reader, seen = READERS[part](tmp_path), set()
     for case in cases_of(part, 250 if part == "cloaks" else 70):
         outcome, why = read_one(reader, case, seed=1)
@@ -582,7 +583,7 @@ READ_ONLY = """
 import os, sys, tempfile
 from pathlib import Path
 import fastcloak
-from fastcloak.cli import main
+from fastcloak.cli.main import main
 from tests.test_promises import random_cloak
 folder = Path(sys.argv[1])
 cloak = random_cloak(1)

@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms
 
-from fastcloak import assets
 from fastcloak.cloak import Cloak
-from fastcloak.faces import TEMPLATE_112, Face, FaceNotFoundError, align, detect
-from fastcloak.photos import read_photo
-from fastcloak.protect import AlreadyProtectedError, face_mask, protect, protect_photo
+from fastcloak.photos.alignment import TEMPLATE_112, Face, align
+from fastcloak.photos.detection import detect
+from fastcloak.photos.files import read_photo
+from fastcloak.protection.overlay import face_mask
+from fastcloak.protection.photo import protect, protect_photo
+from fastcloak.system import packages
+from fastcloak.system.errors import AlreadyProtectedError, FaceNotFoundError
 from tests.conftest import smooth_faces
 
 EPS = 8 / 255
@@ -39,7 +42,7 @@ def face_at(x, y, side, angle=0.0):
 
 
 def orl_photo(scale=3, colour=True):
-    pixels = read_photo(assets.orl_folder() / "s1" / "1.pgm").pixels
+    pixels = read_photo(packages.orl_folder() / "s1" / "1.pgm").pixels
     pixels = np.array(Image.fromarray(pixels).resize((92 * scale, 112 * scale), Image.Resampling.BICUBIC))
     return (pixels * np.array([1, 0.85, 0.7])).astype(np.uint8) if colour else pixels
 
@@ -274,7 +277,7 @@ def test_a_turned_photo_with_alpha_profile_and_exif_keeps_them(tmp_path):
 
 
 def test_a_grey_photo_file_stays_grey(tmp_path):
-    protect_photo(assets.orl_folder() / "s2" / "3.pgm", tmp_path / "out.png", make_cloak())
+    protect_photo(packages.orl_folder() / "s2" / "3.pgm", tmp_path / "out.png", make_cloak())
     with Image.open(tmp_path / "out.png") as image:
         assert (image.mode, image.size) == ("L", (92, 112))
 

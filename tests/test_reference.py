@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fastcloak.hull import OBJECTIVES, build_hull
-from fastcloak.reference import accumulate_step_, cloak_batch_, hull_loss, outer_step_
+from fastcloak.fitting.options import OBJECTIVES
+from fastcloak.ops.hull import build_hull
+from fastcloak.ops.reference import accumulate_step_, cloak_batch_, hull_loss, outer_step_
 
 
 def clean_and_cloaked(P=2, b=3, K=5, D=13, dtype=torch.float64, seed=0):

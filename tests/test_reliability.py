@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import corruptions, reliability
-from bench.reliability import WrongResult, case_random, cases_of, fuzz, read_one
+from bench.reliability import __main__ as reliability
+from bench.reliability import damage
+from bench.reliability.__main__ import WrongResult, case_random, cases_of, fuzz, read_one
 from fastcloak import Cloak, CloakFileError, PhotoError, load
 
 
@@ -134,7 +135,7 @@ def test_a_wrong_mask_would_be_seen(tmp_path, monkeypatch):
     reader = reliability.CloakReader(tmp_path)
     path = tmp_path / "case.safetensors"
     path.write_bytes(reader.raws[0])
-    whole = [corruptions.Allowed.of(one.delta, one.eps, one.info) for one in reader.originals]
+    whole = [damage.Allowed.of(one.delta, one.eps, one.info) for one in reader.originals]
     assert reader.read(path, whole) == "exact_loads"
     with pytest.raises(WrongResult):
         reader.read(path, whole[1:])
@@ -145,14 +146,14 @@ def test_a_wrong_mask_would_be_seen(tmp_path, monkeypatch):
     ):
         assert not any(one.equals(changed) for one in whole)
     minus, plus = torch.full((3, 112, 112), -0.0), torch.zeros(3, 112, 112)
-    assert not corruptions.Allowed.of(plus, 0.0, {}).equals(Cloak(minus, 0.0, {}))
+    assert not damage.Allowed.of(plus, 0.0, {}).equals(Cloak(minus, 0.0, {}))
 
 
 @pytest.mark.parametrize("number", range(12))
 def test_forged_cloaks_pass_the_hash_so_that_the_bounds_are_what_refuses_them(number, tmp_path):
-    originals = corruptions.cloaks()
+    originals = damage.cloaks()
     rng = case_random(0, ("forged mask", number))
-    raw, allowed = corruptions.cloak_case("forged mask", [bytes(8), bytes(8)], originals, rng)
+    raw, allowed = damage.cloak_case("forged mask", [bytes(8), bytes(8)], originals, rng)
     (tmp_path / "forged.safetensors").write_bytes(raw)
     if allowed:
         assert allowed[0].equals(load(tmp_path / "forged.safetensors"))
@@ -163,20 +164,20 @@ def test_forged_cloaks_pass_the_hash_so_that_the_bounds_are_what_refuses_them(nu
 
 def test_photo_files_hold_the_picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    files = corruptions.photo_files(pixels)
+    files = damage.photo_files(pixels)
     assert {name.rsplit(".", 1)[1] for name in files} == {"jpg", "png", "webp", "tif", "bmp", "pgm", "heic"}
     for name, raw in files.items():
         (tmp_path / name).write_bytes(raw)
         with Image.open(tmp_path / name) as image:
             assert sorted(image.size) == [30, 40]  # some carry an orientation
-        joined = corruptions.png(corruptions.png_chunks(raw)) if name.endswith(".png") else None
-        assert raw == (joined or b"".join(corruptions._segments(raw, "." + name.rsplit(".", 1)[1])))
+        joined = damage.png(damage.png_chunks(raw)) if name.endswith(".png") else None
+        assert raw == (joined or b"".join(damage._segments(raw, "." + name.rsplit(".", 1)[1])))
 
 
 def test_a_kill_tells_whether_it_came_in_time(tmp_path):
     # Forked in a process of its own: here threads may run.
     code = (
-        "import time; from bench.reliability import killed_after\n"
+        "import time; from bench.reliability.__main__ import killed_after\n"
         "print(killed_after(0.2, lambda: time.sleep(60)), killed_after(30, lambda: None))\n"
     )
     root = os.path.dirname(os.path.dirname(__file__))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcloak.report import comparison, plot_protection, save_comparison
-from fastcloak.results import Evaluation, PersonRates, Row
+from fastcloak.evaluation.figures import comparison, plot_protection, save_comparison
+from fastcloak.evaluation.results import Evaluation, PersonRates, Row
 
 
 def grey(level: int, n: int = 1, height: int = 7, width: int = 112) -> torch.Tensor:

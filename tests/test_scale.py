@@ -19,11 +19,13 @@ from conftest import TinyNet, smooth_faces
 from PIL import Image
 
 import fastcloak
-from fastcloak import cli, cluster
-from fastcloak.checkpoint import CheckpointError, claim
-from fastcloak.index import COLUMNS
-from fastcloak.people import cloak_file
-from fastcloak.scale import fit_dataset, protect_dataset
+from fastcloak.cli.main import main as cli
+from fastcloak.fitting.claim import claim
+from fastcloak.scale import cluster
+from fastcloak.scale.index import COLUMNS
+from fastcloak.scale.jobs import fit_dataset, protect_dataset
+from fastcloak.system.errors import CheckpointError
+from fastcloak.system.files import cloak_file
 
 # As on Ray's workers; and TinyNet never in bfloat16, which conftest.py's patch does not reach there.
 OPTIONS = {"preset": "plain", "steps": 3, "inner_steps": 2, "dtype": "float32"}
@@ -302,7 +304,7 @@ def without(monkeypatch, *missing):
             raise fastcloak.MissingExtraError(f"not there; pip install 'fastcloak[{extra}]'")
         return require(module, extra=extra)
 
-    for module in ("fastcloak.cluster", "fastcloak.index"):
+    for module in ("fastcloak.scale.cluster", "fastcloak.scale.index"):
         monkeypatch.setattr(import_module(module), "find_spec", hidden)
     monkeypatch.setattr(fastcloak.assets, "require", required)
 
@@ -337,7 +339,8 @@ def test_a_surrogate_holds_nothing_that_pickle_looks_up_in_the_caller_s_script(t
 
 
 def test_importing_fastcloak_and_its_command_line_imports_no_ray():
-    code = "import sys, fastcloak.cli; sys.exit(any(name.split('.')[0] in ('ray', 'pyarrow') for name in sys.modules))"
+    code = """import sys, fastcloak.cli.main
+sys.exit(any(name.split(".")[0] in ("ray", "pyarrow") for name in sys.modules))"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

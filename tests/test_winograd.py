@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastcloak.models import load_model, prepare
-from fastcloak.models import winograd as module
-from fastcloak.models.winograd import WinogradConv2d, use_winograd
+from fastcloak.models.rewrites import winograd as module
+from fastcloak.models.rewrites.winograd import WinogradConv2d, use_winograd
 
 
 def worst(got, exact):

@@ -1,5 +1,7 @@
 """`load_model`: whatever a caller has of a network -> Surrogate."""
 
+from __future__ import annotations
+
 import copy
 import logging
 from collections.abc import Callable, Sequence
@@ -10,12 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastcloak import assets
-from fastcloak.device import check_fork, resolve_device
 from fastcloak.models import dlib
-from fastcloak.models.dlib_mean import DLIB_MEAN_EMBEDDING
-from fastcloak.models.onnx import OnnxNet, load_onnx_net
+from fastcloak.models.dlib import DLIB_MEAN_EMBEDDING
+from fastcloak.models.onnx.reader import OnnxNet, load_onnx_net
 from fastcloak.models.surrogate import FACE_SIZE, Ensemble, Surrogate
+from fastcloak.system import packages
+from fastcloak.system.device import check_fork, resolve_device
+
+
+def load_models(models: Any, device: torch.device | str | None) -> list[Surrogate]:
+    """Load one network or a list of them, each with a name of its own.
+
+    Args:
+        models: as in `evaluate`.
+        device: as in `evaluate`.
+
+    Raises:
+        ValueError: none, or two of one name.
+    """
+    surrogates = [load_model(what, device) for what in (models if isinstance(models, list | tuple) else [models])]
+    names = [surrogate.name for surrogate in surrogates]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"models must be one or more, each with a name of its own, got {names}; rename or drop some")
+    return surrogates
+
 
 __all__ = ["load_model"]
 
@@ -120,14 +140,14 @@ def load_model(
 
 
 def _sface(name: str | None) -> Surrogate:
-    file = load_onnx_net(assets.sface_file())
+    file = load_onnx_net(packages.sface_file())
     # The file's own graph begins with (x - 127.5) / 128.
     return Surrogate(file.net, name=name or "sface", embedding_size=128, scale=255.0)
 
 
 def _dlib(name: str | None) -> Surrogate:
     return Surrogate(
-        dlib.load_dlib_net(assets.dlib_file()),
+        dlib.load_dlib_net(packages.dlib_file()),
         name=name or "dlib",
         embedding_size=128,
         input_size=dlib.CHIP_SIZE,

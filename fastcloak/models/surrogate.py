@@ -4,6 +4,8 @@ Everything that differs between networks (picture size, normalisation, channel o
 Surrogate, so that the loop knows none of it.
 """
 
+from __future__ import annotations
+
 import copy
 import itertools
 import math
@@ -13,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.functional import normalize
+
+from fastcloak.system.device import check_fork
 
 __all__ = ["FACE_SIZE", "Ensemble", "Surrogate", "resample_matrix"]
 
@@ -101,7 +106,7 @@ class Surrogate(nn.Module):
         self._channels_last = memory_format == torch.channels_last
 
     @property
-    def members(self) -> tuple["Surrogate", ...]:
+    def members(self) -> tuple[Surrogate, ...]:
         """The surrogates of an ensemble; of any other surrogate, itself alone."""
         return (self,)
 
@@ -164,7 +169,7 @@ class Surrogate(nn.Module):
             pictures = pictures.flip(1)
         return pictures.to(self.dtype, memory_format=self.memory_format)
 
-    def copy(self) -> "Surrogate":
+    def copy(self) -> Surrogate:
         """Copy every tensor; a network that is not a torch module is shared."""
         memo: dict[int, Any] = {} if isinstance(self.net, nn.Module) else {id(self.net): self.net}
         return copy.deepcopy(self, memo)
@@ -215,7 +220,7 @@ class Ensemble(Surrogate):
         units = [F.normalize(member(pictures), dim=1) for member in members]
         return torch.cat(units, 1) / math.sqrt(len(members))
 
-    def copy(self) -> "Ensemble":
+    def copy(self) -> Ensemble:
         """Copy every member."""
         return Ensemble([member.copy() for member in self.members], name=self.name)
 
@@ -255,3 +260,40 @@ def _mean(value: Sequence[float] | Tensor | None, size: int) -> Tensor | None:
             f"mean_embedding must be {size} finite numbers, the network's embedding size, got {list(tensor.shape)}"
         )
     return tensor
+
+
+def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+    """Embeds faces and divides each embedding by its length.
+
+    Args:
+        surrogate: what `load_model` returns.
+        faces: [n, 3, 112, 112] float in [0, 1], on any device.
+        batch_size: faces per forward pass, at least 1.
+
+    Returns:
+        [n, D] float32 on the surrogate's device, rows of length 1, without a graph.
+
+    Raises:
+        ValueError: another batch size, or a network that does not give one embedding a face.
+        FloatingPointError: an embedding is NaN, Inf or zero; names the surrogate and the face.
+    """
+    check_fork()
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
+    with torch.no_grad():
+        batches = torch.split(faces, batch_size)
+        embeddings = torch.cat([surrogate(batch.to(surrogate.device)) for batch in batches])
+    if len(embeddings) != len(faces):
+        raise ValueError(
+            f"{surrogate.name} must give every picture its own embedding, whatever else is in the batch, got "
+            f"{len(embeddings)} for {len(faces)} faces in batches of {batch_size}; check what its function does with "
+            "the first dimension"
+        )
+    length = torch.linalg.vector_norm(embeddings, dim=1)
+    bad = ~(length.isfinite() & (length > 0))
+    if bad.any():
+        raise FloatingPointError(
+            f"{surrogate.name} must give finite embeddings other than zero, got {embeddings[bad][0].tolist()[:4]} ... "
+            f"for face {int(bad.nonzero()[0])}; check the network, its scale and shift"
+        )
+    return normalize(embeddings, dim=1)

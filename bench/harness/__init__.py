@@ -1,0 +1,1 @@
+"""What measurements share: rows, networks, the machine."""

@@ -1,0 +1,357 @@
+"""Registers, spills, vector widths and bytes of every kernel variant that a fit uses, compiled without a GPU.
+
+    python -m bench.speed.kernel_table -o bench/results/kernel_table.csv
+
+Every operation is called on CPU tensors at P = 1, b = 10, 112 x 112, D = 512, K = 10 (unless the variant's name says
+otherwise) with the launch replaced by a recorder, so that what is compiled is what the launcher would launch, with the
+same specialisation: 16-byte aligned pointers and integers divisible by 16 are known as such, integers equal to 1 are
+constants. Exits with 1 if a kernel spills, needs more registers than its budget, or touches pictures 4 bytes at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90)
+
+P, B, SIDE, D, K = 1, 10, 112, 512, 10
+
+BUDGETS = {
+    # At most 128 registers let 8 programs of 64 threads share an SM, which one launch of a single person never fills.
+    "_accumulate_step_kernel": 128,
+    "_add_scale_free_kernel": 64,
+    "_partial_sums_kernel": 64,
+    "_outer_step_kernel": 64,
+    "_cloak_batch_kernel": 128,
+    # One program per photo and usually fewer photos than SMs: what counts is that nothing spills, at 255.
+    "_hull_loss_kernel": 255,
+}
+"""Registers per thread."""
+
+TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+}
+
+COLUMNS = (
+    "kernel",
+    "variant",
+    "arch",
+    "num_warps",
+    "programs",
+    "registers",
+    "spill_bytes",
+    "stack_bytes",
+    "shared_bytes",
+    "load_v4",
+    "load_v2",
+    "load_scalar",
+    "store_v4",
+    "store_v2",
+    "store_scalar",
+    "bytes_read",
+    "bytes_written",
+    "least_read",
+    "least_written",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as the launcher asked for it: the kernel, its arguments by name, its grid and options."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    grid: tuple[int, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel function."""
+        return str(self.kernel.__name__)
+
+
+def kernel_functions() -> list[Any]:
+    """The launched kernels: functions named `_.._kernel` of the four kernel files."""
+    modules = [import_module(f"fastcloak.kernels.{name}") for name in kernel_files()]
+    return [getattr(m, name) for m in modules for name in vars(m) if re.fullmatch(r"_\w+_kernel", name)]
+
+
+def kernel_files() -> list[str]:
+    return ["hull_loss", "accumulate_step", "outer_step", "cloak_batch"]
+
+
+@contextmanager
+def recorded(run: bool = False) -> Iterator[list[Launch]]:
+    """Collects the launches of the body; `run` also executes them."""
+    launches: list[Launch] = []
+    functions = kernel_functions()
+    originals = [function.run for function in functions]
+
+    def recorder(function: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*positional: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
+            options = {name: value for name, value in named.items() if name not in function.arg_names}
+            named = {name: value for name, value in named.items() if name in function.arg_names}
+            arguments = dict(zip(function.arg_names, positional, strict=False)) | named
+            launches.append(Launch(function, arguments, grid, options))
+            if run:
+                original(*positional, grid=grid, warmup=warmup, **named, **options)
+
+        return record
+
+    try:
+        for function, original in zip(functions, originals, strict=True):
+            function.run = recorder(function, original)
+        yield launches
+    finally:
+        for function in functions:
+            del function.run
+
+
+def variants() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Names of the variants and calls that launch them."""
+    kernels = import_module("fastcloak.kernels")
+    state = [torch.zeros(P, 3, SIDE, SIDE) for _ in range(4)]
+    state_last = [t.to(memory_format=torch.channels_last) for t in state]
+    scale = torch.ones(3)
+    index = torch.zeros(P, B, dtype=torch.int64)
+
+    def pictures(dtype: torch.dtype, last: bool = False, b: int = B) -> torch.Tensor:
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.zeros(P * b, 3, SIDE, SIDE, dtype=dtype).to(memory_format=layout)[None]  # P = 1
+
+    def hull(objective: str, dtype: torch.dtype = torch.float32, K: int = K, D: int = D) -> Callable[[], object]:
+        return lambda: kernels.hull_loss(
+            torch.zeros(P, B, D, dtype=dtype),
+            torch.zeros(P, K, D),
+            torch.zeros(P, K, K, dtype=torch.float64),
+            torch.zeros(P, D),
+            index,
+            objective,
+        )
+
+    for objective in import_module("fastcloak.fitting.options").OBJECTIVES:
+        yield objective, hull(objective)
+    yield "affine_hull bfloat16", hull("affine_hull", torch.bfloat16)
+    yield "convex_hull K=20", hull("convex_hull", K=20)
+    yield "convex_hull K=64", hull("convex_hull", K=64)
+    yield "convex_hull D=2048", hull("convex_hull", D=2048)
+    yield "affine_hull D=8192", hull("affine_hull", D=8192)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for last in (False, True):
+            name = f"{str(dtype).removeprefix('torch.')}{' channels_last' if last else ''}"
+            acc, delta, delta_in, _ = state_last if last else state
+            grads, out = pictures(dtype, last), pictures(dtype, last)
+            faces = pictures(torch.float32, last)
+            yield f"{name} scale", _call(kernels.accumulate_step_, grads, acc, delta_in, 0.1, 0.2, scale=scale)
+            yield f"{name} scale", _call(kernels.cloak_batch_, faces, delta, index, out, scale, scale)
+    acc, velocity, delta, delta_in = state
+    one = pictures(torch.float32, b=1)
+    yield "float32 b=1", _call(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
+    yield "float32 normalise", _call(kernels.accumulate_step_, grads.float(), *state_last[:2], 0.1, 0.2, True)
+    yield "float32 b=1", _call(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
+    yield "plain", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
+    yield "momentum", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
+
+
+def _call(function: Callable[..., object], *arguments: object, **named: object) -> Callable[[], object]:
+    return lambda: function(*arguments, **named)
+
+
+def traffic(launch: Launch) -> tuple[int, int, int, int]:
+    """Bytes that the programs of a launch read and write, and the least: each input read and each output written once.
+
+    The interpreter counts the same numbers (tests/test_kernels.py).
+    """
+    a = launch.arguments
+    size = {name: value.numel() * value.element_size() for name, value in a.items() if torch.is_tensor(value)}
+    programs = math.prod(launch.grid)
+    if launch.name == "_hull_loss_kernel":
+        photos, of_features, of_center = programs, size["features_ptr"], size["center_ptr"]
+        P = photos // a["b"]
+        read, least = of_features + of_center // P * photos, of_features + of_center
+        K, D, objective = a["K"], a["D"], a["OBJECTIVE"]
+        if objective == "fi_uap":
+            read, least = read + photos * (8 + 4 * D), least + photos * (8 + 4 * D)
+        if objective.endswith("_hull"):
+            passes = 1 if a["KB"] >= K else 2
+            read, least = read + passes * photos * 4 * K * D, least + P * 4 * K * D
+        if objective == "convex_hull":
+            read, least = read + photos * 8 * K * K, least + P * 8 * K * K
+        written = size["grad_ptr"] + size["loss_ptr"] + size["gap_ptr"]
+        return read, written, least, written
+
+    if launch.name == "_accumulate_step_kernel":
+        read = size["grads_ptr"] + size["delta_in_ptr"] + (0 if a["NORMALISE"] else size["acc_ptr"])
+        written = size["delta_in_ptr"] + (size["g_ptr"] + size["partial_ptr"] if a["NORMALISE"] else size["acc_ptr"])
+        again = 12 if a["SCALED"] else 0
+    elif launch.name == "_add_scale_free_kernel":
+        read, written, again = size["acc_ptr"] + size["g_ptr"], size["acc_ptr"], 4 * a["BLOCKS"]
+    elif launch.name == "_partial_sums_kernel":
+        read, written, again = size["acc_ptr"], size["partial_ptr"], 0
+    elif launch.name == "_outer_step_kernel":
+        read, written, again = 2 * size["acc_ptr"], 3 * size["acc_ptr"], 0
+        if a["MOMENTUM"]:
+            read, written, again = 3 * size["acc_ptr"], 4 * size["acc_ptr"], 4 * a["BLOCKS"]
+    elif launch.name == "_cloak_batch_kernel":
+        photos = launch.grid[0] * a["B"]
+        read, written = photos * 4 * a["n"] + size["delta_in_ptr"], size["out_ptr"]
+        again = 8 * a["B"] + (24 if a["SCALED"] else 0)
+    else:
+        raise ValueError(f"no formula for {launch.name}; add it here")
+    # A few numbers that every program needs: index, scale, shift, partial sums (those once per person).
+    persons = launch.grid[0] if "BLOCKS" in a or launch.name == "_cloak_batch_kernel" else 1
+    return read + again * programs, written, read + again * persons, written
+
+
+def scalars_allowed(launch: Launch) -> tuple[int, int]:
+    """4-byte loads and stores that a kernel may hold, none of them on pictures: scale and shift, partial sums."""
+    a = launch.arguments
+    loads, stores = 0, 0
+    if a.get("SCALED"):
+        loads += 6 if launch.name == "_cloak_batch_kernel" else 3
+    if launch.name == "_add_scale_free_kernel" or a.get("MOMENTUM"):
+        loads += max(1, a["BLOCKS_PADDED"] // (32 * launch.options["num_warps"]))
+    if launch.name == "_partial_sums_kernel" or a.get("NORMALISE"):
+        stores += 1
+    return loads, stores
+
+
+def source(launch: Launch) -> ASTSource:
+    """The launch's kernel with its arguments' types, specialised as Triton's launcher would."""
+    names = launch.kernel.arg_names
+    compile_time = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
+    signature, constants, attributes = {}, {}, {}
+    for position, name in enumerate(names):
+        value = launch.arguments[name]
+        divisible = False
+        if name in compile_time or (isinstance(value, int) and value == 1):
+            signature[name], constants[(position,)] = "constexpr", value
+        elif torch.is_tensor(value):
+            signature[name], divisible = TYPES[value.dtype], value.data_ptr() % 16 == 0
+        elif isinstance(value, int):
+            signature[name], divisible = "i32" if value < 2**31 else "i64", value % 16 == 0
+        else:
+            signature[name] = "fp32"
+        if divisible:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
+    """Resources of the compiled kernel, from the assembler's own report, and its access widths, from the PTX."""
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source(launch), target=target, options=launch.options)
+    ptx = compiled.asm["ptx"]
+    report = _assembler_report(ptx, architecture, launch.options.get("enable_fp_fusion", True))
+    row = {
+        "registers": int(_find(r"Used (\d+) registers", report)),
+        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
+        "stack_bytes": int(_find(r"(\d+) bytes stack frame", report)),
+        "shared_bytes": int(compiled.metadata.shared),
+    }
+    for word, instruction in (("load", "ld"), ("store", "st")):
+        accesses = re.findall(rf"\b{instruction}\.global\S*", ptx)
+        row[f"{word}_v4"] = sum(".v4" in access for access in accesses)
+        row[f"{word}_v2"] = sum(".v2" in access for access in accesses)
+        row[f"{word}_scalar"] = len(accesses) - row[f"{word}_v4"] - row[f"{word}_v2"]
+        # 8-byte scalars are indices here: the element-wise kernels know no float64.
+        row[f"{word}_small"] = sum(bool(re.search(r"(?<!v[24])\.[bfu](16|32)$", access)) for access in accesses)
+    return row
+
+
+def _assembler_report(ptx: str, architecture: int, fusion: bool) -> str:
+    folder = Path(triton.__file__).parent / "backends/nvidia/bin"
+    # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads (shared/prototypes/aot_check.py).
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    assembler = folder / ("ptxas-blackwell" if version >= (3, 9) else "ptxas")
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.ptx"
+        file.write_text(ptx)
+        command = [str(assembler), "-v", f"--gpu-name=sm_{architecture}{'a' if architecture >= 90 else ''}", str(file)]
+        command += [] if fusion else ["--fmad=false"]
+        done = subprocess.run([*command, "-o", f"{file}.o"], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _find(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"expected {pattern!r} in the assembler's report, got {text!r}")
+    return str(found[1])
+
+
+def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
+    """What is wrong with a compiled kernel, in words."""
+    wrong = []
+    if row["spill_bytes"] or row["stack_bytes"]:
+        wrong.append(f"spills {row['spill_bytes']} bytes, stack {row['stack_bytes']}")
+    if row["registers"] > BUDGETS[launch.name]:
+        wrong.append(f"{row['registers']} registers, budget {BUDGETS[launch.name]}")
+    if launch.name != "_hull_loss_kernel":
+        for word, allowed in zip(("load", "store"), scalars_allowed(launch), strict=True):
+            if row[f"{word}_small"] > allowed:
+                wrong.append(f"{row[f'{word}_small']} narrow {word}s, {allowed} allowed")
+            if not row[f"{word}_v4"] and not (launch.name == "_partial_sums_kernel" and word == "store"):
+                wrong.append(f"no 16-byte {word}")
+    elif not row["load_v4"]:
+        wrong.append("no 16-byte load")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        sys.exit("kernel_table: TRITON_INTERPRET=1 replaces the kernels by an interpreter; unset it to compile them")
+    wrong = []
+    with open(arguments.output, "w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        for variant, call in variants():
+            with recorded() as launches:
+                call()
+            for launch in launches:
+                for architecture in ARCHITECTURES:
+                    row: dict[str, Any] = {
+                        "kernel": launch.name,
+                        "variant": variant,
+                        "arch": f"sm_{architecture}",
+                        "num_warps": launch.options["num_warps"],
+                        "programs": math.prod(launch.grid),
+                        **compile_launch(launch, architecture),
+                    }
+                    moved = traffic(launch)
+                    row |= dict(zip(("bytes_read", "bytes_written", "least_read", "least_written"), moved, strict=True))
+                    table.writerow(row)
+                    file.flush()
+                    wrong += [f"{launch.name} {variant} sm_{architecture}: {w}" for w in complaints(launch, row)]
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The published OPOM loop as it is released: the baseline of every speed figure.
+
+Written by us after reading zhongyy/OPOM (commit 6a81c65), code/generation/attack/privacy.py, class FIM; no line of it
+is copied. One step costs what the release pays for it:
+
+    one forward of the cloaked photos           FIM.process, privacy.py:136
+    their backward, into pictures and weights   the backbone is never frozen: gen_privacy_torch.py:63-66; privacy.py:152
+    another backward, through the clean photos  their graph is kept (privacy.py:124 with gradients on, retain_graph=True
+                                                in :152), and every loss goes through their features too (:95, :64, :25)
+    features on the host, distances printed     privacy.py:137-138: a wait for the device in every step
+    hull: one cvxpy problem per photo           privacy.py:52-62 (affine), :82-93 (convex), each built anew
+    class centre: the same problem              privacy.py:147: lower = upper = 1/N, whose answer is 1/N
+    batch normalisation, float32, NCHW          backbone/model_irse.py as trained
+
+In units of a forward pass: 1 + 2 + 2 = 5, of which two are needed. The clean features are computed once per person; the
+boosted loop (DFANet_MFIM, privacy.py:210), which is not here, computes them in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "OBJECTIVES",
+    "clean_features",
+    "published_fit",
+    "published_step",
+    "start_noise",
+]
+
+OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
+
+
+def published_fit(
+    net: nn.Module,
+    faces: Tensor,
+    objective: str = "fi_uap",
+    steps: int = 16,
+    *,
+    eps: float = 8 / 255,
+    alpha: float = 1 / 255,
+    warmup: int = 5,
+    start: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """One person's mask, as the release learns it.
+
+    Args:
+        net: faces [n, 3, 112, 112] in [0, 1] -> raw embeddings [n, D]; in eval mode, weights as they come.
+        faces: [N, 3, 112, 112] float32 in [0, 1].
+        objective: one of `OBJECTIVES`.
+        steps: 16 in the published experiments without boosters.
+        eps: largest change, on the [0, 1] scale. (The release counts in grey levels.)
+        alpha: step.
+        warmup: convex_hull: first steps with weights 1/N, `--nter 5` in the published scripts.
+        start: [N, 3, 112, 112], noise each photo starts from. None: `start_noise`.
+        progress: called with (steps done, steps in all), as that of `fastcloak.fit`.
+
+    Returns:
+        delta [3, 112, 112] within +-eps.
+
+    Source: zhongyy/OPOM code/generation/attack/privacy.py:99-161 (FIM), scripts gen_privacy_common_softmax.sh.
+    """
+    clean = clean_features(net, faces)
+    cloaked = faces + (start_noise(len(faces), eps).to(faces.device) if start is None else start)
+    delta = torch.zeros_like(faces[:1])
+    for t in range(steps):
+        now = "class_center" if objective == "convex_hull" and t < warmup else objective
+        cloaked, delta, _ = published_step(net, faces, clean, cloaked, now, eps=eps, alpha=alpha)
+        if progress is not None:
+            progress(t + 1, steps)
+    return delta[0]
+
+
+def start_noise(photos: int, eps: float = 8 / 255, seed: int = 0) -> Tensor:
+    """[photos, 3, 112, 112] uniform in +-eps: the numbers that the release draws on a CPU, and that `fit` draws."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(photos, 3, 112, 112).uniform_(-1, 1, generator=generator) * eps
+
+
+def clean_features(net: nn.Module, faces: Tensor) -> Tensor:
+    """[N, D], raw embeddings of the clean photos, with the graph into the weights that the release keeps."""
+    features: Tensor = net(faces.detach().clone())
+    return features
+
+
+def published_step(
+    net: nn.Module,
+    faces: Tensor,
+    clean: Tensor,
+    cloaked: Tensor,
+    objective: str,
+    *,
+    eps: float = 8 / 255,
+    alpha: float = 1 / 255,
+) -> tuple[Tensor, Tensor, list[float]]:
+    """One step of `published_fit`.
+
+    Args:
+        net, faces, objective, eps, alpha: as there; here convex_hull means the hull, without warm-up.
+        clean: [N, D], what `clean_features` returns, the same in all steps.
+        cloaked: [N, 3, 112, 112], the cloaked photos so far.
+
+    Returns:
+        The cloaked photos [N, 3, 112, 112] and mask [1, 3, 112, 112] after the step, and each photo's distance
+        |z' - z| before it, which the release prints.
+    """
+    cloaked = cloaked.detach().requires_grad_()
+    features = net(cloaked)
+    distances = _distances(features.cpu().detach().numpy(), clean.cpu().detach().numpy())
+
+    loss = _loss(_unit(features), _unit(clean), objective)
+    net.zero_grad()
+    torch.autograd.backward(loss, retain_graph=True)
+
+    assert cloaked.grad is not None
+    moved = cloaked.detach() + alpha * cloaked.grad.mean(0, keepdim=True).sign()
+    delta = (moved - faces).mean(0, keepdim=True).clamp(-eps, eps)
+    return (faces + delta).clamp(0, 1).detach(), delta, distances
+
+
+def _unit(features: Tensor) -> Tensor:
+    units: Tensor = features / torch.linalg.norm(features, dim=1, keepdim=True)
+    return units
+
+
+def _distances(features: np.ndarray, clean: np.ndarray) -> list[float]:
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, clean)]
+    return [float(np.sqrt(np.sum((a - b) * (a - b)))) for a, b in zip(*units, strict=True)]
+
+
+def _loss(z: Tensor, clean: Tensor, objective: str) -> Tensor:
+    """What the release ascends; z and clean are [N, D], and the gradient goes through both."""
+    if objective == "fi_uap_plus":
+        return -(z @ clean.T).mean()
+    N = len(clean)
+    nearest = clean
+    if objective == "affine_hull":
+        nearest = hull_weights(z, clean) @ clean
+    elif objective == "convex_hull":
+        nearest = hull_weights(z, clean, 0.0, 1.0) @ clean
+    elif objective == "class_center":
+        nearest = hull_weights(z, clean, 1 / N, 1 / N) @ clean
+    return nn.functional.mse_loss(nearest, z)
+
+
+def hull_weights(z: Tensor, clean: Tensor, lower: float | None = None, upper: float | None = None) -> Tensor:
+    """Weights [b, N] of the nearest hull point of each z [b, D], by one cvxpy problem each; no bounds: affine hull.
+
+    Source: zhongyy/OPOM code/generation/attack/privacy.py:52-62 and :82-93, with the solver that cvxpy chooses.
+    """
+    import cvxpy  # the other objectives do without it
+
+    cp: Any = cvxpy  # its types say nothing of sum(x) == 1
+
+    points = clean.detach().cpu().numpy()  # [N, D]
+    weights = torch.zeros(len(z), len(clean), device=z.device)
+    for i in range(len(z)):
+        feature = z[i].detach().cpu().numpy()
+        x = cp.Variable(len(clean))
+        # Python's sum, as published: a tree of N additions.
+        constraints = [sum(x) == 1]
+        if lower is not None and upper is not None:
+            constraints += [lower <= x, x <= upper]
+        cp.Problem(cp.Minimize(cp.sum_squares(x @ points - feature)), constraints).solve()
+        weights[i] = torch.tensor(x.value, dtype=torch.float32)
+    return weights

@@ -1,0 +1,1 @@
+"""Judging: what face networks make of cloaked photos."""

@@ -1,0 +1,1 @@
+"""Learning: photos of a person -> a cloak."""

@@ -1,0 +1,1 @@
+"""ONNX files -> torch.fx graphs."""

@@ -1,0 +1,1 @@
+"""Rewrites of a network that make it faster, or a better surrogate."""

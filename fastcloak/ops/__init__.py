@@ -1,0 +1,1 @@
+"""The hot operations: their reference, their backends, how they are launched."""

@@ -1,0 +1,187 @@
+"""What may happen to a cloaked face before a network sees it, drawn anew for every picture of every inner step.
+
+A mask that is learnt through random views holds in more of them, and on more networks (docs/method.md has what each
+gains). Every view is a differentiable function of the picture and of a few numbers drawn beforehand, without a decision
+on the host, so that a step with views can be captured like any other. A view costs no image-gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["DRAWS", "Views", "blur_matrix"]
+
+MIX = 0.5
+TEXTURES = 64
+TEXTURE_SIZE = 112
+"""Pixels: the side of aligned faces."""
+FACE_PIXELS = (56.0, 224.0)
+CONTRAST, BRIGHTNESS = 0.2, 0.1
+BLUR = 1.0
+JPEG_QUALITY = (50.0, 95.0)
+SHIFT, SCALE, ROTATION = 4.0, 0.06, 5.0
+"""Largest change: pixels, share, degrees."""
+
+DRAWS = 13
+"""Numbers in [0, 1) that one picture's view takes, whichever augmentations are on."""
+
+_LUMINANCE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+_CHROMINANCE = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
+
+
+class Views:
+    """Random views of pictures, by the names of `AUGMENTATIONS`."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        """Keep the names, whose order does not matter, and put textures and the tables of JPEG on the device."""
+        self.names = names
+        self.luminance, self.chrominance = (
+            torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
+        )
+        self.textures = _textures(TEXTURES, TEXTURE_SIZE).to(device) if "mix" in names else None
+
+    def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor) -> Tensor:
+        """One view of each picture.
+
+        Args:
+            pictures: [n, 3, H, W] float32 in [0, 1], cloaked.
+            faces: [n, 3, H, W] float32 in [0, 1], the same without the cloak; read by "mix" and "photo" only.
+            draws: [n, DRAWS] float32 in [0, 1), uniform; the same numbers give the same view.
+
+        Returns:
+            [n, 3, H, W] float32, differentiable with respect to `pictures`; "color" may leave [0, 1]. "mix" takes
+            H = W = `TEXTURE_SIZE`.
+        """
+        x, names = pictures, self.names
+        centred = 2 * draws - 1
+        if self.textures is not None:
+            place = TEXTURES * draws[:, 12]
+            which = place.long().clamp_max(TEXTURES - 1)  # the number may round up to 1
+            fade = MIX * (place - which).view(-1, 1, 1, 1) * (self.textures[which] - faces)
+            x, faces = x + fade, faces + fade
+        if "photo" in names:
+            rows, columns = (_round_trip(draws[:, 0], draws[:, i], x.shape[-3 + i]) for i in (1, 2))
+            x = faces + rows[:, None] @ (x - faces) @ columns.mT[:, None]
+        if "color" in names:
+            contrast, brightness = (centred[:, i].view(-1, 1, 1, 1) for i in (3, 4))
+            x = (x - 0.5) * (1 + CONTRAST * contrast) + 0.5 + BRIGHTNESS * brightness
+        if "blur" in names:
+            rows, columns = (blur_matrix(BLUR * draws[:, 5], side) for side in x.shape[-2:])
+            x = rows[:, None] @ x @ columns.mT[:, None]
+        if "jpeg" in names:
+            low, high = JPEG_QUALITY
+            x = _jpeg(x, low + (high - low) * draws[:, 6], self.luminance, self.chrominance)
+        if "geometry" in names or "flip" in names:
+            moves = centred[:, 7:11] if "geometry" in names else torch.zeros_like(centred[:, 7:11])
+            mirror = 1 - 2 * (draws[:, 11] < 0.5).to(x.dtype) if "flip" in names else torch.ones_like(draws[:, 11])
+            x = _moved(x, moves, mirror)
+        return x
+
+
+def blur_matrix(sigma: Tensor, size: int) -> Tensor:
+    """Gaussian blur of one axis as a matrix with rows of sum 1: rows @ picture @ columns.T blurs both.
+
+    Args:
+        sigma: [n] float, in pixels; 0 is no blur.
+        size: of the axis.
+
+    Returns:
+        [n, size, size] float.
+    """
+    place = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
+    distance = place[:, None] - place
+    weights = torch.exp(-(distance**2) / (2 * sigma.view(-1, 1, 1) ** 2 + 1e-6))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _textures(count: int, side: int) -> Tensor:  # [count, 3, side, side] in [0, 1], the same in every process
+    """Noise whose amplitude falls with frequency as in photos, most of it in common to the three channels."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
+    frequency = (rows**2 + columns**2).sqrt()
+    amplitude = frequency.clamp_min(1 / side) ** -1.3
+    amplitude[0, 0] = 0
+
+    def noise(channels: int) -> Tensor:
+        white = torch.randn(count, channels, side, side, generator=generator)
+        colored = torch.fft.irfft2(amplitude * torch.fft.rfft2(white), s=(side, side))
+        scaled: Tensor = colored / colored.std((2, 3), keepdim=True)
+        return scaled
+
+    textures: Tensor = (0.5 + 0.18 * noise(1) + 0.08 * noise(3)).clamp(0, 1)
+    return textures
+
+
+def _round_trip(size: Tensor, phase: Tensor, side: int) -> Tensor:  # [n], [n] in [0, 1) -> [n, side, side]
+    low, high = FACE_PIXELS
+    pitch = side / (low * (high / low) ** size)  # of the photo's pixels, in pixels of the crop
+    pixels = math.ceil(high) + 4
+    k = torch.arange(-2, pixels - 2, device=size.device, dtype=size.dtype)
+    centres = (k + phase[:, None]) * pitch[:, None] - 0.5  # [n, pixels]
+    width = pitch.clamp_min(1)[:, None, None]
+    i = torch.arange(side, device=size.device, dtype=size.dtype)
+    # Linear interpolation to the finer grid and the same kernel as anti-aliasing to the coarser one.
+    tent = (1 - (i[:, None] - centres[:, None]).abs() / width).clamp_min(0)  # [n, side, pixels]
+    return (tent @ tent.mT) * (pitch[:, None, None] / width**2)
+
+
+def _moved(x: Tensor, moves: Tensor, mirror: Tensor) -> Tensor:  # moves [n, 4] in [-1, 1), mirror [n] 1 or -1
+    angle = math.radians(ROTATION) * moves[:, 2]
+    scale = torch.exp(SCALE * moves[:, 3])
+    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+    shift = 2 * SHIFT / x.shape[-1] * moves[:, :2]
+    theta = torch.stack((mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]), 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+# x [n, 3, H, W] in [0, 1], quality [n] in 1..100, tables [8, 8]
+def _jpeg(x: Tensor, quality: Tensor, luminance: Tensor, chrominance: Tensor) -> Tensor:
+    size = x.shape[-2:]
+    # Whole blocks of 16 x 16: at half the resolution colours need whole blocks too.
+    x = F.pad(255 * x, (0, -size[1] % 16, 0, -size[0] % 16), mode="replicate")
+    red, green, blue = x.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    colors = torch.stack((0.564 * (blue - luma), 0.713 * (red - luma)), 1)
+    luma = _quantised(luma[:, None] - 128, luminance, quality)[:, 0] + 128
+    colors = _quantised(F.avg_pool2d(colors, 2), chrominance, quality)
+    cb, cr = F.interpolate(colors, scale_factor=2.0, mode="bilinear", align_corners=False).unbind(1)
+    decoded = torch.stack((luma + 1.402 * cr, luma - 0.344 * cb - 0.714 * cr, luma + 1.772 * cb), 1) / 255
+    return decoded[..., : size[0], : size[1]]
+
+
+def _quantised(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:  # [n, c, H, W]
+    n, c, height, width = x.shape
+    q = quality.view(-1, 1, 1)
+    percent = torch.where(q < 50, 5000 / q, 200 - 2 * q)
+    steps = (table * percent / 100).add(0.5).floor().clamp(1, 255).view(n, 1, 1, 8, 1, 8)
+    dct = _dct(x)
+    blocks = x.view(n, c, height // 8, 8, width // 8, 8)
+    coefficients = torch.einsum("uy,nciyjx,vx->nciujv", dct, blocks, dct) / steps
+    rounded = coefficients + (coefficients.round() - coefficients).detach()
+    return torch.einsum("uy,nciujv,vx->nciyjx", dct, rounded * steps, dct).reshape(x.shape)
+
+
+def _dct(like: Tensor) -> Tensor:  # [8, 8], orthonormal rows
+    k = torch.arange(8, device=like.device, dtype=like.dtype)
+    rows = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) / 2
+    return torch.cat((rows[:1] / math.sqrt(2), rows[1:]))

@@ -1,0 +1,1 @@
+"""Protecting: a cloak and photos -> protected photos."""

@@ -1,0 +1,92 @@
+"""A mask laid over a face in a photo."""
+
+import numpy as np
+import numpy.typing as npt
+
+from fastcloak.cloak import Cloak
+from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, similarity_transform, warp
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+# Width in pixels of the crop over which the mask fades out towards the border of the aligned square.
+FEATHER = 4.0
+# Between 2.5 and 10 protection hardly differs. Against 1, Top-1 on ten people of LFW goes from 58 to 68 % on SFace,
+# 47 to 51 on dlib and 34 to 38 on a MobileFaceNet for faces of 224 pixels, and from 32, 38, 22 to 48, 48, 36 at 60.
+STRENGTH = 4.0
+
+
+def face_mask(
+    delta: Floats, face: Face, eps: float, width: int, height: int
+) -> tuple[tuple[slice, slice], Floats, float]:
+    """Lay a mask over a face.
+
+    Args:
+        delta: [112, 112, C], float32, on the [0, 1] scale.
+        face: where, in a photo of `width` x `height` pixels.
+        eps: bound of the result.
+        width: of the photo.
+        height: of the photo.
+
+    Returns:
+        The rows and columns of the photo that it covers, possibly none; the mask there, [h, w, C], float32, |mask| at
+        most eps and the largest |delta|, 0 outside the aligned square; the side of that square in pixels of the photo.
+    """
+    to_crop = similarity_transform(face.landmarks, TEMPLATE_112)
+    inverse = np.linalg.inv(to_crop[:, :2])
+    to_photo = np.column_stack([inverse, -inverse @ to_crop[:, 2]])
+    side = SIZE * float(np.sqrt(np.linalg.det(inverse)))
+    edge = np.array([-0.5, SIZE - 0.5])
+    corners = np.stack(np.meshgrid(edge, edge), -1).reshape(4, 2) @ inverse.T + to_photo[:, 2]
+    left, top = np.floor(corners.min(0)).clip(0, [width, height]).astype(int)
+    right, bottom = (np.ceil(corners.max(0)) + 1).clip([left, top], [width, height]).astype(int)
+    region = slice(top, bottom), slice(left, right)
+    if right == left or bottom == top:
+        return region, np.zeros((bottom - top, right - left, delta.shape[2]), np.float32), side
+    to_region = to_photo - np.array([[0, 0, left], [0, 0, top]])
+    mask = warp(delta, to_region, right - left, bottom - top, cubic=True, extend=True)
+    x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
+    u, v = (row[0] * x + row[1] * y + row[2] for row in to_crop.astype(np.float32))
+    # Distance to the square's border, inside positive: the square reaches from -0.5 to 111.5.
+    distance = SIZE / 2 - np.maximum(np.abs(u - (SIZE - 1) / 2), np.abs(v - (SIZE - 1) / 2))
+    window = (distance / FEATHER).clip(0, 1)
+    mask = mask.reshape(*window.shape, -1)
+    largest = min(eps, float(np.abs(delta).max()))
+    mask *= STRENGTH
+    mask.clip(-largest, largest, out=mask)
+    mask *= window[..., None]
+    return region, mask, side
+
+
+def is_grey(pixels: Pixels) -> bool:
+    """Whether three channels are equal, [H, W, 3] uint8."""
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+
+
+def channels_last(cloak: Cloak, grey: bool) -> Floats:  # [112, 112, 3], or [112, 112, 1] for grey
+    """The mask as photos lie in memory, [112, 112, 3], or [112, 112, 1] for grey photos."""
+    delta: Floats = np.ascontiguousarray(cloak.delta.permute(1, 2, 0).numpy())
+    if not grey:
+        return delta
+    # Where channels disagree the mean is small. Mean cosine to the clean photos of four ORL people, after 16 OPOM steps
+    # on SFace: unprotected 0.76 on SFace and 0.72 on dlib; with the mask -0.12 and 0.58; with its mean 0.46 and 0.63;
+    # with the enlarged mean 0.34 and 0.58.
+    mean = delta.mean(-1, keepdims=True)
+    size = float(np.abs(mean).mean())
+    gain = min(float(np.abs(delta).mean()) / size, 3.0) if size > 0 else 1.0
+    grey_delta: Floats = (gain * mean).clip(-cloak.eps, cloak.eps)
+    return grey_delta
+
+
+def added(pixels: Pixels, original: Pixels, mask: Floats, eps: float) -> Pixels:
+    # `pixels` holds the masks of other faces where squares overlap; their sum stays within eps of the original too.
+    """Pixels with a mask added, rounded, within eps of the original."""
+    start = original.astype(np.float32)
+    protected = np.multiply(mask, 255, dtype=np.float32)
+    protected = protected + (pixels - start) if mask.shape[2] == 1 else np.add(protected, pixels - start, out=protected)
+    protected.clip(-255 * eps, 255 * eps, out=protected)
+    protected += start
+    np.rint(protected, out=protected).clip(0, 255, out=protected)
+    rounded: Pixels = protected.astype(np.uint8)
+    return rounded

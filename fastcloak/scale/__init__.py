@@ -1,0 +1,1 @@
+"""Many people: on all cores, GPUs and machines."""
