@@ -231,3 +231,12 @@ def test_a_forked_process_that_would_hang_is_refused_and_one_thread_works():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "5 0\n", done.stderr
+
+
+def test_every_promise_has_a_test():
+    marked = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.promise":
+                marked |= {argument.value for argument in node.args}
+    assert marked == {f"P{number}" for number in range(1, 18)}

@@ -4,7 +4,7 @@
     person-NAME.safetensors   the cloak of a person who is finished, an ordinary cloak file
     pass-HASH.state           a pass: who is in it, and the state after its last saved step or the hashes of its cloaks
 
-Every file is written whole or not at all, and carries a hash or is named in one: what is damaged is fitted anew. Of
+Every file is written whole or not at all, and carries a hash or is named in one: what is damaged is fitted again. Of
 photos only hashes are kept.
 """
 
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fastcloak.cloak import Cloak, digest, load
-from fastcloak.fitting.claim import CURE, as_checkpoint_error, claim, sha256_hex
+from fastcloak.fitting.claim import HINT, as_checkpoint_error, claim, sha256_hex
 from fastcloak.fitting.state import Tensors
 from fastcloak.system.errors import CloakFileError
 from fastcloak.system.files import atomic_write
@@ -75,7 +75,7 @@ class Checkpoint:
         was, now = self._faces.get(name), digest(faces, {})
         if was not in (None, now) and (name in self._cloaks or name in self.begun):
             whose = f"the photos of {name!r}" if name else "images"
-            raise ValueError(f"{whose} must be those that the checkpoint {self.folder} was begun with; {CURE}")
+            raise ValueError(f"{whose} must be those that the checkpoint {self.folder} was begun with; {HINT}")
         self._faces[name] = now
         if name not in self._cloaks:
             return None
@@ -85,14 +85,14 @@ class Checkpoint:
                 raise CloakFileError(f"{path} was altered or damaged")
             return load(path)
         except (OSError, CloakFileError) as error:
-            log.warning("a finished cloak cannot be used, that person is fitted anew: %s", error)
+            log.warning("a finished cloak cannot be used, that person is fitted again: %s", error)
             return None
 
     def start(self, names: Sequence[str]) -> Pass:
-        """A pass of these people: from its saved state where there is one for all of them together, else anew."""
+        """A pass of these people, from its saved state where there is one for all of them together."""
         path = self._path(names)
         if any(self.begun.get(name, tuple(names)) != tuple(names) for name in names):
-            log.warning("the saved state of %s is of a pass with other people: they begin anew", ", ".join(names))
+            log.warning("the saved state of %s is of a pass with other people: they begin again", ", ".join(names))
         for others in {self.begun[name] for name in names if name in self.begun} - {tuple(names)}:
             self._path(others).unlink(missing_ok=True)
         read = self._read(path) if self.begun.get(names[0]) == tuple(names) else None
@@ -119,7 +119,7 @@ class Checkpoint:
             if record["identity"] != self._identity:
                 raise ValueError("it belongs to another fit")
         except (SafetensorError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError) as error:
-            log.warning("%s cannot be used, its people are fitted anew: %s", path, error)
+            log.warning("%s cannot be used, its people are fitted again: %s", path, error)
             return None
         return record, state
 
@@ -144,7 +144,7 @@ class Pass:
         """To call after each step: saves the state where the last one is old enough.
 
         Raises:
-            CheckpointError: it cannot be written; the last one is as it was.
+            CheckpointError: it cannot be written; the last one is unchanged.
         """
         if time.monotonic() - self._saved < max(SECONDS, self._took / SHARE):
             return

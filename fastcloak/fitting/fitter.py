@@ -20,12 +20,12 @@ from fastcloak.fitting.claim import fingerprint
 from fastcloak.fitting.groups import Person, persons_per_pass
 from fastcloak.fitting.loop import Loop
 from fastcloak.fitting.options import configure, declared
-from fastcloak.fitting.outliers import listed
 from fastcloak.fitting.run import LEAST_PHOTOS, Progress, Run, own_modes
 from fastcloak.fitting.state import Learnt, Tensors
 from fastcloak.models import load_model, prepare
 from fastcloak.ops.backend import holds, resolve_backend
 from fastcloak.ops.engine import resolve_engine
+from fastcloak.protection.outliers import listed
 from fastcloak.system.device import resolve_device, resolve_dtype
 from fastcloak.system.errors import EngineError, FitInterrupted, FitManyError
 

@@ -63,10 +63,9 @@ class Loop:
         Args:
             surrogate: a prepared one; its device is the loop's.
             config: what decides the cloak.
-            ops: the module with the hot operations, see `fastcloak.ops.backend`.
+            ops: what `resolve_backend` returned.
             engine: what `resolve_engine` returned.
-            persons: P.
-            photos: N.
+            persons, photos: P and N.
         """
         self.surrogate, self.config, self.ops, self.engine = surrogate, config, ops, engine
         self.persons, self.photos = persons, photos

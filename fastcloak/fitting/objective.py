@@ -57,16 +57,7 @@ class HullDistance:
         persons: int,
         photos: int,
     ) -> None:
-        """Allocate the hulls.
-
-        Args:
-            surrogate: whose features the hulls are in.
-            forward: pictures -> raw embeddings.
-            config: objective, and bounds of the hull weights.
-            ops: the module with the hot operations.
-            persons: P.
-            photos: N.
-        """
+        """Allocate the hulls in the features of a surrogate; `forward` gives its raw embeddings of pictures."""
         self.name, self.size, self.forward = surrogate.name, surrogate.embedding_size, forward
         self.config, self.ops = config, ops
         self.points = torch.zeros(persons, photos, self.size, dtype=torch.float32, device=surrogate.device)

@@ -20,10 +20,10 @@ from fastcloak.cloak import Cloak
 from fastcloak.fitting.checkpoint import Checkpoint, open_checkpoint
 from fastcloak.fitting.groups import Person, grouped
 from fastcloak.fitting.options import FitConfig
-from fastcloak.fitting.outliers import copies, listed, stranger_bound, strangers
 from fastcloak.fitting.state import Learnt, Tensors
 from fastcloak.models import unit_features
 from fastcloak.photos.inputs import named_faces
+from fastcloak.protection.outliers import copies, listed, stranger_bound, strangers
 from fastcloak.system.errors import CheckpointError, FitInterrupted, FitManyError
 
 if TYPE_CHECKING:

@@ -42,15 +42,7 @@ class State:
     """Everything that a step reads and writes, on the surrogate's device."""
 
     def __init__(self, surrogate: Surrogate, config: FitConfig, persons: int, photos: int, plain: bool) -> None:
-        """Allocate the buffers.
-
-        Args:
-            surrogate: a prepared one.
-            config: what decides the cloak.
-            persons: P.
-            photos: N.
-            plain: whether `pictures` are faces in [0, 1], float32; else what the network takes, normalised.
-        """
+        """Allocate the buffers; `pictures` are plain faces in [0, 1], or what the surrogate takes, normalised."""
         self.config = config
         self.steps = config.steps if config.eps else 0
         self.averaged = math.ceil(config.average * self.steps)

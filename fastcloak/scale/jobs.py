@@ -178,7 +178,7 @@ def fit_dataset(
     known = fingerprint(loaded, loaded, config, dtype=str(resolve_dtype(dtype) or "auto").removeprefix("torch."))
     summary = FitSummary()
     with (
-        claim(folder, known, cure=CURE) as identity,
+        claim(folder, known, hint=CURE) as identity,
         Index(folder) as index,
         place(concurrency, num_gpus, address, needs_ray=not listed) as there,
     ):
