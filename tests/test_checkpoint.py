@@ -109,7 +109,8 @@ def test_steps_that_were_saved_are_not_done_again(faces, tmp_path):
 
 def test_nothing_is_written_without_a_checkpoint(tiny_net, faces, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "atomic_write", lambda *_: pytest.fail("written"))
+    for module in (checkpoint, claim):
+        monkeypatch.setattr(module, "atomic_write", lambda *_: pytest.fail("written"))
     fit(faces, tiny_net, steps=2)
     assert not list(tmp_path.iterdir())
 
@@ -123,9 +124,10 @@ def test_an_empty_fit_has_a_checkpoint_too(tiny_net, faces, tmp_path, empty):
 def test_states_are_saved_when_the_last_is_old_enough(tiny_net, faces, tmp_path, monkeypatch):
     written = []
     write = checkpoint.atomic_write
-    monkeypatch.setattr(
-        checkpoint, "atomic_write", lambda path, payload: (written.append(path.name), write(path, payload))
-    )
+    for module in (checkpoint, claim):
+        monkeypatch.setattr(
+            module, "atomic_write", lambda path, payload: (written.append(path.name), write(path, payload))
+        )
     monkeypatch.setattr(checkpoint, "SECONDS", 60.0)
     fit(faces, tiny_net, steps=3, checkpoint=tmp_path / "rare")
     assert len(written) == 2  # what is fitted, and that it is finished

@@ -132,10 +132,13 @@ class Run:
 
     def _read(self, name: str, images: Any) -> Person | None:
         try:
-            return self._person(name, images)
+            person = self._person(name, images)
         except Exception as error:  # one person's bad photos must not end the others' work
             self.errors[name] = error
             return None
+        if person is None:
+            self._tick(self._fitter.config.steps)
+        return person
 
     def _person(self, name: str, images: Any) -> Person | None:
         """The person to fit, None for one who is finished, or what is wrong with their photos."""
@@ -150,7 +153,6 @@ class Run:
         self._complain(name, copied, "are copies of others and left out")
         if self._checkpoint is not None and (cloak := self._checkpoint.finished(name, faces)) is not None:
             self.cloaks[name] = cloak
-            self._tick(fitter.config.steps)
             return None
         features = unit_features(fitter.surrogate, faces)
         far = [names[i] for i in strangers(features, stranger_bound(fitter.surrogate))]
