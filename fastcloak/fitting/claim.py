@@ -41,12 +41,7 @@ def claim(
 ) -> Iterator[str]:
     """Keep a folder to oneself, and to fits like this one; `open_checkpoint` has arguments and errors.
 
-    Args:
-        folder, fit, resume: as there.
-        hint: what to do about a folder of another fit.
-
-    Returns:
-        What tells this folder's work from that of any other, 32 hexadecimal digits.
+    Yields what tells this folder's work from that of any other, 32 hexadecimal digits.
     """
     folder = Path(folder)
     with as_checkpoint_error():
@@ -85,15 +80,10 @@ def clear(folder: str | os.PathLike[str]) -> None:
 
 
 def fingerprint(surrogate: Surrogate, loaded: Surrogate, config: FitConfig, **more: Any) -> dict[str, Any]:
-    """What must be the same for a fit to go on, for JSON.
+    """What must be the same for a fit to go on, for JSON; `more` is device, backend, versions ...
 
-    A network is known by its names, its weights and its embedding of a picture: a function has no weights to compare.
-
-    Args:
-        surrogate: the prepared one.
-        loaded: as it was loaded; preparing it may round differently.
-        config: the options.
-        more: device, backend, versions ...
+    A network is known by its names, its weights as they were loaded (preparing may round differently) and its embedding
+    of a picture: a function has no weights to compare.
     """
     picture = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(0)).repeat_interleave(SHAPE[1] // 7, 2)
     picture = picture.repeat_interleave(SHAPE[2] // 7, 3).to(surrogate.device)
