@@ -17,6 +17,7 @@ TEST = [
     *HEIC,
     *RAY,
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "setuptools>=70.1",
     "scipy>=1.11",
     "quadprog>=0.1.12",
