@@ -9,7 +9,7 @@ from fastcloak.cli import demo as demo_command
 from fastcloak.cli.main import main
 
 STAGES = [
-    "Detecting and aligning 30 ORL photos ...",
+    "Detecting and aligning 50 ORL photos ...",
     "Fitting 2 cloaks on SFace with opom ...",
     "Fitting 2 cloaks on SFace with ga ...",
     "Judging them on dlib, which no cloak was fitted on, and on SFace ...",
@@ -23,15 +23,15 @@ def stages():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, stages):
-    cheap = {"steps": 2, "batch_size": 1}
+    cheap = {"steps": 4, "alpha": 4 / 255, "inner_steps": 2, "batch_size": 1}
     folder = tmp_path_factory.mktemp("demo") / "made"
-    return demo_command.run_demo(folder, people=2, strangers=1, progress=False, on_stage=stages.append, **cheap)
+    return demo_command.run_demo(folder, people=2, strangers=3, progress=False, on_stage=stages.append, **cheap)
 
 
 def test_four_masks_are_judged_on_both_networks(demo, stages):
     rows = {(row.model, row.mask): row for row in demo.evaluation.rows}
     assert list(rows) == [(model, mask) for model in ("dlib", "sface") for mask in ("clean", "random", "opom", "ga")]
-    assert (demo.evaluation.people, demo.evaluation.pairs, demo.evaluation.distractors) == (("s1", "s2"), 24, 10)
+    assert (demo.evaluation.people, demo.evaluation.pairs, demo.evaluation.distractors) == (("s1", "s2"), 24, 30)
     assert {key for key, row in rows.items() if row.white_box} == {("sface", "opom"), ("sface", "ga")}
     assert all(row.largest_change <= 8 for row in rows.values())
     assert stages == STAGES
