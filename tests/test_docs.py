@@ -11,6 +11,7 @@ import shutil
 import sys
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
@@ -27,6 +28,7 @@ PAGES = {
     for path in [*(ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md")), *ROOT.glob("docs/*.md")]
 }
 EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
+SCRIPTS = [*EXAMPLES, ROOT / "docs" / "picture.py"]
 
 
 def code(language=""):
@@ -148,7 +150,12 @@ def test_commands_of_the_docs_parse(line, monkeypatch, capsys):
     assert getattr(ended.value, "code", 0) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", [*(block for _, block in code("python")), *(path.read_text() for path in EXAMPLES)])
+def test_commands_of_the_bench_exist():
+    for module in set(re.findall(r"python -m (bench[.\w]*)", "\n".join(PAGES.values()))):
+        assert find_spec(module) is not None, module
+
+
+@pytest.mark.parametrize("source", [*(block for _, block in code("python")), *(path.read_text() for path in SCRIPTS)])
 def test_python_names_what_exists(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("fastcloak"):
