@@ -1,6 +1,6 @@
 """Compare two methods on a network they were not fitted on: `python research.py people strangers`.
 
-people has a folder of photos per person: the first six are fitted to, the others judge.
+people has a folder of eight or more photos per person: the first six are fitted to, the others judge.
 """
 
 import sys
