@@ -17,11 +17,11 @@ try:
     import signal
     import threading
     from collections.abc import Iterator, Sequence
-    from dataclasses import asdict
-    from pathlib import Path
     from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
     import fastcloak
+    from fastcloak.cli import demo as cli_demo
+    from fastcloak.cli import doctor as cli_doctor
     from fastcloak.cli.check import run_check, run_info
     from fastcloak.cli.fit import run_fit
     from fastcloak.cli.many import run_fit_many, run_protect_many
@@ -31,12 +31,10 @@ try:
         add_people,
         add_protect_options,
         path_argument,
-        people_argument,
     )
-    from fastcloak.cli.output import FAILED, INTERRUPTED, OK, PlainFormatter, Stream, print_json, say, tell
+    from fastcloak.cli.output import FAILED, INTERRUPTED, PlainFormatter, Stream, tell
     from fastcloak.cli.protect import run_protect
     from fastcloak.evaluation.text import plain_name
-    from fastcloak.system.packages import ORL_PEOPLE
 except KeyboardInterrupt:  # within the first tenth of a second
     print("fastcloak: interrupted", file=sys.stderr)
     sys.exit(130)
@@ -129,20 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run, kept="")
         return added
 
-    demo = command("demo", _demo, "Learn cloaks for several people on SFace and judge them on dlib.")
-    demo.add_argument(
-        "-o",
-        "--output",
-        type=path_argument,
-        default=Path("fastcloak-demo"),
-        help="folder for cloaks and pictures, which replace those of an earlier demo (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--people",
-        type=people_argument,
-        default=6,
-        help=f"how many people get a cloak, 1 to {ORL_PEOPLE - 1} (default: %(default)s)",
-    )
+    demo = command("demo", cli_demo.run, "Fit cloaks for a few people on SFace and judge them on dlib.")
+    cli_demo.add_arguments(demo)
 
     fit = command("fit", run_fit, "Learn a cloak from about ten photos of one person.")
     fit.add_argument(
@@ -269,44 +255,14 @@ def _parser() -> argparse.ArgumentParser:
     info = command("info", run_info, "Show what is in a cloak file.")
     info.add_argument("cloak", type=path_argument, help="a file that fit wrote")
 
-    doctor = command("doctor", _doctor, "Show which device, backend and engine would run, and why not others.")
+    doctor = command("doctor", cli_doctor.run, "Show which device, backend and engine would run, and why not others.")
+    cli_doctor.add_arguments(doctor)
 
     for added in (demo, fit, protect, fit_many, protect_many, check, info, doctor):
         added.add_argument(
             "--json", metavar="FILE", help="print JSON for programs, or write it to FILE (.json); - prints too"
         )
     return parser
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from fastcloak.cli.demo import run_demo
-
-    quiet = arguments.json
-    arguments.kept = f"; any finished files are in {arguments.output}"
-    demo = run_demo(
-        arguments.output,
-        people=arguments.people,
-        progress=False if quiet else None,
-        say=(lambda line: None) if quiet else say,
-    )
-    if quiet:
-        print_json({**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]}, quiet)
-    else:
-        say("", *demo.evaluation.table().split("\n"), "", f"Written: {', '.join(str(file) for file in demo.files)}")
-    return OK
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from fastcloak.cli.doctor import diagnose
-
-    findings = diagnose()
-    if arguments.json:
-        print_json({finding.subject: asdict(finding) for finding in findings}, arguments.json)
-    else:
-        width = max(len(finding.subject) for finding in findings)
-        for finding in findings:
-            say(f"{finding.subject:{width}}  {finding.answer}{': ' if finding.why else ''}{finding.why}")
-    return OK
 
 
 if __name__ == "__main__":
