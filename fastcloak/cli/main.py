@@ -33,9 +33,13 @@ except KeyboardInterrupt:  # within the first tenth of a second
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "demo": ("Fit cloaks for a few people on SFace and judge them on dlib.", demo.add_arguments, demo.run),
     "fit": ("Fit a cloak to about ten photos of one person.", fit.add_arguments, fit.run),
-    "protect": ("Add a cloak to photos of any size, but never to the originals.", protect.add_arguments, protect.run),
-    "fit-many": ("Fit a cloak for each of many people, or go on.", many.add_fit_arguments, many.run_fit_many),
-    "protect-many": ("Add many people's cloaks to photos.", many.add_protect_arguments, many.run_protect_many),
+    "protect": ("Write cloaked copies of photos; originals stay unchanged.", protect.add_arguments, protect.run),
+    "fit-many": ("Fit a cloak to each of many people; again to go on.", many.add_fit_arguments, many.run_fit_many),
+    "protect-many": (
+        "Write cloaked copies of many people's photos.",
+        many.add_protect_arguments,
+        many.run_protect_many,
+    ),
     "check": ("Compare protected photos with originals on face networks.", check.add_arguments, check.run),
     "info": ("Show what is in a cloak file.", info.add_arguments, info.run),
     "doctor": ("Show which device, backend and engine would run, and why.", doctor.add_arguments, doctor.run),

@@ -35,7 +35,7 @@ def people_argument(text: str) -> int:
 def model_argument(text: str) -> str:
     # `--models` takes all words that follow, also photos.
     if text not in ("sface", "dlib") and not text.lower().endswith(".onnx") and os.path.exists(text):
-        raise argparse.ArgumentTypeError(f"must be networks, got the file or folder {text!r}; name it before --models")
+        raise argparse.ArgumentTypeError(f"must be networks, got the photo or folder {text!r}; put it before --models")
     return text
 
 
@@ -114,7 +114,7 @@ def default_in_words(name: str) -> str:
     return f"the preset's, else {words}" if by_preset else words
 
 
-METAVARS = {"levels": "LEVELS", "names": "NAMES", "whole": "N", "real": "X"}
+METAVARS = {"levels": "GREY_LEVELS", "names": "NAMES", "whole": "N", "real": "X"}
 
 
 def _parsed(option: Option) -> Callable[[str], Any]:
