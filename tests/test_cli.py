@@ -77,18 +77,18 @@ def test_fit_takes_grey_levels_and_options(tmp_path, capsys):
         "--decay",
         "0.5",
     ]
-    assert main(["fit", str(crops), "-o", str(tmp_path / "me.safetensors"), "--model", "dlib", "--json", *options]) == 0
+    assert main(["fit", str(crops), "-o", str(tmp_path / "me.safetensors"), "--models", "dlib", "--json", *options]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["eps"], told["alpha"], told["decay"], told["models"]) == (4 / 255, 2 / 255, 0.5, ["dlib"])
     assert fastcloak.load(told["cloak"]).delta.abs().max() <= 4 / 255
 
 
-def test_apply_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, capsys):
+def test_protect_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in (1, 2):
         Image.open(orl / f"{i}.pgm").save(photos / f"{i}.png")
-    assert main(["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out")]) == 0
+    assert main(["protect", str(cloak_file), str(photos), "-o", str(tmp_path / "out")]) == 0
     assert "  2  protected\n  2  faces\n" in capsys.readouterr().out
     for i in (1, 2):
         before, after = (np.array(Image.open(folder / f"{i}.png")).astype(int) for folder in (photos, tmp_path / "out"))
@@ -97,7 +97,7 @@ def test_apply_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, 
 
     Image.new("RGB", (300, 200), "green").save(photos / "3.png")
     (photos / "4.jpg").write_bytes(b"not a photo")
-    again = ["apply", str(cloak_file), str(photos), "-o", str(tmp_path / "out"), "--overwrite"]
+    again = ["protect", str(cloak_file), str(photos), "-o", str(tmp_path / "out"), "--overwrite"]
     assert main(again) == 3
     captured = capsys.readouterr()
     assert "  2  done before\n  2  failed\n  1    " in captured.out
@@ -108,23 +108,23 @@ def test_apply_protects_photos_and_says_which_failed(orl, cloak_file, tmp_path, 
     told = json.loads(capsys.readouterr().out)
     assert told["counts"] == {"done before": 2, "failed": 2}
     assert [photo["reason"] for photo in told["photos"]] == ["", "", "FaceNotFoundError", "PhotoError"]
-    assert main(["apply", str(cloak_file), str(photos / "4.jpg"), "-o", str(tmp_path / "out")]) == 1
+    assert main(["protect", str(cloak_file), str(photos / "4.jpg"), "-o", str(tmp_path / "out")]) == 1
 
 
-def test_apply_never_touches_the_originals(orl, cloak_file, tmp_path, capsys):
+def test_protect_never_touches_the_originals(orl, cloak_file, tmp_path, capsys):
     Image.open(orl / "1.pgm").save(tmp_path / "1.png")
     before = (tmp_path / "1.png").read_bytes()
-    assert main(["apply", str(cloak_file), str(tmp_path / "1.png"), "-o", str(tmp_path)]) == 1
+    assert main(["protect", str(cloak_file), str(tmp_path / "1.png"), "-o", str(tmp_path)]) == 1
     assert (tmp_path / "1.png").read_bytes() == before
     assert "1.png" in capsys.readouterr().err
 
 
-def test_apply_does_not_overwrite_one_photo_with_another_of_its_name(orl, cloak_file, tmp_path, capsys):
+def test_protect_does_not_overwrite_one_photo_with_another_of_its_name(orl, cloak_file, tmp_path, capsys):
     for i in (1, 2):
         (tmp_path / str(i)).mkdir()
         Image.open(orl / f"{i}.pgm").save(tmp_path / str(i) / "me.png")
     photos = [str(tmp_path / str(i)) for i in (1, 2)]
-    assert main(["apply", str(cloak_file), *photos, "-o", str(tmp_path / "out")]) == 3
+    assert main(["protect", str(cloak_file), *photos, "-o", str(tmp_path / "out")]) == 3
     assert "another photo is called me.png" in capsys.readouterr().err
 
 
@@ -138,36 +138,36 @@ def photo_folders(orl, tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_apply_never_writes_over_another_photo_of_the_list(cloak_file, photo_folders, options, tmp_path, capsys):
+def test_protect_never_writes_over_another_photo_of_the_list(cloak_file, photo_folders, options, tmp_path, capsys):
     a, b = photo_folders
     before = (b / "x.png").read_bytes()
     # By its own name, through a link, and by a roundabout name.
     (tmp_path / "link").symlink_to(b)
     for output in (b, tmp_path / "link", a / ".." / "B"):
-        assert main(["apply", str(cloak_file), str(a / "x.png"), str(b / "x.png"), "-o", str(output), *options]) == 1
+        assert main(["protect", str(cloak_file), str(a / "x.png"), str(b / "x.png"), "-o", str(output), *options]) == 1
         assert (b / "x.png").read_bytes() == before
         assert capsys.readouterr().err.count("is one of the originals; name another folder") == 2
 
 
-def test_apply_replaces_photos_in_the_output_only_when_told(cloak_file, photo_folders, capsys):
+def test_protect_replaces_photos_in_the_output_only_when_told(cloak_file, photo_folders, capsys):
     a, b = photo_folders
     before = (b / "x.png").read_bytes()
-    assert main(["apply", str(cloak_file), str(a), "-o", str(b)]) == 1
+    assert main(["protect", str(cloak_file), str(a), "-o", str(b)]) == 1
     assert "x.png exists; name another folder or pass --overwrite" in capsys.readouterr().err
     assert (b / "x.png").read_bytes() == before
-    assert main(["apply", str(cloak_file), str(a), "-o", str(b), "--overwrite"]) == 0
+    assert main(["protect", str(cloak_file), str(a), "-o", str(b), "--overwrite"]) == 0
     assert (b / "x.png").read_bytes() != before
 
 
-def test_apply_with_overwrite_keeps_both_photos_of_one_name(cloak_file, photo_folders, tmp_path, capsys):
-    arguments = ["apply", str(cloak_file), *map(str, photo_folders), "-o", str(tmp_path / "out"), "--overwrite"]
+def test_protect_with_overwrite_keeps_both_photos_of_one_name(cloak_file, photo_folders, tmp_path, capsys):
+    arguments = ["protect", str(cloak_file), *map(str, photo_folders), "-o", str(tmp_path / "out"), "--overwrite"]
     assert main(arguments) == 3
     assert "another photo is called x.png" in capsys.readouterr().err
     assert main(arguments) == 3
 
 
-def test_apply_makes_no_folder_without_photos(cloak_file, tmp_path):
-    assert main(["apply", str(cloak_file), str(tmp_path / "nobody.png"), "-o", str(tmp_path / "out")]) == 1
+def test_protect_makes_no_folder_without_photos(cloak_file, tmp_path):
+    assert main(["protect", str(cloak_file), str(tmp_path / "nobody.png"), "-o", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -212,7 +212,7 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
     out = tmp_path / "out"
     for arguments, words in (
         (["fit", str(b), "-o", str(tmp_path / "new.safetensors")], "; no cloak was written"),
-        (["apply", str(cloak_file), str(b), "-o", str(out), "--jobs", "1"], f"; 1 of 2 photos are protected in {out}"),
+        (["protect", str(cloak_file), str(b), "-o", str(out), "--jobs", "1"], f"; 1 of 2 photos are protected in {out}"),
         (["demo", "-o", str(out)], f"; any finished files are in {out}"),
         (["doctor"], ""),
         (["check", str(b), str(b)], ""),
@@ -265,9 +265,9 @@ def test_check_compares_originals_and_protected(orl, cloak_file, tmp_path, capsy
     for i in (1, 2, 3):
         Image.open(orl / f"{i}.pgm").save(before / f"{i}.png")
         Image.open(orl.parent / "s9" / f"{i}.pgm").save(others / f"{i}.png")
-    assert main(["apply", str(cloak_file), str(before), "-o", str(after)]) == 0
+    assert main(["protect", str(cloak_file), str(before), "-o", str(after)]) == 0
     capsys.readouterr()
-    arguments = ["check", str(before), str(after), "--model", "dlib", "--distractors", str(others)]
+    arguments = ["check", str(before), str(after), "--models", "dlib", "--distractors", str(others)]
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "recognised by" in told.splitlines()[0].lower()
@@ -285,7 +285,7 @@ def test_check_writes_a_report_and_marks_what_the_cloak_was_learnt_on(orl, cloak
     before, after, report = tmp_path / "before", tmp_path / "after", tmp_path / "report.html"
     before.mkdir()
     Image.open(orl / "1.pgm").save(before / "<b>.png")
-    assert main(["apply", str(cloak_file), str(before), "-o", str(after)]) == 0
+    assert main(["protect", str(cloak_file), str(before), "-o", str(after)]) == 0
     arguments = ["check", str(before), str(after), "--cloak", str(cloak_file), "--html", str(report)]
     assert main([*arguments, "--models", "sface"]) == 0
     assert f"Report with pictures: {report}" in capsys.readouterr().out
@@ -293,7 +293,7 @@ def test_check_writes_a_report_and_marks_what_the_cloak_was_learnt_on(orl, cloak
     assert text.count("data:image/png;base64,") == 3
     assert "&lt;b&gt;.png" in text
     assert "sface*" in text
-    assert main([*arguments, "--model", "sface", "--json"]) == 0
+    assert main([*arguments, "--models", "sface", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["models"][0]["white_box"] is True
 
 
@@ -304,7 +304,7 @@ def test_check_takes_file_names_that_are_no_text(orl, tmp_path, capsys):
     for name in names:
         Image.open(orl / "1.pgm").save(folder / name)
     (folder / os.fsdecode(b"\xfe.jpg")).write_bytes(b"not a photo")
-    arguments = ["check", str(folder), str(folder), "--model", "sface", "--html", str(report)]
+    arguments = ["check", str(folder), str(folder), "--models", "sface", "--html", str(report)]
     assert main(arguments) == 3
     told = capsys.readouterr().out
     assert told.replace("\n", "").isprintable()
@@ -341,26 +341,26 @@ def test_check_never_writes_over_a_file_that_is_no_report(photo_folders, capsys,
 def test_check_of_folders_with_other_photos_is_refused(photo_folders, orl, capsys):
     a, b = photo_folders
     Image.open(orl / "3.pgm").save(a / "z.png")
-    assert main(["check", str(a), str(b), "--model", "dlib"]) == 1
+    assert main(["check", str(a), str(b), "--models", "dlib"]) == 1
     assert "must hold the same photos as" in (told := capsys.readouterr().err)
     assert "got differences: y, z;" in told
 
 
 def test_check_of_photos_that_are_no_pair_fails_and_says_so(photo_folders, tmp_path, capsys):
     a, b = photo_folders
-    assert main(["check", str(a / "x.png"), str(b / "x.png"), "--model", "sface"]) == 3
+    assert main(["check", str(a / "x.png"), str(b / "x.png"), "--models", "sface"]) == 3
     told = capsys.readouterr().out
     assert told.startswith("No photo was checked")
     assert "x.png: not a pair: " in told
     (a / "y.png").write_bytes((b / "y.png").read_bytes())
     report = tmp_path / "report.html"
-    assert main(["check", str(a), str(b), "--model", "sface", "--html", str(report)]) == 3
+    assert main(["check", str(a), str(b), "--models", "sface", "--html", str(report)]) == 3
     told = capsys.readouterr().out
     assert told.startswith("Nothing was changed in 1 of 1 photo: not protected.\n")
     assert "\nNot checked: 1 file, listed with the reason.\n" in told
     assert "\nNot checked: x.png: not a pair: the protected photo must show the picture of its original" in told
     assert "Not checked: x.png: not a pair: " in report.read_text(encoding="utf-8")
-    assert main(["check", str(a), str(b), "--model", "sface", "--json"]) == 3
+    assert main(["check", str(a), str(b), "--models", "sface", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["failed"]["x.png"].startswith("not a pair: ")
 
 
@@ -370,7 +370,7 @@ def test_check_leaves_out_distractors_that_show_the_person(photo_folders, orl, t
     others.mkdir()
     for person in (9, 12):
         Image.open(orl.parent / f"s{person}" / "1.pgm").save(others / f"s{person}.png")
-    arguments = ["check", str(b), str(b), "--model", "sface", "--distractors"]
+    arguments = ["check", str(b), str(b), "--models", "sface", "--distractors"]
     # Other photos of the person.
     Image.open(orl / "4.pgm").save(others / "me.png")
     assert main([*arguments, str(others), "--json"]) == 0
@@ -389,10 +389,10 @@ def test_check_says_what_it_could_not_check(photo_folders, capsys):
     a, b = photo_folders
     (a / "x.png").write_bytes((b / "x.png").read_bytes())
     # Protected photos that failed are missing: the others are checked.
-    assert main(["check", str(b), str(a), "--model", "sface"]) == 3
+    assert main(["check", str(b), str(a), "--models", "sface"]) == 3
     assert "Not checked, since there is no protected photo of that name: y.png." in capsys.readouterr().out
     (a / "y.png").write_bytes(b"not a photo")
-    assert main(["check", str(b), str(a), "--model", "sface", "--json"]) == 3
+    assert main(["check", str(b), str(a), "--models", "sface", "--json"]) == 3
     assert list(json.loads(capsys.readouterr().out)["failed"]) == ["y.png"]
 
 
@@ -412,11 +412,11 @@ def test_doctor_says_what_would_run(capsys):
     [
         (["info", "nobody.safetensors"], "nobody.safetensors"),
         (["fit", "nobody.jpg", "-o", "me.safetensors"], "nobody.jpg"),
-        (["fit", ".", "-o", "me.safetensors", "--model", "arcface"], "unknown model 'arcface'"),
-        (["fit", ".", "-o", "me.safetensors", "--model", "dlib,scales=2"], "model option must be"),
+        (["fit", ".", "-o", "me.safetensors", "--models", "arcface"], "unknown model 'arcface'"),
+        (["fit", ".", "-o", "me.safetensors", "--models", "dlib,scales=2"], "model option must be"),
         (["check", "a", "b"], "a"),
-        (["fit", ".", "-o", "me.safetensors", "--model", "dlib,scale=x"], "option scale must be a number, got 'x'"),
-        (["fit", ".", "-o", "me.safetensors", "--model", "n.onnx,input_size=1.5"], "input_size must be a whole number"),
+        (["fit", ".", "-o", "me.safetensors", "--models", "dlib,scale=x"], "option scale must be a number, got 'x'"),
+        (["fit", ".", "-o", "me.safetensors", "--models", "n.onnx,input_size=1.5"], "input_size must be a whole number"),
     ],
 )
 def test_failures_are_one_line_and_exit_code_one(arguments, words, capsys, tmp_path, monkeypatch):
@@ -453,7 +453,7 @@ def test_wrong_usage_is_exit_code_two(arguments, words, capsys):
     assert words in told
 
 
-@pytest.mark.parametrize("command", ["demo", "fit", "apply", "check", "info", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "fit", "protect", "check", "info", "doctor"])
 def test_every_argument_has_words(command, capsys):
     from fastcloak.cli.main import _parser
 
@@ -509,7 +509,7 @@ def test_protect_finds_one_person_and_says_what_was_done(orl, cloak_file, tmp_pa
     assert told["counts"] == {"protected": 1, "failed": 1}
     assert [photo["faces"] for photo in told["photos"]] == [1, 0]
     assert (tmp_path / "out" / "me.png").exists()
-    for wrong in (command, [*command[:-2], "--enrolment", str(mine)], [*command[:-2], "--model", "dlib"]):
+    for wrong in (command, [*command[:-2], "--enrolment", str(mine)], [*command[:-2], "--models", "dlib"]):
         assert main(wrong) == 1
         assert "--who me needs --enrolment FOLDER" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcloak.cli.options import path_argument, people_argument
-from fastcloak.cli.output import OK, print_json, say
+from fastcloak.cli.output import OK, print_lines, print_result
 from fastcloak.system.packages import ORL_PEOPLE, ORL_PHOTOS, orl_folder
 
 if TYPE_CHECKING:
@@ -69,12 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         people=people,
         strangers=ORL_PEOPLE - people if arguments.full else min(STRANGERS, ORL_PEOPLE - people),
         progress=False if arguments.json else None,
-        on_stage=(lambda line: None) if arguments.json else say,
+        on_stage=(lambda line: None) if arguments.json else print_lines,
     )
-    if arguments.json:
-        print_json({**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]}, arguments.json)
-    else:
-        say("", *demo.evaluation.table().split("\n"), "", f"Written: {', '.join(map(str, demo.files))}")
+    result = {**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]}
+    table = demo.evaluation.table().split("\n")
+    print_result(arguments.json, result, "", *table, "", f"Written: {', '.join(map(str, demo.files))}")
     return OK
 
 

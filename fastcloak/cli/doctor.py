@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from fastcloak import __version__
-from fastcloak.cli.output import OK, print_json, say
+from fastcloak.cli.output import OK, print_result
 from fastcloak.system import packages
 from fastcloak.system.errors import AlteredFileError, MissingExtraError
 
@@ -36,12 +36,9 @@ def add_arguments(doctor: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     findings = diagnose()
-    if arguments.json:
-        print_json({finding.subject: asdict(finding) for finding in findings}, arguments.json)
-    else:
-        width = max(len(finding.subject) for finding in findings)
-        for finding in findings:
-            say(f"{finding.subject:{width}}  {finding.answer}{': ' if finding.why else ''}{finding.why}")
+    width = max(len(found.subject) for found in findings)
+    lines = [f"{found.subject:{width}}  {found.answer}{': ' if found.why else ''}{found.why}" for found in findings]
+    print_result(arguments.json, {found.subject: asdict(found) for found in findings}, *lines)
     return OK
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +15,53 @@ from fastcloak.system.packages import ORL_PEOPLE
 
 MODEL_HELP = (
     "sface, dlib, or an ONNX file, with its normalisation where that is not in the file: "
-    "net.onnx,scale=1.9921875,shift=-0.99609375,bgr (the network gets RGB in [0, 1] * scale + shift). "
-    "Repeat for several"
+    "net.onnx,scale=1.9921875,shift=-0.99609375,bgr (the network gets RGB in [0, 1] * scale + shift)"
 )
 
 
-def add_people(many: argparse.ArgumentParser) -> None:
-    many.add_argument(
-        "people",
-        type=path_argument,
-        help="folder with a folder of photos for each person; or a manifest, .jsonl with lines such as "
-        '{"person": "anna", "photos": ["anna/1.jpg"]}, or .parquet with these columns',
-    )
-    many.add_argument(
-        "--address",
-        help="of a Ray cluster: auto, HOST:6379 or ray://HOST:10001 (default: RAY_ADDRESS, else this machine)",
-    )
-    many.add_argument(
-        "--workers", type=int, help="people at a time; 0: in this process, without Ray (default: one per GPU or CPU)"
-    )
+def path_argument(text: str) -> Path:
+    # An empty path would mean the current folder, though it is mostly an empty variable of a script.
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got an empty one")
+    return Path(text)
 
 
-def add_protect_options(protect: argparse.ArgumentParser) -> None:
-    protect.add_argument(
-        "--quality",
-        type=int,
-        help="of JPEG, HEIC and lossy WebP, 1 to 100 (default: 95, or a JPEG's own where that is better)",
-    )
-    protect.add_argument("--strip-gps", action="store_true", help="leave out where photos were taken")
-    protect.add_argument("--strip-metadata", action="store_true", help="leave out all metadata but for the colours")
-    protect.add_argument(
-        "--overwrite", action="store_true", help="replace photos that are in the output folder, but never an original"
-    )
-    protect.add_argument(
-        "--again", action="store_true", help="add the cloak to photos that carry it already too, twice as visible"
-    )
-    protect.add_argument("--dry-run", action="store_true", help="look for the faces and say what would be done")
+def people_argument(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) < ORL_PEOPLE):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 to {ORL_PEOPLE - 1}, got {text!r}")
+    return int(text)
+
+
+def model_argument(text: str) -> str:
+    # `--models` takes all words that follow, also photos.
+    if text not in ("sface", "dlib") and not text.lower().endswith(".onnx") and os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"must be networks, got the photo or folder {text!r}; put it before --models")
+    return text
+
+
+MODELS: dict[str, Any] = {"nargs": "+", "metavar": "MODEL", "type": model_argument}
+PROTECT_OPTIONS: dict[str, dict[str, Any]] = {
+    "quality": {
+        "type": int,
+        "help": "of JPEG, HEIC and lossy WebP, 1 to 100 (default: 95, or a JPEG's own where that is better)",
+    },
+    "strip_gps": {"action": "store_true", "help": "leave out where photos were taken"},
+    "strip_metadata": {"action": "store_true", "help": "leave out all metadata but for the colours"},
+    "overwrite": {"action": "store_true", "help": "replace photos in the output folder, but never an original"},
+    "again": {"action": "store_true", "help": "protect photos that carry the cloak already too, twice as visible"},
+    "dry_run": {"action": "store_true", "help": "look for the faces and show what would be done"},
+}
+
+
+def add_protect_options(protect: argparse.ArgumentParser, who: Sequence[str] = ("largest", "all")) -> None:
+    words = "which faces of a photo get the cloak (default: %(default)s)"
+    protect.add_argument("--who", choices=who, default=who[0], help=words)
+    for name, option in PROTECT_OPTIONS.items():
+        protect.add_argument(f"--{name.replace('_', '-')}", **option)
+
+
+def protect_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("who", *PROTECT_OPTIONS)}
 
 
 RUN_OPTIONS = {
@@ -65,11 +77,7 @@ def add_fit_options(fit: argparse.ArgumentParser) -> None:
     people = fit.add_argument_group("what people need")
     rest = fit.add_argument_group("the rest", "docs/results.md has what each gives and costs")
     people.add_argument(
-        "--models",
-        nargs="+",
-        metavar="MODEL",
-        default=["sface"],
-        help=f"networks to learn on: {MODEL_HELP} (default: sface)",
+        "--models", default=["sface"], help=f"networks to fit on: {MODEL_HELP} (default: sface)", **MODELS
     )
     people.add_argument(
         "--strict",
@@ -106,7 +114,7 @@ def default_in_words(name: str) -> str:
     return f"the preset's, else {words}" if by_preset else words
 
 
-METAVARS = {"levels": "LEVELS", "names": "NAMES", "whole": "N", "real": "X"}
+METAVARS = {"levels": "GREY_LEVELS", "names": "NAMES", "whole": "N", "real": "X"}
 
 
 def _parsed(option: Option) -> Callable[[str], Any]:
@@ -138,45 +146,26 @@ def fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def models(specifications: list[str]) -> list[fastcloak.Surrogate]:
+def models(specifications: Sequence[str]) -> list[fastcloak.Surrogate]:
     return [parse_model(specification) for specification in specifications]
 
 
 def parse_model(specification: str) -> fastcloak.Surrogate:
-    """Loads a model given in words: a name or file, then options, as in net.onnx,scale=1.99,shift=-0.99,bgr.
-
-    Raises:
-        ValueError: an unknown option, or what `load_model` refuses.
-    """
+    """Loads a network given in words: a name or file, then options, as in net.onnx,scale=1.99,shift=-0.99,bgr."""
     what, *rest = specification.split(",")
     options: dict[str, Any] = {}
     for option in rest:
         name, _, value = option.partition("=")
-        if name == "bgr" and not value:
-            options[name] = True
-        elif name in ("scale", "shift", "input_size") and value:
-            kind, expected = (int, "a whole number") if name == "input_size" else (float, "a number")
-            try:
-                options[name] = kind(value)
-            except ValueError:
-                raise ValueError(
-                    f"model option {name} must be {expected}, got {value!r} in {specification!r}"
-                ) from None
-        else:
+        if option == "bgr":
+            options["bgr"] = True
+            continue
+        if name not in ("scale", "shift", "input_size") or not value:
             raise ValueError(
                 f"model option must be scale=, shift=, input_size= or bgr, got {option!r} in {specification!r}"
             )
+        try:
+            options[name] = int(value) if name == "input_size" else float(value)
+        except ValueError:
+            expected = "a whole number" if name == "input_size" else "a number"
+            raise ValueError(f"model option {name} must be {expected}, got {value!r} in {specification!r}") from None
     return fastcloak.load_model(what, **options)
-
-
-def path_argument(text: str) -> Path:
-    # An empty path would mean the current folder, though it is mostly an empty variable of a script.
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path, got an empty one")
-    return Path(text)
-
-
-def people_argument(text: str) -> int:
-    if not (text.isdecimal() and 1 <= int(text) < ORL_PEOPLE):
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 to {ORL_PEOPLE - 1}, got {text!r}")
-    return int(text)
