@@ -7,25 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = [
-    "AS_SAVED",
-    "SURVIVALS",
-    "as_saved",
-    "double_size",
-    "half_size",
-    "half_size_jpeg75",
-    "jpeg",
-    "resized",
-]
-
 Pixels = npt.NDArray[np.uint8]
-
-AS_SAVED = "as saved"
-
-
-def as_saved(pixels: Pixels) -> Pixels:
-    """Leave the photo as it is, [H, W, 3] uint8."""
-    return pixels
 
 
 def jpeg(pixels: Pixels, quality: int, *, subsampling: str = "4:2:0") -> Pixels:
@@ -43,37 +25,23 @@ def jpeg(pixels: Pixels, quality: int, *, subsampling: str = "4:2:0") -> Pixels:
 
 
 def resized(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Resample to another size: Lanczos, which averages over each new pixel where the picture shrinks.
-
-    Args:
-        pixels: [H, W, 3], uint8, RGB.
-        width: of the result, 1 or more.
-        height: of the result, 1 or more.
-    """
+    """Resample [H, W, 3] uint8: Lanczos, which averages over each new pixel where the picture shrinks."""
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def half_size(pixels: Pixels) -> Pixels:
-    """[H, W, 3] uint8 -> about half as wide and high, at least 1 pixel."""
-    return resized(pixels, max(1, round(pixels.shape[1] / 2)), max(1, round(pixels.shape[0] / 2)))
+def scaled(pixels: Pixels, factor: float) -> Pixels:
+    """Resample [H, W, 3] uint8 to `factor` times its sides, at least 1 pixel each."""
+    height, width = pixels.shape[:2]
+    return resized(pixels, max(1, round(factor * width)), max(1, round(factor * height)))
 
 
-def double_size(pixels: Pixels) -> Pixels:
-    """[H, W, 3] uint8 -> twice as wide and high."""
-    return resized(pixels, 2 * pixels.shape[1], 2 * pixels.shape[0])
-
-
-def half_size_jpeg75(pixels: Pixels) -> Pixels:
-    """[H, W, 3] uint8 -> half size, then JPEG of quality 75."""
-    return jpeg(half_size(pixels), 75)
-
-
-SURVIVALS: Mapping[str, Callable[[Pixels], Pixels]] = {
-    AS_SAVED: as_saved,
+AS_SAVED = "as saved"
+POST_PROCESSING: Mapping[str, Callable[[Pixels], Pixels]] = {
+    AS_SAVED: lambda pixels: pixels,
     "JPEG 95": lambda pixels: jpeg(pixels, 95),
     "JPEG 75": lambda pixels: jpeg(pixels, 75),
     "JPEG 50": lambda pixels: jpeg(pixels, 50),
-    "half size": half_size,
-    "double size": double_size,
-    "half size, JPEG 75": half_size_jpeg75,
+    "half size": lambda pixels: scaled(pixels, 0.5),
+    "double size": lambda pixels: scaled(pixels, 2),
+    "half size, JPEG 75": lambda pixels: jpeg(scaled(pixels, 0.5), 75),
 }
