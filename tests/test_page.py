@@ -312,10 +312,10 @@ def test_pictures_show_the_pixels_as_they_are_and_the_difference_ten_times(check
 def test_large_faces_are_scaled_down_and_the_page_says_so():
     import numpy as np
 
-    from fastcloak.evaluation.check import _face_pictures
+    from fastcloak.evaluation.versions import face_pictures
 
     photo = np.random.default_rng(0).integers(0, 256, (900, 700, 3), np.uint8)
-    shown = _face_pictures(photo, photo, np.array([0.1, 0.1, 0.8, 0.8]))
+    shown = face_pictures(photo, photo, np.array([0.1, 0.1, 0.8, 0.8]))
     assert max(shown.width, shown.height) == 480
     assert 0.5 < shown.scale < 0.6
 
@@ -326,7 +326,7 @@ def test_only_an_older_report_is_replaced(checked, tmp_path):
     write_page(checked, str(path))
     assert path.read_text(encoding="utf-8").startswith(FIRST_LINE)
     (tmp_path / "mine.html").write_text("<!DOCTYPE html><p>mine")
-    with pytest.raises(FileExistsError, match="is no report of fastcloak check; name another file"):
+    with pytest.raises(FileExistsError, match="exists and is no report of fastcloak check; name another file"):
         write_page(checked, tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "<!DOCTYPE html><p>mine"
     with pytest.raises(ValueError, match=r"name that ends in \.html or \.htm, got .*report\.jpg; rename it"):

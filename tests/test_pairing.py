@@ -8,7 +8,7 @@ from torch import nn
 
 from fastcloak import check_photos, load_model
 from fastcloak.evaluation.pairing import check_same_face, check_same_picture
-from fastcloak.evaluation.postprocessing import SURVIVALS, jpeg, resized
+from fastcloak.evaluation.postprocessing import POST_PROCESSING, jpeg, resized
 from fastcloak.photos.alignment import align
 from fastcloak.photos.detection import detect
 from fastcloak.system import packages
@@ -66,7 +66,7 @@ def grey(pixels):
 @pytest.mark.parametrize("levels", [0, 8, 16])
 def test_whatever_a_service_does_leaves_a_pair(orl, levels):
     services = {
-        **SURVIVALS,
+        **POST_PROCESSING,
         "JPEG 20": lambda pixels: jpeg(pixels, 20),
         "a third": lambda pixels: resized(pixels, round(pixels.shape[1] / 3), round(pixels.shape[0] / 3)),
         "grey": grey,
