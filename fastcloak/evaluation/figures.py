@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,15 @@ ZOOM, GAP, CAPTION = 2, 8, 20
 SIDE = ZOOM * 112
 
 
-def save_comparison(path: str | os.PathLike[str], originals: Any, cloaked: Any) -> None:
+def save_comparison(path: Path, originals: Any, cloaked: Any) -> None:
     """Draw three captioned rows of faces: original, cloaked, and their difference, ten times as large.
 
-    A pixel of the last row is 128 + 10 (cloaked - original), in grey levels, cut to 0..255: grey means unchanged.
-    Everything is enlarged twice, without smoothing. The picture is 8 + 232 N wide and 764 high.
-
-    Args:
-        path: the picture to write; its ending says the format (PNG keeps the grey levels exact). An existing one is
-            replaced.
-        originals: N faces, a column each; whatever `load_faces` takes.
-        cloaked: the same faces, protected.
+    A face has a column. A pixel of the last row is 128 + 10 (cloaked - original), in grey levels, cut to 0..255: grey
+    means unchanged. Everything is enlarged twice, without smoothing. The path's ending says the format; PNG is exact.
 
     Raises:
         ValueError: no faces, different numbers of them, or an ending that names no picture format.
-        OSError: the file cannot be written.
     """
-    path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"path must end in a picture format such as .png, got {str(path)!r}")
@@ -63,19 +54,14 @@ def save_comparison(path: str | os.PathLike[str], originals: Any, cloaked: Any) 
     atomic_write(path, picture.getvalue())
 
 
-def plot_protection(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
+def plot_protection(evaluation: Evaluation, path: Path) -> None:
     """Write a bar chart of Top-1 and Top-5 protection: a group of bars per model, a colour per mask.
 
-    Hatched bars are white box: the mask was fitted on that model.
-
-    Args:
-        evaluation: rows to draw, at least one.
-        path: the picture to write; its ending says the format (png, svg, pdf).
+    Hatched bars are white box: the mask was fitted on that model. The path's ending says the format (png, svg, pdf).
 
     Raises:
         ValueError: no rows, or an ending that names no picture format.
         MissingExtraError: matplotlib is not installed.
-        OSError: the file cannot be written.
     """
     if not evaluation.rows:
         raise ValueError("evaluation must hold at least one row, got none; evaluate on one model or more")
@@ -84,7 +70,6 @@ def plot_protection(evaluation: Evaluation, path: str | os.PathLike[str]) -> Non
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    path = Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in FigureCanvasAgg.get_supported_filetypes():
         raise ValueError(f"path must end in a picture format such as .png or .svg, got {str(path)!r}")

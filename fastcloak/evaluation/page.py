@@ -31,7 +31,7 @@ def write_page(check: Check, path: str | PathLike[str]) -> None:
     Raises:
         ValueError: another ending.
         FileExistsError: there is another file of that name.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; among these, IsADirectoryError and FileNotFoundError, no such folder.
     """
     path = Path(path)
     check_page_may_go_to(path)
@@ -39,14 +39,7 @@ def write_page(check: Check, path: str | PathLike[str]) -> None:
 
 
 def check_page_may_go_to(path: Path) -> None:
-    """Refuse a path for a report.
-
-    Raises:
-        ValueError: a name that does not end in .html or .htm.
-        IsADirectoryError: a folder.
-        FileNotFoundError: no such folder.
-        FileExistsError: a file that is no report.
-    """
+    """Refuse a path that is a folder, in no folder, no name of a page, or a file that is no report."""
     if path.is_dir():
         raise IsADirectoryError(f"the report must be a file such as report.html, got the folder {path}; add a name")
     if path.suffix.lower() not in SUFFIXES:
@@ -95,10 +88,10 @@ def page(check: Check) -> str:
 
 def _photo(check: Check, index: int) -> str:
     photo = check.photos[index]
-    change = "-" if photo.largest_change is None else f"{photo.largest_change} of 255 grey levels"
+    change = photo.largest_change
     facts = {
         "photo": f"{photo.width} x {photo.height} pixels, {counted(photo.faces, 'face')} found",
-        "largest change": change,
+        "largest change": "-" if change is None else f"{change} of 255 grey levels",
         "PSNR": f"{decibel(photo.psnr)} whole photo, {decibel(photo.face_psnr)} face, in dB",
         "SSIM": f"{mean([photo.ssim])} whole photo, {mean([photo.face_ssim])} face",
     }
@@ -118,9 +111,8 @@ def _pictures(pictures: FacePictures, name: str) -> str:
         f'{size} src="data:image/png;base64,{base64.b64encode(png).decode()}"'
         for png in (pictures.original, pictures.protected, pictures.difference)
     )
-    scale = f"Scaled down to {100 * pictures.scale:.0f} % for this page."
-    if pictures.scale == 1:
-        scale = "The photo's own pixels."
+    reduced = f"Scaled down to {100 * pictures.scale:.0f} % for this page."
+    scale = "The photo's own pixels." if pictures.scale == 1 else reduced
     return (
         f'<div class="pictures"><figure><div class="compare"><img {protected} alt="Face of {name}, protected">'
         f'<img class="top" {original} alt="Face of {name}, original">'

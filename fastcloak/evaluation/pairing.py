@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastcloak.evaluation.postprocessing import Pixels
 from fastcloak.evaluation.text import plain_name
 from fastcloak.photos.files import photo_files, read_photo
 from fastcloak.photos.inputs import is_empty, pictures
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Box = npt.NDArray[np.float64]  # (left, top, width, height), in shares of a photo
 Pair = tuple[str, Any, Any]  # name, original, protected: for `read`
@@ -144,10 +144,6 @@ def _tree(folder: Path) -> dict[Path, list[Path]]:
 def check_same_picture(original: Pixels, protected: Pixels) -> None:
     """Refuse two photos of which one cannot come from the other by saving, resizing and small changes.
 
-    Args:
-        original: [H, W, 3], uint8, RGB.
-        protected: the same, of any size.
-
     Raises:
         ValueError: another shape, turned, mirrored, or another picture.
     """
@@ -170,11 +166,6 @@ def check_same_picture(original: Pixels, protected: Pixels) -> None:
 
 def check_same_face(original: Pixels, protected: Pixels, box: Box) -> None:
     """Refuse two photos whose faces are not the same picture, or, if they have one size, what is around the face.
-
-    Args:
-        original: [H, W, 3], uint8, RGB.
-        protected: the same, of any size.
-        box: of the face.
 
     Raises:
         ValueError: the face, or what is around it, is another picture.
@@ -200,7 +191,7 @@ def check_same_face(original: Pixels, protected: Pixels, box: Box) -> None:
 
 
 def edges(picture: Image.Image, width: int, height: int) -> Floats:
-    """Differences between neighbouring pixels, across and down, of a grey picture made small, [K]."""
+    """Differences [K] between neighbouring pixels, across and down, of a grey picture made small."""
     grey = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS), np.float32)
     return np.concatenate([np.diff(grey, axis=1).ravel(), np.diff(grey, axis=0).ravel()])
 

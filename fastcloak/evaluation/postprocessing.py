@@ -7,17 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
 
 def jpeg(pixels: Pixels, quality: int, *, subsampling: str = "4:2:0") -> Pixels:
-    """Save as JPEG and read again.
-
-    Args:
-        pixels: [H, W, 3], uint8, RGB.
-        quality: 1..100.
-        subsampling: of colour; half resolution is what most services take.
-    """
+    """Save as JPEG and read again; colour has half the resolution, as most services take it."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
     with Image.open(file) as picture:
@@ -25,12 +19,12 @@ def jpeg(pixels: Pixels, quality: int, *, subsampling: str = "4:2:0") -> Pixels:
 
 
 def resized(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Resample [H, W, 3] uint8: Lanczos, which averages over each new pixel where the picture shrinks."""
+    """Resample by Lanczos, which averages over each new pixel where the picture shrinks."""
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def scaled(pixels: Pixels, factor: float) -> Pixels:
-    """Resample [H, W, 3] uint8 to `factor` times its sides, at least 1 pixel each."""
+    """Resample to `factor` times its sides, at least 1 pixel each."""
     height, width = pixels.shape[:2]
     return resized(pixels, max(1, round(factor * width)), max(1, round(factor * height)))
 

@@ -70,7 +70,7 @@ def evaluate(
 
     Raises:
         ValueError: cloaks and probes name different people, fewer than two photos of a person, no distractors for a
-            person, two models of one name, a reserved label, or a batch size or seed that is not a whole number.
+            person, two models of one name, a reserved label, or a batch size or seed that is no whole number.
         TypeError: cloaks or probes that are not name -> cloak and name -> photos.
         FloatingPointError: an embedding that is not finite or has no direction.
     """
@@ -115,25 +115,14 @@ def evaluate_photos(
     batch_size: int = 32,
     device: torch.device | str | None = None,
 ) -> Evaluation:
-    """Judge pictures that are already protected, by whatever means, next to their originals.
+    """Judge pictures that are already protected, by whatever means, next to their originals, as `evaluate` does.
 
     Args:
         originals: person -> clean photos, two or more; whatever `load_faces` takes.
         protected: label -> person -> the same photos in the same order, protected. "clean" is reserved.
-        models: as in `evaluate`.
-        distractors: as in `evaluate`.
+        models, distractors, batch_size, device: as in `evaluate`.
         fitted_on: label -> names of the models its masks were fitted on: its white-box rows. It goes by name: the same
             network under another name is not recognised. An ensemble is white box if any of its members is.
-        batch_size: pictures per forward pass.
-        device: as in `evaluate`.
-
-    Returns:
-        For each model the row "clean" and one row per label.
-
-    Raises:
-        ValueError: as in `evaluate`; or no people; or a label that lacks or adds people or photos.
-        TypeError: originals or a label that are not name -> photos.
-        FloatingPointError: as in `evaluate`.
     """
     batch_size = _whole("batch_size", batch_size, 1)
     _check_named("originals", "photos", originals)
@@ -197,14 +186,8 @@ def evaluate_photos(
 def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
     """Make the control of a cloak: a mask of random signs, +-eps.
 
-    Args:
-        cloak: whose eps it takes.
-        name: of the person. The signs depend on it and on the seed only: a person's random mask stays the same whoever
-            else is evaluated, so control rows can be merged.
-        seed: of the signs.
-
-    Raises:
-        ValueError: a seed that is not a whole number of 64 bits.
+    The signs depend on the person's name and the seed only. So a person's random mask stays the same whoever else is
+    evaluated, and control rows can be merged.
     """
     seed = _whole("seed", seed, LEAST_SEED, LARGEST_SEED)
     # Names may be numbers, or file names that are no proper Unicode.
@@ -217,20 +200,10 @@ def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
 
 
 def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: str = "faces") -> Tensor:
-    """Compute the unit features z = f(x) / |f(x)| of aligned faces, without a graph.
-
-    Args:
-        surrogate: the face network f.
-        faces: [N, 3, 112, 112], uint8, or float in [0, 1].
-        batch_size: pictures per forward pass.
-        owner: what to call these pictures in an error, such as "photos of 'ann'".
-
-    Returns:
-        [N, D] float32 on the surrogate's device, rows of length 1.
+    """Compute the unit features [N, D] of aligned faces, [N, 3, 112, 112] uint8, or float in [0, 1].
 
     Raises:
-        ValueError: a batch size that is not a whole number of 1 or more.
-        FloatingPointError: an embedding that is not finite, or is zero and so has no direction.
+        FloatingPointError: an embedding that is not finite, or is zero and so has no direction; `owner` says of whom.
     """
     batch_size = _whole("batch_size", batch_size, 1)
     try:
@@ -239,34 +212,21 @@ def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: s
         raise FloatingPointError(f"{owner}: {error}") from None
 
 
-def protection_ranks(probe_features: Tensor, gallery_features: Tensor, distractor_features: Tensor) -> Tensor:
+def protection_ranks(probes: Tensor, gallery: Tensor, distractors: Tensor) -> Tensor:
     """Rank of every gallery picture among the distractors, for every probe.
 
     rank[i, j] = 1 + #{m : <probe_i, distractor_m> > <probe_i, gallery_j>}. A distractor that ties does not push the
     target back, and gallery pictures do not compete with each other: each pair has a gallery of its own.
-
-    Args:
-        probe_features: [N, D] float, rows of length 1.
-        gallery_features: [G, D] float, rows of length 1; G >= 1.
-        distractor_features: [M, D] float, rows of length 1.
-
-    Returns:
-        [N, G] int64, 1 to M + 1.
+    Features are [N, D], [G, D] and [M, D] with rows of length 1; ranks are [N, G], 1 to M + 1.
     """
-    similarity = probe_features @ torch.cat((gallery_features, distractor_features)).T  # [N, G + M]
-    targets, distractors = similarity[:, : len(gallery_features)], similarity[:, len(gallery_features) :]
+    similarity = probes @ torch.cat((gallery, distractors)).T  # [N, G + M]
+    targets, others = similarity[:, : len(gallery)], similarity[:, len(gallery) :]
     # One target at a time: [N, M] comparisons in memory instead of [N, G, M].
-    return torch.stack([1 + (distractors > target[:, None]).sum(1) for target in targets.T], dim=1)
+    return torch.stack([1 + (others > target[:, None]).sum(1) for target in targets.T], dim=1)
 
 
 def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> PersonRates:
-    """Rates of one person on one network, over the ordered pairs i != j.
-
-    Args:
-        features: [N, D] float, unit features of the posted pictures; N >= 2.
-        clean: [N, D], of the clean pictures, in the same order.
-        distractors: [M, D], of other people's pictures.
-    """
+    """Rates of one person on one network, over the ordered pairs i != j; of unit features [N, D], [N, D] and [M, D]."""
     n = len(clean)
     both = protection_ranks(features, torch.cat((clean, features)), distractors)  # [N, 2 N]
     pairs = ~torch.eye(n, dtype=torch.bool)  # [N, N], the ordered pairs i != j

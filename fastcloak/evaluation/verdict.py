@@ -118,7 +118,7 @@ class Check:
                 f"In {counted(no_face, 'protected photo')} no face was found; they are in no number but this one."
             )
         if self.left_out:
-            few = ", ".join(map(plain_name, self.left_out[:5])) + " ..." * (len(self.left_out) > 5)
+            few = _listed(self.left_out[:5]) + " ..." * (len(self.left_out) > 5)
             given = counted(self.distractors + len(self.left_out), "distractor")
             lines.append(
                 f"Left out: {len(self.left_out)} of {given}. They show the person or are copies of these photos: {few}."
@@ -166,14 +166,11 @@ class Check:
             lines.append("The cloak was not given, so it is not known which of them it was fitted on.")
         else:
             white_box = ", ".join(model.model for model in self.models if model.white_box)
-            fitted_on = ", ".join(map(plain_name, self.fitted_on)) or "no network that it names"
-            marked = (
-                f"Networks marked * ({white_box}) show how well that went, not protection from strangers."
-                if white_box
-                else "None of the networks here has that name."
-            )
+            marked = "None of the networks here has that name."
+            if white_box:
+                marked = f"Networks marked * ({white_box}) show how well that went, not protection from strangers."
             lines.append(
-                f"The cloak was fitted on {fitted_on}. {marked} "
+                f"The cloak was fitted on {_listed(self.fitted_on) or 'no network that it names'}. {marked} "
                 "It goes by name: the same network under another name is not marked."
             )
         lines += [
@@ -191,14 +188,12 @@ class Check:
         )
         if self.distractors or self.left_out:
             certain = " or ".join(model.model for model in self.models if model.model in SAME_PERSON)
+            rest = "; whether others show the person, no network here can tell beyond doubt."
+            if certain:
+                rest = f", and what {certain} takes for the person beyond doubt. Others may be left."
             lines.append(
                 "Distractors that show the person make protection look better than it is. Left out are copies of these "
-                "photos"
-                + (
-                    f", and what {certain} takes for the person beyond doubt. Others may be left."
-                    if certain
-                    else "; whether others show the person, no network here can tell beyond doubt."
-                )
+                f"photos{rest}"
             )
         lines.append(
             "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
@@ -218,8 +213,7 @@ class Check:
         """Say what was not checked, and why."""
         lines = []
         if self.omitted:
-            names = ", ".join(map(plain_name, self.omitted))
-            lines.append(f"Not checked, since there is no protected photo of that name: {names}.")
+            lines.append(f"Not checked, since there is no protected photo of that name: {_listed(self.omitted)}.")
         lines += [f"Not checked: {plain_name(name)}: {plain_name(why)}" for name, why in self.failed.items()]
         return lines
 
@@ -346,6 +340,10 @@ class Check:
 def starred(model: ModelCheck) -> str:
     """Name a network, with a star if the cloak was fitted on it."""
     return model.model + "*" * bool(model.white_box)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(plain_name, names))
 
 
 def _cases(sides: Sequence[Side]) -> tuple[int, int]:
