@@ -38,10 +38,6 @@ def cloak(red=0, *, eps=EPS, models=()):
     return Cloak(delta, eps, {"models": list(models)})
 
 
-def unit(n, d, seed):
-    return nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
-
-
 def row_of(evaluation, mask, model="rg"):
     (row,) = [row for row in evaluation.rows if (row.model, row.mask) == (model, mask)]
     return row
@@ -73,16 +69,6 @@ def test_top5_protection_needs_five_nearer_distractors(nearer, top5):
     between = flat(*[(200, 10 * (i + 1)) for i in range(nearer)])
     evaluation = evaluate({"ann": cloak()}, {"ann": flat((200, 0), (200, 100))}, RG, between)
     assert row_of(evaluation, "clean").per_person["ann"][:2] == (1.0, top5)
-
-
-@pytest.mark.parametrize(("n", "m", "d"), [(2, 1, 1), (3, 37, 63), (10, 101, 512)])
-def test_ranks_equal_a_loop_over_pairs(n, m, d):
-    probe, gallery, distractors = unit(n, d, 1), unit(n + 1, d, 2), unit(m, d, 3)
-    if d == 1:
-        # In one dimension every cosine is +-1: all ties.
-        probe, gallery, distractors = probe.sign(), gallery.sign(), distractors.sign()
-    expected = [[1 + sum(float(p @ x) > float(p @ g) for x in distractors) for g in gallery] for p in probe]
-    assert protection_ranks(probe, gallery, distractors).tolist() == expected
 
 
 def test_rows_equal_a_hand_count():
@@ -230,10 +216,6 @@ def test_names_may_be_anything_that_a_dict_takes():
     json.dumps(evaluation.to_json())
 
 
-NOT_WHOLE = [0, -1, 2.0, True, "2", None]
-OTHER_SEEDS = [1.0, "1", None, True, 2**63, -(2**63) - 1]
-
-
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -249,8 +231,11 @@ OTHER_SEEDS = [1.0, "1", None, True, 2**63, -(2**63) - 1]
         ({"models": []}, "models must be one or more"),
         ({"label": "clean"}, "label 'clean' is the name of a control row"),
         ({"label": "random"}, "label 'random' is the name of a control row"),
-        *(({"batch_size": size}, "batch_size must be a whole number, 1 or more, got") for size in NOT_WHOLE),
-        *(({"seed": seed}, "seed must be a whole number") for seed in OTHER_SEEDS),
+        *(
+            ({"batch_size": size}, "batch_size must be a whole number, 1 or more, got")
+            for size in (0, -1, 2.0, True, "2", None)
+        ),
+        *(({"seed": seed}, "seed must be a whole number") for seed in (1.0, "1", None, True, 2**63, -(2**63) - 1)),
         ({"cloaks": cloak()}, "cloaks must be a mapping of a person's name -> Cloak, got Cloak"),
         ({"cloaks": [cloak()]}, "cloaks must be a mapping .* got list"),
         ({"cloaks": {"ann": "me.safetensors", "bob": cloak()}}, r"cloaks\['ann'\] must be a Cloak, got str; fastcloak"),
@@ -266,14 +251,12 @@ def test_evaluate_refuses(changed, words):
 def test_one_person_needs_distractors_and_helpers_need_whole_numbers():
     with pytest.raises(ValueError, match=r"distractors must hold photos of people other than 'ann', got none"):
         evaluate({"ann": cloak()}, {"ann": PROBES["ann"]}, RG)
-    for size in NOT_WHOLE:
-        with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got"):
-            evaluate_photos(PROBES, {}, RG, batch_size=size)
-        with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got"):
-            embed(RG, PROBES["bob"], batch_size=size)
-    for seed in OTHER_SEEDS:
-        with pytest.raises(ValueError, match="seed must be a whole number"):
-            random_mask(cloak(), "ann", seed)
+    with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got 0"):
+        evaluate_photos(PROBES, {}, RG, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, got True"):
+        embed(RG, PROBES["bob"], batch_size=True)
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        random_mask(cloak(), "ann", 2**63)
 
 
 def test_an_embedding_without_direction_names_model_and_person():

@@ -7,8 +7,9 @@ from PIL import Image
 from torch import nn
 
 from fastcloak import check_photos
+from fastcloak.evaluation.page import page
 from fastcloak.evaluation.pairing import check_same_face, check_same_picture
-from fastcloak.evaluation.postprocessing import POST_PROCESSING, jpeg, resized
+from fastcloak.evaluation.postprocessing import POST_PROCESSING, jpeg, resized, scaled
 from fastcloak.photos.alignment import align
 from fastcloak.photos.detection import detect
 from fastcloak.system import packages
@@ -21,21 +22,28 @@ JUDGE = network(module=Pixels)
 def photo():
     """(person, number) -> [280, 230, 3], one of the ORL photos."""
     folder = packages.orl_folder()
-    return lambda person, number: orl_photo(folder, person, number, (230, 280))
+    return lambda person, number=1: orl_photo(folder, person, number, (230, 280))
+
+
+@pytest.fixture(scope="module")
+def face(photo):
+    """(person, number) -> [112, 112, 3], the aligned face in that photo."""
+
+    def aligned(*which):
+        pixels = photo(*which)
+        return align(pixels, detect(pixels)[0])[0]
+
+    return aligned
 
 
 def box_of(pixels):
     height, width = pixels.shape[:2]
-    return np.array(detect(pixels)[0].box) / [width, height, width, height]
+    return None if height == width == 112 else np.array(detect(pixels)[0].box) / [width, height, width, height]
 
 
-def aligned(pixels):
-    return align(pixels, detect(pixels)[0])[0]
-
-
-def masked(pixels, levels, seed=0):
+def masked(pixels, levels=8):
     """Protected as by a cloak of blobs of one sign, which is harder than pixel noise: it stays when made small."""
-    signs = torch.randint(0, 2, (1, 3, 16, 16), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
+    signs = torch.randint(0, 2, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     mask = nn.functional.interpolate(signs, pixels.shape[:2])[0].permute(1, 2, 0).numpy() * levels
     return np.clip(pixels + mask, 0, 255).astype(np.uint8)
 
@@ -55,32 +63,29 @@ def grey(pixels):
 
 
 @pytest.mark.parametrize("levels", [0, 8, 16])
-def test_whatever_a_service_does_leaves_a_pair(photo, levels):
+def test_whatever_a_service_does_leaves_a_pair(photo, face, levels):
     services = {
         **POST_PROCESSING,
         "JPEG 20": lambda pixels: jpeg(pixels, 20),
-        "a third": lambda pixels: resized(pixels, round(pixels.shape[1] / 3), round(pixels.shape[0] / 3)),
+        "a third": lambda pixels: scaled(pixels, 1 / 3),
         "grey": grey,
         "brighter": lambda pixels: np.clip(pixels.astype(int) + 20, 0, 255).astype(np.uint8),
         "less contrast": lambda pixels: (0.7 * pixels + 30).astype(np.uint8),
     }
-    for person in (1, 7, 16):
-        whole = photo(person, 1)
-        for original, box in ((whole, box_of(whole)), (aligned(whole), None)):
-            for name, change in services.items():
-                assert verdict(original, change(masked(original, levels)), box) == "pair", (person, name)
+    for original in (make(person) for make in (photo, face) for person in (1, 7, 16)):
+        for name, change in services.items():
+            assert verdict(original, change(masked(original, levels)), box_of(original)) == "pair", name
 
 
-def test_other_photos_are_no_pair(photo):
+def test_other_photos_are_no_pair(photo, face):
     people = (1, 2, 7, 9, 16)
-    for make in (photo, lambda *which: aligned(photo(*which))):
-        for person in people:
-            original = make(person, 1)
-            box = box_of(original) if make is photo else None
-            for other, number in [*((person, n) for n in (2, 4, 6)), *((p, 1) for p in people if p != person)]:
-                found = verdict(original, make(other, number), box)
-                assert found.startswith("not a pair: the protected photo must show the "), (person, other, number)
-                assert found.endswith("; compare the two photos and their names")
+    for make, person in ((make, person) for make in (photo, face) for person in people):
+        original = make(person)
+        box = box_of(original)
+        for other in [*((person, n) for n in (2, 4, 6)), *((p, 1) for p in people if p != person)]:
+            found = verdict(original, make(*other), box)
+            assert found.startswith("not a pair: the protected photo must show the "), (person, other)
+            assert found.endswith("; compare the two photos and their names")
 
 
 @pytest.mark.parametrize(
@@ -99,21 +104,18 @@ def test_other_photos_are_no_pair(photo):
     ],
 )
 def test_turned_mirrored_cut_and_blank_photos_are_no_pair(photo, change, words):
-    original = photo(1, 1)
-    assert words in verdict(original, np.ascontiguousarray(change(masked(original, 8))))
+    assert words in verdict(photo(1), np.ascontiguousarray(change(masked(photo(1)))))
 
 
 def test_the_face_and_what_is_around_it_must_both_be_the_same(photo):
-    # As a burst from a tripod, and as one face in two places.
+    # As a burst from a tripod, and as one face in two scenes.
     scene = np.random.default_rng(0).integers(0, 256, (25, 40, 3), np.uint8)
     scene = np.array(Image.fromarray(scene).resize((1000, 625), Image.Resampling.BICUBIC))
-    place = slice(200, 480), slice(400, 630)
-    original, other_face = scene.copy(), scene.copy()
-    original[place], other_face[place] = photo(1, 1), photo(1, 5)
-    elsewhere = np.roll(scene, 10, 1)
-    elsewhere[place] = original[place]
+    original, other_face, elsewhere = scene.copy(), scene.copy(), np.roll(scene, 10, 1)
+    for picture, number in ((original, 1), (other_face, 5), (elsewhere, 1)):
+        picture[200:480, 400:630] = photo(1, number)
     box = np.array([440, 240, 150, 200]) / [1000, 625, 1000, 625]
-    assert verdict(original, masked(original, 8), box) == "pair"
+    assert verdict(original, masked(original), box) == "pair"
     assert "must show the face of its original" in verdict(original, other_face, box)
     assert "must show the picture around the face of its original" in verdict(original, elsewhere, box)
 
@@ -125,10 +127,10 @@ def test_photos_that_show_nothing_are_a_pair_and_no_copies():
     assert (checked.distractors, checked.left_out) == (1, ())
 
 
-def test_copies_among_the_distractors_are_left_out_whatever_the_network(photo):
-    faces = [aligned(photo(1, number)) for number in (1, 4)]
-    posted = [masked(face, 8) for face in faces]
-    others = [aligned(photo(person, 1)) for person in (5, 9, 16)]
+def test_copies_among_the_distractors_are_left_out_whatever_the_network(face):
+    faces = [face(1, number) for number in (1, 4)]
+    posted = [masked(one) for one in faces]
+    others = [face(person) for person in (5, 9, 16)]
     crowd = [others[0], faces[0], jpeg(faces[1], 50), others[1], grey(posted[1]), others[2]]
     checked = check_photos(faces, posted, JUDGE, crowd)
     assert checked.left_out == ("distractors[1]", "distractors[2]", "distractors[4]")
@@ -146,28 +148,32 @@ def test_copies_among_the_distractors_are_left_out_whatever_the_network(photo):
     assert not none.complete
 
 
-def test_photos_of_the_person_among_the_distractors_are_left_out_by_a_network_that_knows(photo):
-    photos = [aligned(photo(1, number)) for number in (1, 2, 3)]
-    crowd = [aligned(photo(person, number)) for person, number in ((1, 5), (1, 6), (2, 1), (3, 1), (12, 1))]
-    checked = check_photos(photos, [masked(face, 8) for face in photos], "sface", crowd)
+def test_photos_of_the_person_among_the_distractors_are_left_out_by_a_network_that_knows(face):
+    faces = [face(1, number) for number in (1, 2, 3)]
+    crowd = [face(*which) for which in ((1, 5), (1, 6), (2, 1), (3, 1), (12, 1))]
+    checked = check_photos(faces, [masked(one) for one in faces], "sface", crowd)
     assert checked.left_out == ("distractors[0]", "distractors[1]")
     assert checked.distractors == 3
     assert "what sface takes for the person beyond doubt" in checked.table()
 
 
-def test_a_photo_that_was_not_changed_is_never_praised(photo):
+def test_a_photo_that_was_not_changed_is_never_praised(face):
     # Two faces that no network would match: not recognised, whether protected or not.
-    face = aligned(photo(1, 1))
-    faces = [face, 255 - face]
-    judge = network("sface", Pixels)
+    faces, judge = [face(1), 255 - face(1)], network("sface", Pixels)
     bare = check_photos(faces, faces, judge)
     assert bare.models[0].as_saved.after.recognised == (False, False)
     assert bare.headline() == "Nothing was changed in 2 of 2 photos: not protected."
     assert [bare.verdict(i) for i in (0, 1)] == ["not protected: nothing was changed"] * 2
     assert bare.to_json()["photos"][0]["verdict"] == "not protected: nothing was changed"
-    half = check_photos(faces, [masked(faces[0], 8), faces[1]], judge)
+    assert bare.complete
+    shown = page(bare)
+    assert "not protected: nothing was changed" in shown
+    assert 'class="good"' not in shown
+    # Without pictures too, there is a page.
+    assert "<img" not in shown
+    assert "same whole photo" in shown
+    half = check_photos(faces, [masked(faces[0]), faces[1]], judge)
     assert half.headline() == (
         "Nothing was changed in 1 of 2 photos: not protected. Not recognised by 1 of 1 network in the other photo."
     )
     assert half.verdict(0) == "not recognised by 1 of 1 network"
-    assert bare.complete
