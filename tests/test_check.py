@@ -53,6 +53,8 @@ def test_check_equals_a_hand_count_and_evaluate():
     posted[:, 0] += 8
     checked = check_photos(BOB, posted, network(), STRANGERS)
     assert (len(checked.photos), checked.distractors) == (3, 2)
+    named = [dict(zip("abc", faces.numpy(), strict=True)) for faces in (BOB, posted)]
+    assert check_photos(*named, network(), STRANGERS) == checked
     side, before = after(checked), checked.models[0].as_saved.before
     # Original 0 is (0, 200), protected 0 is (8, 200): cosine 200 / |(8, 200)|.
     assert side.own[0] == pytest.approx(200 / (8**2 + 200**2) ** 0.5)
@@ -244,7 +246,7 @@ def test_paths_that_are_no_pair_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.promise("P15")
-def test_what_cannot_be_checked_is_listed_and_the_rest_is_checked(tmp_path, photo):
+def test_what_cannot_be_checked_is_listed_and_the_rest_is_checked(tmp_path, photo, monkeypatch):
     blank = np.full((200, 300, 3), 90, np.uint8)
     before, posted = (write(tmp_path / name, a=photo(1, 1), b=blank) for name in ("before", "after"))
     for folder in (before, posted):
@@ -264,6 +266,10 @@ def test_what_cannot_be_checked_is_listed_and_the_rest_is_checked(tmp_path, phot
     assert "No photo was checked" in nothing.table()
     assert "c.jpg must be" in page(nothing)
     assert json.loads(json.dumps(nothing.to_json()))["photos"] == []
+    # A face that the detector finds once and not again.
+    monkeypatch.setattr("fastcloak.evaluation.versions.detect", lambda *arguments, **options: [])
+    (lost,) = check_photos([photo(1, 1)], [photo(1, 1)], PIXELS).failed.values()
+    assert "must show a face that is found twice" in lost
 
 
 def test_the_face_that_changed_is_the_one_that_is_checked(photo):

@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation.pairing import COPY_SIDE, LEAST_LIKENESS, Floats, edges, likeness, paired, read
-from fastcloak.evaluation.postprocessing import POST_PROCESSING
+from fastcloak.evaluation.postprocessing import POST_PROCESSING, Pixels
 from fastcloak.evaluation.protocol import embed, person_rates
 from fastcloak.evaluation.results import LEAST_PAIRS, ModelCheck, PhotoCheck, PostProcessingCheck, Side, Threshold
 from fastcloak.evaluation.text import plain_name
 from fastcloak.evaluation.verdict import Check
-from fastcloak.evaluation.versions import Versions, compare_versions
+from fastcloak.evaluation.versions import Versions, compare
 from fastcloak.models import Surrogate
 from fastcloak.models.load import load_models
 from fastcloak.photos.files import photo_files
@@ -88,7 +88,7 @@ def check_photos(
     disable = sys.stderr is None or (None if progress is None else not progress)
     for name, original, posted in tqdm(pairs, desc="checking", unit="photo", disable=disable):
         try:
-            photo, versions = compare_versions(name, read(original), read(posted), keep_pictures)
+            photo, versions = compare(name, read(original), read(posted), keep_pictures)
         except (ValueError, OSError) as error:
             failed[name] = str(error)
             continue
@@ -102,7 +102,8 @@ def check_photos(
     ours = torch.zeros(len(crowd), dtype=torch.bool)
     strangers: list[Tensor | None] = [None] * len(networks)
     if len(crowd):
-        alike = likeness(np.stack([_edges(face) for face in crowd]), np.stack(shown))
+        given = [_edges(face) for face in crowd.permute(0, 2, 3, 1).numpy()]
+        alike = likeness(np.stack(given), np.stack(shown))
         ours |= torch.from_numpy((alike >= LEAST_LIKENESS).any(1))
         theirs = [embed(one, crowd, batch_size=batch_size, owner="distractors").cpu() for one in networks]
         for network, kept, rows in zip(networks, features, theirs, strict=True):
@@ -153,15 +154,15 @@ def _read_distractors(distractors: Any) -> tuple[Tensor, list[str], dict[str, st
     return torch.cat(list(groups.values())) if groups else saved_faces(None), names, failed
 
 
-def _edges(face: Tensor) -> Floats:  # [3, 112, 112] uint8
-    picture = Image.fromarray(np.ascontiguousarray(face.permute(1, 2, 0).numpy())).convert("L")
-    return edges(picture, COPY_SIDE, COPY_SIDE)
+def _edges(face: Pixels) -> Floats:  # [112, 112, 3]
+    return edges(Image.fromarray(np.ascontiguousarray(face)).convert("L"), COPY_SIDE, COPY_SIDE)
 
 
 def _features(network: Surrogate, versions: Versions, batch_size: int, name: str) -> Tensor:
     crops = [crop for side in versions for crop in side if crop is not None]
     found = torch.tensor([[crop is not None for crop in side] for side in versions])
-    rows = embed(network, torch.stack(crops), batch_size=batch_size, owner=name).cpu()
+    faces = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    rows = embed(network, faces, batch_size=batch_size, owner=name).cpu()
     features = torch.full((*found.shape, rows.shape[1]), torch.nan)
     features[found] = rows
     return features

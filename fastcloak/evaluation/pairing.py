@@ -11,6 +11,7 @@ It is 1 for the same picture, and lower for another scene, another pose, another
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -66,20 +67,22 @@ def paired(originals: Any, protected: Any) -> tuple[list[Pair], list[str]]:
     if before is not None and after is not None:
         if before.is_dir() and after.is_dir():
             return _paired_folders(before, after)
-        for path in (before, after):
-            if not path.exists():
-                raise FileNotFoundError(f"{path} must be a photo or a folder of photos, got no such path; check it")
+        for file in (before, after):
+            if not file.exists():
+                raise FileNotFoundError(f"{file} must be a photo or a folder of photos, got no such path; check it")
         if before.is_dir() or after.is_dir():
             raise ValueError(
                 f"originals and protected must both be folders, or both one photo, got {before} and {after}; name two "
                 "of a kind"
             )
         return [(before.name, [before], [after])], []
-    lists = [one if path is None else photo_files(path) for one, path in zip(given, paths, strict=True)]
-    for one in lists:
+    lists = []
+    for one, path in zip(given, paths, strict=True):
+        photos = one if path is None else photo_files(path)
         # Whatever has no length is refused with a clear message.
-        if one is not None and not isinstance(one, (Tensor, np.ndarray, list, tuple)):
-            next(pictures(one))
+        if photos is not None and not isinstance(photos, (Tensor, np.ndarray, list, tuple)):
+            next(pictures(photos))
+        lists.append(list(photos.values()) if isinstance(photos, Mapping) else photos)
     counts = [0 if is_empty(one) else len(one) for one in lists]
     if counts[0] == 0:
         raise ValueError("originals must hold at least one photo, got none")

@@ -7,20 +7,18 @@ import math
 from io import BytesIO
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from fastcloak.evaluation.pairing import Box, check_same_face, check_same_picture
 from fastcloak.evaluation.postprocessing import POST_PROCESSING, Pixels, resized
 from fastcloak.evaluation.results import FacePictures, PhotoCheck
 from fastcloak.photos.alignment import SIZE, Face, align, iou
 from fastcloak.photos.detection import UNCERTAIN, detect, find_faces
-from fastcloak.system.errors import MissingExtraError
+from fastcloak.system.errors import FaceNotFoundError, MissingExtraError
 from fastcloak.system.packages import require
 
-# Original and protected, after every post-processing; [3, 112, 112] uint8, None where no face was found.
-Versions = list[list[Tensor | None]]
+# The face in the original and in the protected photo, [112, 112, 3], after every post-processing; None: not found.
+Versions = list[list[Pixels | None]]
 # Largest change in grey levels, PSNR in dB, SSIM.
 Distance = tuple[int | None, float | None, float | None]
 
@@ -32,10 +30,8 @@ PICTURE_SIDE, PICTURE_MARGIN = 480, 0.4
 MID_GREY, GAIN = 128, 10
 
 
-def compare_versions(
-    name: str, original: Pixels, protected: Pixels, keep_pictures: bool
-) -> tuple[PhotoCheck, Versions]:  # pixels [H, W, 3]
-    """Measure a photo and find its face in every version.
+def compare(name: str, original: Pixels, protected: Pixels, keep_pictures: bool) -> tuple[PhotoCheck, Versions]:
+    """Measure how far a protected photo is from its original, and find the face in every version of both.
 
     Raises:
         ValueError: the two are not the same picture, or the original shows no face.
@@ -59,8 +55,12 @@ def compare_versions(
         whole, inside = _distance(original, protected), _distance(original[region], protected[region])
     pictures = face_pictures(original, protected, box) if keep_pictures else None
     photo = PhotoCheck(name, width, height, faces, *whole, *inside, pictures)
-    sides = (original, protected)
-    return photo, [[_crop(change(side), box, turn) for change in POST_PROCESSING.values()] for side in sides]
+    versions = [
+        [_crop(change(side), box, turn) for change in POST_PROCESSING.values()] for side in (original, protected)
+    ]
+    if versions[0][0] is None:
+        raise FaceNotFoundError(f"{name} must show a face that is found twice, got one that is not; leave it out")
+    return photo, versions
 
 
 def _share(face: Face, pixels: Pixels) -> Box:
@@ -85,23 +85,19 @@ def _mean_change(face: Face, original: Pixels, protected: Pixels) -> float:
     return float(np.abs(original[inside].astype(np.int16) - protected[inside]).mean())
 
 
-def _crop(pixels: Pixels, box: Box, turn: int | None) -> Tensor | None:
+def _crop(pixels: Pixels, box: Box, turn: int | None) -> Pixels | None:
     """The face as a recogniser would see it: found again, near its box; `turn` None: the photo is an aligned face."""
-    height, width = pixels.shape[:2]
     if turn is None:
-        return _picture(resized(pixels, SIZE, SIZE))
+        return resized(pixels, SIZE, SIZE)
+    height, width = pixels.shape[:2]
     left, top, across, down = (box * [width, height, width, height]).tolist()
     # Small faces are looked for, which takes longer, only where the one that is meant was not found.
     for thorough in (False, True):
         faces = detect(pixels, thorough=thorough, turn=turn)
         overlaps = [iou(face.box, (left, top, across, down)) for face in faces]
         if max(overlaps, default=0.0) >= LEAST_OVERLAP:
-            return _picture(align(pixels, faces[int(np.argmax(overlaps))])[0])
+            return align(pixels, faces[int(np.argmax(overlaps))])[0]
     return None
-
-
-def _picture(crop: Pixels) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)
 
 
 def _distance(original: Pixels, protected: Pixels) -> Distance:
@@ -122,7 +118,7 @@ def _distance(original: Pixels, protected: Pixels) -> Distance:
 
 
 def face_pictures(original: Pixels, protected: Pixels, box: Box) -> FacePictures:
-    """Draw the surroundings of a face, [H, W, 3] uint8, for a report; `box` is in shares of the photo."""
+    """Draw the surroundings of a face for a report."""
     before = original[_region(box, original, PICTURE_MARGIN)]
     after = protected[_region(box, protected, PICTURE_MARGIN)]
     height, width = before.shape[:2]
@@ -135,9 +131,8 @@ def face_pictures(original: Pixels, protected: Pixels, box: Box) -> FacePictures
 
 
 def difference(before: Pixels, after: Pixels) -> Pixels:
-    """Draw what changed, of any shape: grey where nothing did, changes `GAIN` times as large as they are."""
-    changes = after.astype(np.int16) - before
-    return (MID_GREY + GAIN * changes).clip(0, 255).astype(np.uint8)
+    """Draw what changed: grey where nothing did, changes `GAIN` times as large as they are."""
+    return (MID_GREY + GAIN * (after.astype(np.int16) - before)).clip(0, 255).astype(np.uint8)
 
 
 def _png(pixels: Pixels) -> bytes:
