@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from importlib import resources
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -210,26 +211,17 @@ def test_the_page_can_be_read_aloud(opened):
     assert all(label == [0, True] for label in labels)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_have_contrast(browser, report, scheme):
-    tab = browser.new_page(color_scheme=scheme)
-    tab.goto(report.as_uri())
-    names = ("ink", "dim", "good", "bad", "link", "paper", "card")
-    colours = tab.evaluate(
-        "names => { const style = getComputedStyle(document.documentElement);"
-        "return names.map(name => style.getPropertyValue('--' + name).trim()); }",
-        list(names),
-    )
-    light = dict(zip(names, map(luminance, colours), strict=True))
-    for ground in ("paper", "card"):
-        for ink in ("ink", "dim", "good", "bad", "link"):
-            bright, dark = sorted((light[ink], light[ground]), reverse=True)
-            # WCAG 2.1, 1.4.3 (AA).
-            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
-    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
-        "rgb(255, 255, 255)" if scheme == "light" else "rgb(13, 17, 23)"
-    )
-    tab.close()
+def test_colours_have_contrast():
+    style = resources.files("fastcloak.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    schemes = re.findall(r":root {([^}]*)}", style)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        light = {name: luminance(colour) for name, colour in re.findall(r"--(\w+): (#\w{6});", scheme)}
+        for ground in ("paper", "card"):
+            for ink in ("ink", "dim", "good", "bad", "link"):
+                bright, dark = sorted((light[ink], light[ground]), reverse=True)
+                # WCAG 2.1, 1.4.3 (AA).
+                assert (bright + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
 
 
 def luminance(colour):
