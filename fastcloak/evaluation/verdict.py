@@ -244,12 +244,11 @@ class Check:
         """How often each network recognises the person after each post-processing."""
         rows = []
         for i, name in enumerate(self.post_processing):
-            cells = []
-            for model in self.models:
-                one = model.post_processing[i]
-                unseen = one.after.no_face
-                cells.append(_recognised_in(one) + (f", no face in {unseen}" if unseen else ""))
-            rows.append((name, *cells))
+            row = [name]
+            for one in (model.post_processing[i] for model in self.models):
+                no_face = f", no face in {one.after.no_face}" if one.after.no_face else ""
+                row.append(_recognised_in(one) + no_face)
+            rows.append(row)
         note = (
             "In how many photos the person is recognised; in brackets the originals after the same. "
             "A dash: no threshold is known."
@@ -304,13 +303,8 @@ class Check:
         name, coloured = plain_name(self.photos[photo].name), not self.photos[photo].unchanged
         rows: list[Sequence[str]] = []
         for model in self.models:
-            threshold = model.threshold
-            rows.append(
-                (
-                    starred(model)
-                    + (", no threshold known" if threshold is None else f", threshold {threshold.value:.3f}"),
-                )
-            )
+            known = "no threshold known" if model.threshold is None else f"threshold {model.threshold.value:.3f}"
+            rows.append((f"{starred(model)}, {known}",))
             for one in model.post_processing:
                 after, before = one.after, one.before
                 cosines = (
@@ -374,7 +368,5 @@ def _seen(side: Side, photo: int, coloured: bool) -> str:
         return "no face found"
     if recognised is None:
         return "-"
-    words = "recognised" if recognised else "not recognised"
-    if not coloured:
-        return words
-    return Bad(words) if recognised else Good(words)
+    words, tone = ("recognised", Bad) if recognised else ("not recognised", Good)
+    return tone(words) if coloured else words
