@@ -275,8 +275,8 @@ def test_check_compares_originals_and_protected(orl, cloak_file, tmp_path, capsy
     assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["photos"]) == told["distractors"] == 3
-    first = told["models"][0]["survivals"][0]
-    assert first["survival"] == "as saved"
+    first = told["models"][0]["post_processing"][0]
+    assert first["name"] == "as saved"
     assert len(first["after"]["own"]) == 3
     assert set(first["after"]["rates"]) == {"protection_top1", "protection_top5", "linkage_top1", "mean_similarity"}
 
