@@ -77,7 +77,9 @@ def test_fit_takes_grey_levels_and_options(tmp_path, capsys):
         "--decay",
         "0.5",
     ]
-    assert main(["fit", str(crops), "-o", str(tmp_path / "me.safetensors"), "--models", "dlib", "--json", *options]) == 0
+    assert (
+        main(["fit", str(crops), "-o", str(tmp_path / "me.safetensors"), "--models", "dlib", "--json", *options]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert (told["eps"], told["alpha"], told["decay"], told["models"]) == (4 / 255, 2 / 255, 0.5, ["dlib"])
     assert fastcloak.load(told["cloak"]).delta.abs().max() <= 4 / 255
@@ -212,7 +214,10 @@ def test_an_interruption_says_what_was_kept(cloak_file, photo_folders, tmp_path,
     out = tmp_path / "out"
     for arguments, words in (
         (["fit", str(b), "-o", str(tmp_path / "new.safetensors")], "; no cloak was written"),
-        (["protect", str(cloak_file), str(b), "-o", str(out), "--jobs", "1"], f"; 1 of 2 photos are protected in {out}"),
+        (
+            ["protect", str(cloak_file), str(b), "-o", str(out), "--jobs", "1"],
+            f"; 1 of 2 photos are protected in {out}",
+        ),
         (["demo", "-o", str(out)], f"; any finished files are in {out}"),
         (["doctor"], ""),
         (["check", str(b), str(b)], ""),
@@ -416,7 +421,10 @@ def test_doctor_says_what_would_run(capsys):
         (["fit", ".", "-o", "me.safetensors", "--models", "dlib,scales=2"], "model option must be"),
         (["check", "a", "b"], "a"),
         (["fit", ".", "-o", "me.safetensors", "--models", "dlib,scale=x"], "option scale must be a number, got 'x'"),
-        (["fit", ".", "-o", "me.safetensors", "--models", "n.onnx,input_size=1.5"], "input_size must be a whole number"),
+        (
+            ["fit", ".", "-o", "me.safetensors", "--models", "n.onnx,input_size=1.5"],
+            "input_size must be a whole number",
+        ),
     ],
 )
 def test_failures_are_one_line_and_exit_code_one(arguments, words, capsys, tmp_path, monkeypatch):
