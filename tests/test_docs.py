@@ -19,6 +19,8 @@ import pytest
 
 import fastcloak
 from fastcloak.cli.main import main
+from fastcloak.cli.options import default_in_words
+from fastcloak.fitting.options import declared
 from fastcloak.system.packages import orl_folder
 
 ROOT = Path(__file__).parent.parent
@@ -221,3 +223,23 @@ def test_examples_run(name, arguments, written, home, monkeypatch, capsys):
 
 def test_every_example_is_run():
     assert [path.stem for path in EXAMPLES] == ["album", "app", "research"]
+
+
+def options_table():
+    """What docs/use.md says of fit's options, from their declarations; `python -m tests.test_docs` writes it."""
+    lines = ["| option | default | what it does |", "| --- | --- | --- |"]
+    for name, option in declared().items():
+        what = option.help.replace("|", "\\|")
+        lines.append(f"| `{name}` | {default_in_words(name)} | {what} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_options_is_what_the_code_declares():
+    between = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", PAGES["docs/use.md"], re.DOTALL)
+    assert between[1] == options_table()
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs" / "use.md"
+    marked = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
+    page.write_text(marked.sub(lambda _: options_table() + "\n", page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -175,6 +175,7 @@ def test_kernels_import_from_either_install(kind, tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {"fastcloak/kernels/__init__.py", "fastcloak/models/onnx/reader.py", "fastcloak/py.typed"} <= set(names)
+    assert {"fastcloak/evaluation/page.css", "fastcloak/evaluation/page.js"} <= set(names)
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "bench/"))]
     code = "import fastcloak, fastcloak.kernels as k; print(fastcloak.__file__, k.__file__)"
     done = subprocess.run(

@@ -151,7 +151,7 @@ def run_demo(
         {label: {name: mask.apply(probes[name]) for name, mask in those.items()} for label, those in masks.items()},
         [target, surrogate],
         distractors,
-        learnt_on={method: [surrogate.name] for method in cloaks},
+        fitted_on={method: [surrogate.name] for method in cloaks},
     )
 
     files = []

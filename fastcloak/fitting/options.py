@@ -155,8 +155,7 @@ class FitConfig:
     preset: str = _option(
         "plain",
         "choice",
-        "how much work, with our best recipe for it; plain has no boosters, and is all that opom has; "
-        "None: fast for ga, plain for opom",
+        "how much work, with our best recipe for it; plain has no boosters, and is all that opom has",
         choices=tuple(PRESETS),
         basic=True,
     )
