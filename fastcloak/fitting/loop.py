@@ -214,9 +214,7 @@ class Loop:
             if config.ensemble == "turns":
                 whose = [self.members[(turn + m) % len(self.members)]]
             loss, gap, grads = self._gradient(whose, index, chance, objective)
-            ops.accumulate_step_(
-                grads, self.acc, self.delta_in, config.look_ahead(), self.eps, config.normalise, self.scale
-            )
+            ops.accumulate_step_(grads, self.acc, self.delta_in, config.look_ahead(), self.eps, self.scale)
             losses.append(loss)
             gaps.append(gap)
         self.loss.copy_(torch.stack(losses).mean((0, 2)))

@@ -29,6 +29,7 @@ instead of 5e-12 (30 points in a plane), far below the 1e-6 that a fit accepts.
 import torch
 import triton
 import triton.language as tl
+from fastcloak.kernels.layout import FLOATS, check
 
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 
@@ -43,8 +44,6 @@ INTERIOR_POINT_STEPS = 14
 
 FINISHED = tl.constexpr(1e-15)
 """As `fastcloak.ops.hull.FINISHED`: mean complementarity product of a problem that is solved."""
-
-FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -275,6 +274,7 @@ def _tiling(K: int, D: int, objective: str) -> tuple[int, int, int, int]:
     return KP, DP, KB, warps
 
 
+@torch.library.custom_op("fastcloak::hull_loss", mutates_args=())
 def hull_loss(
     features: torch.Tensor,
     points: torch.Tensor,
@@ -299,69 +299,23 @@ def hull_loss(
         loss [P, b] float32, grad [P, b, D] in the dtype of `features`, gap [P, b] float32.
 
     Raises:
-        ValueError: a shape, dtype, device or objective that the kernel cannot take.
+        ValueError: an objective, shape, dtype or device that the kernel cannot take.
     """
-    loss, grad, gap = torch.ops.fastcloak.hull_loss(features, points, gram, center, index, objective, lower, upper)
-    return loss, grad, gap
-
-
-def _check(
-    features: torch.Tensor,
-    points: torch.Tensor,
-    gram: torch.Tensor,
-    center: torch.Tensor,
-    index: torch.Tensor,
-    objective: str,
-) -> None:
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if features.dim() != 3 or features.dtype not in FEATURE_DTYPES:
-        raise ValueError(
-            f"features must be [P, b, D] float32, bfloat16 or float16, got {tuple(features.shape)} {features.dtype}; "
-            "convert them, or use backend 'reference'"
-        )
+    device = features.device
+    check("features", features, ("P", "b", "D"), FLOATS, device)
     P, b, D = features.shape
-    if points.dim() != 3:
-        raise ValueError(f"points must be [P, K, D], got {tuple(points.shape)}; see fastcloak.hull.build_hull")
+    check("points", points, (P, "K", D), (torch.float32,), device)
     K = points.shape[1]
-    expected = (
-        ("points", points, (P, K, D), torch.float32),
-        ("gram", gram, (P, K, K), torch.float64),
-        ("center", center, (P, D), torch.float32),
-        ("index", index, (P, b), torch.int64),
-    )
-    for name, tensor, shape, dtype in expected:
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != features.device:
-            raise ValueError(
-                f"{name} must be {shape} {dtype} on {features.device}, got {tuple(tensor.shape)} {tensor.dtype} on "
-                f"{tensor.device}; see fastcloak.hull.build_hull"
-            )
+    check("gram", gram, (P, K, K), (torch.float64,), device)
+    check("center", center, (P, D), (torch.float32,), device)
+    check("index", index, (P, b), (torch.int64,), device)
     for letter, size, largest in (("K", K, LARGEST_K), ("D", D, LARGEST_D)):
         if size > largest:
             raise ValueError(f"{letter} must be at most {largest}, got {size}; use backend 'reference'")
-
-
-@torch.library.custom_op(
-    "fastcloak::hull_loss",
-    mutates_args=(),
-    schema="(Tensor features, Tensor points, Tensor gram, Tensor center, Tensor index, str objective, float lower, "
-    "float upper) -> (Tensor, Tensor, Tensor)",
-)
-def _launch(
-    features: torch.Tensor,
-    points: torch.Tensor,
-    gram: torch.Tensor,
-    center: torch.Tensor,
-    index: torch.Tensor,
-    objective: str,
-    lower: float,
-    upper: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _check(features, points, gram, center, index, objective)
-    P, b, D = features.shape
-    K = points.shape[1]
     KP, DP, KB, warps = _tiling(K, D, objective)
-    loss, grad, gap = _fake(features, points, gram, center, index, objective, lower, upper)
+    loss, grad, gap = _empty_results(features)
     with torch.cuda.device_of(features):
         _hull_loss_kernel[(P * b,)](
             features.contiguous(),
@@ -374,8 +328,7 @@ def _launch(
             gap,
             b,
             D,
-            index.stride(0),
-            index.stride(1),
+            *index.stride(),
             OBJECTIVE=objective,
             K=K,
             LOWER=lower,
@@ -389,16 +342,7 @@ def _launch(
     return loss, grad, gap
 
 
-@_launch.register_fake
-def _fake(
-    features: torch.Tensor,
-    points: torch.Tensor,
-    gram: torch.Tensor,
-    center: torch.Tensor,
-    index: torch.Tensor,
-    objective: str,
-    lower: float,
-    upper: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@hull_loss.register_fake
+def _empty_results(features: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     loss = features.new_empty(features.shape[:2], dtype=torch.float32)
     return loss, features.new_empty(features.shape), torch.empty_like(loss)
