@@ -13,19 +13,8 @@ memory. Hence small programs (many at once) and a loop over the photos that is u
 import torch
 import triton
 import triton.language as tl
-from fastcloak.kernels.layout import (
-    BLOCK,
-    FLOATS,
-    LAUNCH,
-    UNROLL,
-    check,
-    clip,
-    dense,
-    is_channels_last,
-    offset,
-    per_channel,
-    sign_of,
-)
+from fastcloak.kernels.arguments import FLOATS, check, dense, is_channels_last
+from fastcloak.kernels.layout import BLOCK, LAUNCH, UNROLL, clip, offset, per_channel, sign_of
 
 
 @triton.jit

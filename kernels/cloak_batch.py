@@ -13,18 +13,8 @@ unrolled (their loads in flight at once).
 import torch
 import triton
 import triton.language as tl
-from fastcloak.kernels.layout import (
-    BLOCK,
-    FLOATS,
-    LAUNCH,
-    UNROLL,
-    check,
-    clip,
-    dense,
-    is_channels_last,
-    offset,
-    per_channel,
-)
+from fastcloak.kernels.arguments import FLOATS, check, dense, is_channels_last
+from fastcloak.kernels.layout import BLOCK, LAUNCH, UNROLL, clip, offset, per_channel
 
 
 @triton.jit

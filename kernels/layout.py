@@ -1,4 +1,4 @@
-"""What the kernels share: memory format, block size, sign and clamp of pictures, and the check of arguments.
+"""What the three element-wise kernels share: memory format, block size, sign and clamp.
 
 A picture [3, H, W] is n = 3 H W numbers, in memory either channel by channel (contiguous) or pixel by pixel
 (channels_last). A kernel walks these n numbers in memory order, eight a thread: one 16-byte access in half precision,
@@ -8,12 +8,8 @@ format costs a division per element and 4-byte accesses.
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-not-found"
 
-import torch
 import triton
 import triton.language as tl
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""What networks take and give."""
 
 BLOCK = 512
 """Elements per program. 112 x 112 x 3 make 74 programs per person: small, so that one person fills half of an H100."""
@@ -42,7 +38,7 @@ def clip(x, low, high):
 
 @triton.jit
 def offset(o, HW, LAST: tl.constexpr, TO_LAST: tl.constexpr):
-    """Where the number at offset o of a picture (channels_last if LAST) lies in one that is channels_last if TO_LAST."""
+    """Where number o of a picture (channels_last if LAST) lies in another one (channels_last if TO_LAST)."""
     if LAST == TO_LAST:
         return o
     elif LAST:
@@ -58,42 +54,3 @@ def per_channel(values_ptr, o, HW, LAST: tl.constexpr):
     channel = o % 3 if LAST else o // HW
     rest = tl.where(channel == 1, tl.load(values_ptr + 1), tl.load(values_ptr + 2))
     return tl.where(channel == 0, tl.load(values_ptr), rest)
-
-
-def is_channels_last(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a dense [.., 3, H, W] tensor lies pixel by pixel; False where both formats are the same.
-
-    Raises:
-        ValueError: it is in neither format.
-    """
-    if not _is_dense(tensor):
-        raise ValueError(
-            f"{name} must be contiguous or channels_last, got strides {tensor.stride()} for shape "
-            f"{tuple(tensor.shape)}; make it .contiguous() where it is allocated"
-        )
-    return not tensor.is_contiguous()
-
-
-def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """An input unchanged where a kernel can read it, otherwise a contiguous copy."""
-    return tensor if _is_dense(tensor) else tensor.contiguous()
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or tensor.movedim(-3, -1).is_contiguous()
-
-
-def check(
-    name: str, tensor: torch.Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
-) -> None:
-    """Raises ValueError if `tensor` is not of this shape, where a letter stands for any size, dtype and device."""
-    fits = tensor.dim() == len(shape) and all(
-        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits or tensor.dtype not in dtypes or tensor.device != device:
-        sizes = ", ".join(str(size) for size in shape)
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(
-            f"{name} must be [{sizes}] {names} on {device}, got {list(tensor.shape)} {tensor.dtype} on "
-            f"{tensor.device}; convert it, or use backend 'reference'"
-        )

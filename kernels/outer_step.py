@@ -16,7 +16,8 @@ inputs give equal bits.
 import torch
 import triton
 import triton.language as tl
-from fastcloak.kernels.layout import BLOCK, LAUNCH, check, clip, is_channels_last, offset, sign_of
+from fastcloak.kernels.arguments import check, is_channels_last
+from fastcloak.kernels.layout import BLOCK, LAUNCH, clip, offset, sign_of
 
 
 @triton.jit
@@ -104,12 +105,6 @@ def outer_step_(
     P, _, H, W = delta.shape
     n = 3 * H * W
     blocks = triton.cdiv(n, BLOCK)
-    formats = {
-        "LAST": is_channels_last("delta", delta),
-        "ACC_LAST": is_channels_last("acc", acc),
-        "VELOCITY_LAST": is_channels_last("velocity", velocity),
-        "DELTA_IN_LAST": is_channels_last("delta_in", delta_in),
-    }
     partial = acc
     with torch.cuda.device_of(delta):
         if decay:
@@ -126,9 +121,12 @@ def outer_step_(
             alpha,
             eps,
             decay,
+            LAST=is_channels_last("delta", delta),
+            ACC_LAST=is_channels_last("acc", acc),
+            VELOCITY_LAST=is_channels_last("velocity", velocity),
+            DELTA_IN_LAST=is_channels_last("delta_in", delta_in),
             MOMENTUM=decay != 0,
             BLOCKS=blocks,
             BLOCKS_PADDED=triton.next_power_of_2(blocks),
-            **formats,
             **LAUNCH,
         )

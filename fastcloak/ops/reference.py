@@ -36,8 +36,8 @@ def hull_loss(
         affine_hull    min_w |z - c - w r|^2            w = r (z - c), r orthonormal
         convex_hull    the same, sum w = 1, lower <= w <= upper
 
-    w is held fixed in the gradient, which is exact (envelope theorem). The gradient with respect to z is
-    2 (z - nearest) and passes through f/|f| as (I - z z^T)/|f|.
+    w is held fixed in the gradient, which is exact (envelope theorem); the slope by z passes through f/|f| as
+    (I - z z^T)/|f|.
 
     Args:
         features: [P, b, D] float32, bfloat16, float16 or float64, raw embeddings f. Half precision computes in float32.
@@ -96,8 +96,7 @@ def accumulate_step_(
         grads: [P, b, 3, H, W] float, any float dtype, contiguous or channels_last.
         acc: [P, 3, H, W] float32, changed in place.
         delta_in: [P, 3, H, W] float32 within +-eps, the look-ahead, changed in place.
-        alpha: inner step on the [0, 1] scale.
-        eps: largest |delta|.
+        alpha, eps: inner step and largest |delta_in|, on the [0, 1] scale.
         scale: [3] float32, one per channel, where `grads` is with respect to faces * scale + shift. None: 1.
 
     Source: GA-OPOM (arXiv 2401.01575), inner loop; SGA (ICCV 2023), same scheme for classifiers.
@@ -127,8 +126,7 @@ def outer_step_(
         velocity: [P, 3, H, W] float32, changed in place when decay > 0, otherwise not touched.
         delta: [P, 3, H, W] float32 within +-eps, changed in place.
         delta_in: [P, 3, H, W] float32, set to delta.
-        alpha: outer step on the [0, 1] scale.
-        eps: largest |delta|.
+        alpha, eps: outer step and largest |delta|, on the [0, 1] scale.
         decay: momentum, 0 for none, 1 as in MI-FGSM.
 
     Source: GA-OPOM (arXiv 2401.01575), outer loop; momentum: Dong et al., CVPR 2018.
