@@ -4,23 +4,16 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from fastcloak.fitting.options import OBJECTIVES
 from fastcloak.ops.hull import build_hull
 from fastcloak.ops.reference import accumulate_step_, cloak_batch_, hull_loss, outer_step_
+from tests.hulls import make_set
 
 
-def clean_and_cloaked(P=2, b=3, K=5, D=13, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    clean = randn(P, 1, D) + 0.6 * randn(P, K, D)
-    index = torch.randint(0, K, (P, b), generator=generator)
-    cloaked = 3 * clean.gather(1, index[..., None].expand(-1, -1, D)) + randn(P, b, D)
-    return normalize(clean, dim=-1), cloaked, index
+def clean_and_cloaked(D=13):
+    clean, features = make_set("random", P=2, b=3, K=5, D=D)
+    return clean, 3 * features, torch.tensor([[0, 3, 1], [4, 4, 2]])
 
 
 def call(clean, cloaked, index, objective, **bounds):
