@@ -81,8 +81,8 @@ def accumulate_step_(
         ValueError: a shape, dtype, device or memory format that the kernel cannot take.
     """
     check("acc", acc, ("P", 3, "H", "W"), (torch.float32,), acc.device)
-    check("delta_in", delta_in, (*acc.shape,), (torch.float32,), acc.device)
     P, _, H, W = acc.shape
+    check("delta_in", delta_in, (P, 3, H, W), (torch.float32,), acc.device)
     check("grads", grads, (P, "b", 3, H, W), FLOATS, acc.device)
     if scale is not None:
         check("scale", scale, (3,), (torch.float32,), acc.device)

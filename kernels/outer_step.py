@@ -46,7 +46,7 @@ def _outer_step_kernel(
     alpha,
     eps,
     decay,
-    LAST: tl.constexpr,  # delta is channels_last, and so is the walk
+    DELTA_LAST: tl.constexpr,  # delta is channels_last, and so is the walk
     ACC_LAST: tl.constexpr,
     VELOCITY_LAST: tl.constexpr,
     DELTA_IN_LAST: tl.constexpr,
@@ -59,7 +59,7 @@ def _outer_step_kernel(
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o < n
 
-    acc_o = p * n + offset(o, HW, LAST, ACC_LAST)
+    acc_o = p * n + offset(o, HW, DELTA_LAST, ACC_LAST)
     g = tl.load(acc_ptr + acc_o, mask=inside, other=0.0)
     if MOMENTUM:
         # Second stage of the sum: every program adds the same numbers in the same order.
@@ -68,14 +68,14 @@ def _outer_step_kernel(
         mean = tl.div_rn(total, n.to(tl.float32))
         # 1e-30 is the reference's TINY; a NaN mean is not below it.
         g = tl.div_rn(g, tl.where(mean < 1e-30, 1e-30, mean))
-        velocity_o = p * n + offset(o, HW, LAST, VELOCITY_LAST)
+        velocity_o = p * n + offset(o, HW, DELTA_LAST, VELOCITY_LAST)
         g = decay * tl.load(velocity_ptr + velocity_o, mask=inside, other=0.0) + g
         tl.store(velocity_ptr + velocity_o, g, mask=inside)
 
     delta = tl.load(delta_ptr + p * n + o, mask=inside, other=0.0)
     delta = clip(delta + alpha * sign_of(g), -eps, eps)
     tl.store(delta_ptr + p * n + o, delta, mask=inside)
-    delta_in_o = p * n + offset(o, HW, LAST, DELTA_IN_LAST)
+    delta_in_o = p * n + offset(o, HW, DELTA_LAST, DELTA_IN_LAST)
     tl.store(delta_in_ptr + delta_in_o, delta, mask=inside)
     tl.store(acc_ptr + acc_o, tl.zeros([BLOCK], tl.float32), mask=inside)
 
@@ -100,9 +100,11 @@ def outer_step_(
         ValueError: a shape, dtype, device or memory format that the kernel cannot take.
     """
     check("delta", delta, ("P", 3, "H", "W"), (torch.float32,), delta.device)
-    for name, tensor in (("acc", acc), ("velocity", velocity), ("delta_in", delta_in)):
-        check(name, tensor, (*delta.shape,), (torch.float32,), delta.device)
     P, _, H, W = delta.shape
+    formats = {}
+    for name, tensor in (("delta", delta), ("acc", acc), ("velocity", velocity), ("delta_in", delta_in)):
+        check(name, tensor, (P, 3, H, W), (torch.float32,), delta.device)
+        formats[f"{name.upper()}_LAST"] = is_channels_last(name, tensor)
     n = 3 * H * W
     blocks = triton.cdiv(n, BLOCK)
     partial = acc
@@ -121,12 +123,9 @@ def outer_step_(
             alpha,
             eps,
             decay,
-            LAST=is_channels_last("delta", delta),
-            ACC_LAST=is_channels_last("acc", acc),
-            VELOCITY_LAST=is_channels_last("velocity", velocity),
-            DELTA_IN_LAST=is_channels_last("delta_in", delta_in),
             MOMENTUM=decay != 0,
             BLOCKS=blocks,
             BLOCKS_PADDED=triton.next_power_of_2(blocks),
+            **formats,
             **LAUNCH,
         )
