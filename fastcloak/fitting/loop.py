@@ -155,7 +155,7 @@ class Loop:
                 self._show_start_noise()
             batch = Batch(index, chance, kind.objective, kind.turn + m)
             loss, gap, grads = self.gradient(state.pictures.flatten(0, 1), batch)
-            ops.accumulate_step_(grads, state.acc, state.delta_in, config.inner_alpha, state.eps, scale=self.scale)
+            ops.accumulate_step_(grads, state.acc, state.delta_in, config.inner_alpha, state.eps, self.scale)
             losses.append(loss)
             gaps.append(gap)
         state.loss.copy_(torch.stack(losses).mean((0, 2)))
