@@ -20,8 +20,8 @@ def run_fit_many(arguments: argparse.Namespace) -> int:
     from fastcloak.scale.index import INDEX
     from fastcloak.scale.jobs import fit_dataset
 
-    arguments.kept = f"; who is finished has a cloak in {arguments.output}, and the same command goes on"
-    with _people_bar("fitting", arguments) as told:
+    arguments.kept = f"; people who are finished have a cloak in {arguments.output}, and the same command goes on"
+    with _people_bar("fitting", arguments) as show:
         summary = fit_dataset(
             arguments.people,
             models(arguments.model or ["sface"]),
@@ -30,7 +30,7 @@ def run_fit_many(arguments: argparse.Namespace) -> int:
             num_gpus=arguments.gpus_per_worker,
             people_per_batch="auto" if arguments.people_per_batch is None else arguments.people_per_batch,
             address=arguments.address,
-            progress=told,
+            progress=show,
             **fit_options(arguments),
         )
     if arguments.json:
@@ -47,14 +47,14 @@ def run_protect_many(arguments: argparse.Namespace) -> int:
     from fastcloak.scale.jobs import protect_dataset
 
     arguments.kept = f"; what is finished is in {arguments.output}, and the same command goes on"
-    with _people_bar("protecting", arguments) as told:
+    with _people_bar("protecting", arguments) as show:
         summary = protect_dataset(
             arguments.people,
             arguments.cloaks,
             arguments.output,
             concurrency=arguments.workers,
             address=arguments.address,
-            progress=told,
+            progress=show,
             who=arguments.who,
             quality=arguments.quality,
             strip_gps=arguments.strip_gps,
@@ -76,24 +76,25 @@ def run_protect_many(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _people_bar(doing: str, arguments: argparse.Namespace) -> Iterator[Callable[[dict[str, Any], int | None], None]]:
-    """A bar of people, above which the first errors are written; what is yielded takes their rows."""
+    """A bar of people, with the first errors above it; yields the callback for their rows."""
     from tqdm import tqdm
 
-    shown = 0
+    errors = 0
     with tqdm(desc=doing, unit="person", disable=True if arguments.json else None) as bar:
 
-        def told(row: dict[str, Any], total: int | None) -> None:
-            nonlocal shown
+        def show(row: dict[str, Any], total: int | None) -> None:
+            nonlocal errors
             bar.total = total
             bar.update()
-            errors = [f"{row['person']}: {row['error']}"] if row["error"] else []
-            for outcome in map(json.loads, row["photos"] or () if isinstance(row["photos"], list) else ()):
-                errors += filter(None, [outcome["error"] and f"{outcome['source']}: {outcome['error']}"])
-            for error in errors if not arguments.json else ():
-                shown += 1
-                if shown <= MOST_ERRORS_SHOWN:
-                    bar.write(plain_name(error), file=sys.stderr)
+            failures = [(row["person"], row["error"])]
+            if isinstance(row["photos"], list):  # of protect_dataset; fit_dataset counts them
+                failures += [(photo["source"], photo["error"]) for photo in map(json.loads, row["photos"])]
+            for what, error in failures:
+                if error and not arguments.json:
+                    errors += 1
+                    if errors <= MOST_ERRORS_SHOWN:
+                        bar.write(plain_name(f"{what}: {error}"), file=sys.stderr)
 
-        yield told
-    if shown > MOST_ERRORS_SHOWN:
-        tell(f"{shown - MOST_ERRORS_SHOWN} more errors")
+        yield show
+    if errors > MOST_ERRORS_SHOWN:
+        tell(f"{errors - MOST_ERRORS_SHOWN} more errors")

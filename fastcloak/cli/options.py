@@ -35,7 +35,7 @@ def add_people(many: argparse.ArgumentParser) -> None:
     )
     many.add_argument(
         "--address",
-        help="of a Ray cluster: auto, HOST:6379 or ray://HOST:10001 (default: RAY_ADDRESS, else this machine)",
+        help="of a Ray cluster that this machine is in: auto or HOST:6379 (default: RAY_ADDRESS, else this machine)",
     )
     many.add_argument(
         "--workers", type=int, help="people at a time; 0: in this process, without Ray (default: one per GPU or CPU)"
