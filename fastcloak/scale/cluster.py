@@ -57,13 +57,7 @@ class LocalRunner:
 
 
 class RayRunner:
-    """Runs the stages at the same time on a Ray cluster: tasks read and protect, workers fit.
-
-    Args:
-        cpus, gpus: that the cluster has.
-        concurrency: workers; None: as many as there is room for.
-        num_gpus: GPUs per worker; 0: workers fit on CPUs; None: one if there are any.
-    """
+    """Runs the stages at the same time on a Ray cluster with this many CPUs and GPUs."""
 
     def __init__(self, cpus: float, gpus: float, concurrency: int | None, num_gpus: float | None) -> None:
         self._cpus, self._gpus, self._concurrency = cpus, gpus, concurrency
@@ -122,11 +116,8 @@ class RayRunner:
         """Log a warning if the cluster has no room for all workers and the CPUs that they and a reader ask for."""
         if cpus > self._cpus or (self._per_worker and workers > self._room):
             log.warning(
-                "%d workers and the reading of photos want more than the %g CPUs and %g GPUs of Ray: they wait for "
-                "more, perhaps without end; take a smaller concurrency",
-                workers,
-                self._cpus,
-                self._gpus,
+                f"{workers} workers and the reading of photos want more than the {self._cpus:g} CPUs and "
+                f"{self._gpus:g} GPUs of Ray: they wait for more, perhaps without end; take a smaller concurrency"
             )
 
 
@@ -148,11 +139,7 @@ def _ray_task(stage: Stage, rows: Any) -> Any:
 
 
 def check_resources(concurrency: Any, num_gpus: Any, people_per_batch: Any, address: str | None) -> None:
-    """Refuse bad arguments of `fit_dataset` and `protect_dataset`.
-
-    Raises:
-        ValueError: not a number of the right kind, or an address of Ray Client.
-    """
+    """Raise ValueError for numbers of another kind and for an address of Ray Client."""
     numbers = {"concurrency": (concurrency, 0, None), "people_per_batch": (people_per_batch, 1, "auto")}
     for name, (number, least, default) in numbers.items():
         if number != default and (isinstance(number, bool) or not isinstance(number, int) or number < least):
@@ -181,9 +168,7 @@ def start_runner(
     if concurrency == 0 and wants_ray:
         raise ValueError("concurrency must be 1 or more with an address or a Ray Dataset, got 0, which is without Ray")
     if concurrency != 0 and not wants_ray and find_spec("ray") is None:
-        log.warning(
-            "one process does all the work; for all cores, GPUs and other machines: pip install 'fastcloak[ray]'"
-        )
+        log.warning("one process does all the work; to use all cores, GPUs and machines: pip install 'fastcloak[ray]'")
         concurrency = 0
     if concurrency == 0:
         yield LocalRunner()

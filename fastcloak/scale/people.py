@@ -18,35 +18,28 @@ EXAMPLE = '{"person": "anna", "photos": ["anna/1.jpg", "anna/2.jpg"]}'
 
 
 def read_people(source: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
-    """Names of people and paths of their photos, one person after the other; no photo is opened.
+    """Yield each person's name and absolute paths of photos, in the order of names or of the manifest.
 
     Args:
         source: a folder whose subfolders, except hidden ones, are people. Or a manifest: a .jsonl file with lines such
             as `{"person": "anna", "photos": ["anna/1.jpg"]}`, or a .parquet file with these two columns. Relative
-            paths count from the manifest's folder; a path may be a folder of photos.
-
-    Returns:
-        For each person the name and absolute paths, in the order of names or of the manifest.
+            paths count from the manifest's folder; a path may be a folder of photos. No photo is opened.
 
     Raises:
         FileNotFoundError: the source is not there.
-        ValueError: it holds no person; a line is no person; a name is not UTF-8 text; or two cloaks would take one
-            file, also where file systems ignore upper and lower case. The message says where.
+        ValueError: it holds no person, a line is no person, a name is not UTF-8 text, or two cloaks would take one
+            file where upper and lower case are the same. The message says where.
         MissingExtraError: a Parquet manifest without the extra `ray`.
     """
     source = Path(source).absolute()  # other machines have other current folders
     if not source.exists():
         raise FileNotFoundError(f"source must be a folder or a manifest, got no such path: {source}; check its name")
-    if source.is_dir():
-        entries = _folders(source)
-    elif source.suffix.lower() == ".jsonl":
-        entries = _lines(source)
-    elif source.suffix.lower() == ".parquet":
-        entries = _table(source)
-    else:
-        raise ValueError(f"source must be a folder of people or a manifest (.jsonl, .parquet), got {source}")
+    readers = {".jsonl": _lines, ".parquet": _table}
+    read = _folders if source.is_dir() else readers.get(source.suffix.lower())
+    if read is None:
+        raise ValueError(f"source must be a folder of people or a manifest ({', '.join(readers)}), got {source}")
     seen: dict[bytes, str] = {}
-    for where, entry in entries:
+    for where, entry in read(source):
         name, photos = _checked(entry, where)
         key = hashlib.blake2b(cloak_file(name).casefold().encode(), digest_size=16).digest()
         if key in seen:
@@ -71,11 +64,10 @@ def _folders(source: Path) -> Iterator[tuple[str, Any]]:
 def _lines(manifest: Path) -> Iterator[tuple[str, Any]]:
     with open(manifest, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
             where = f"{manifest}, line {number}"
             try:
-                yield where, json.loads(line)
+                if line.strip():
+                    yield where, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where} must be a line such as {EXAMPLE}, got no JSON: {error}") from None
 
