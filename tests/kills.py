@@ -17,7 +17,7 @@ import torch
 import fastcloak
 from bench.reliability.__main__ import killed_after
 from fastcloak import fit_many
-from fastcloak.fitting import checkpoint
+from fastcloak.fitting import checkpoint, claim
 from tests.conftest import TinyNet, smooth_faces
 
 PEOPLE = {"Ann": 4, "ann": 4, "../bob": 5}
@@ -44,8 +44,8 @@ def learn(folder, output):
 
 def whole_files(folder, expected):
     """Every file that a kill left under its own name is whole, and finished cloaks are those of a fit left alone."""
-    if (folder / checkpoint.MARKER).exists():
-        json.loads((folder / checkpoint.MARKER).read_bytes())
+    if (folder / claim.MARKER).exists():
+        json.loads((folder / claim.MARKER).read_bytes())
     return all(
         any(torch.equal(fastcloak.load(path).delta, cloak.delta) for cloak in expected)
         for path in folder.glob("person-*.safetensors")

@@ -13,7 +13,8 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation.figures import plot_protection, save_comparison
 from fastcloak.evaluation.protocol import evaluate_photos, random_mask
 from fastcloak.evaluation.results import Evaluation
-from fastcloak.fitting.fitter import Progress, fit_many
+from fastcloak.fitting.fitter import fit_many
+from fastcloak.fitting.run import Progress
 from fastcloak.models import load_model
 from fastcloak.photos.inputs import load_faces
 from fastcloak.system.packages import ORL_PEOPLE, ORL_PHOTOS, orl_folder

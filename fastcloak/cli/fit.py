@@ -46,7 +46,7 @@ def _fitted(arguments: argparse.Namespace) -> fastcloak.Cloak:
 
     return fastcloak.fit(
         photo_files(arguments.photos),
-        models(arguments.model or ["sface"]),
+        models(arguments.models),
         **fit_options(arguments),
         progress=False if arguments.json else None,
         checkpoint=arguments.checkpoint,

@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder in which to save what was learnt about once a second: the same command goes on from there after "
         "any stop; it is removed at the end",
     )
-    fit.add_argument("--restart", action="store_true", help="begin anew, whatever is in the folder of --checkpoint")
+    fit.add_argument("--restart", action="store_true", help="begin again, whatever is in the folder of --checkpoint")
 
     protect = command("protect", run_protect, "Add a cloak to photos of any size; the originals are never changed.")
     protect.add_argument("cloak", type=path_argument, help="a file that fit wrote")

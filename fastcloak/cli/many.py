@@ -24,7 +24,7 @@ def run_fit_many(arguments: argparse.Namespace) -> int:
     with _people_bar("fitting", arguments) as show:
         summary = fit_dataset(
             arguments.people,
-            models(arguments.model or ["sface"]),
+            models(arguments.models),
             arguments.output,
             concurrency=arguments.workers,
             num_gpus=arguments.gpus_per_worker,

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fastcloak
-from fastcloak.fitting.options import (
-    AUGMENTATIONS,
-    ENSEMBLES,
-    GA_BATCH_SIZE,
-    GA_INNER_STEPS,
-    METHODS,
-    OBJECTIVES,
-    PRESETS,
-    FitConfig,
-)
+from fastcloak.fitting.options import PRESETS, Option, declared, default
 from fastcloak.system.packages import ORL_PEOPLE
 
 MODEL_HELP = (
@@ -59,107 +52,90 @@ def add_protect_options(protect: argparse.ArgumentParser) -> None:
     protect.add_argument("--dry-run", action="store_true", help="look for the faces and say what would be done")
 
 
+RUN_OPTIONS = {
+    "device": "where to compute: auto, cpu, cuda ...",
+    "dtype": "numbers of the network: auto, float32, bfloat16",
+    "backend": "what computes the mask: auto, reference, triton",
+    "engine": "how steps are launched: auto, eager, compile, cudagraph",
+}
+
+
 def add_fit_options(fit: argparse.ArgumentParser) -> None:
-    default = FitConfig  # the class: an instance checks itself, which takes NumPy
-    fit.add_argument("--model", action="append", help=f"the surrogate: {MODEL_HELP} as an ensemble (default: sface)")
-    fit.add_argument(
-        "--method",
-        choices=METHODS,
-        default=default.method,
-        help="ga gathers the gradients of small batches into one step, opom takes all photos in every step "
-        "(default: %(default)s)",
+    """What most people need, then the rest, as `fastcloak.fitting.options` declares it."""
+    people = fit.add_argument_group("what people need")
+    rest = fit.add_argument_group("the rest", "docs/results.md has what each gives and costs")
+    people.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        default=["sface"],
+        help=f"networks to learn on: {MODEL_HELP} (default: sface)",
     )
-    fit.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="ga only: how much work, with the best recipe for it; plain has no boosters (default of ga: fast)",
-    )
-    fit.add_argument(
-        "--objective",
-        choices=OBJECTIVES,
-        default=default.objective,
-        help="what cloaked photos are driven away from: fi_uap their own originals, fi_uap_plus all originals, "
-        "class_center their mean, affine_hull and convex_hull the nearest point that they span (default: %(default)s)",
-    )
-    fit.add_argument(
-        "--eps", type=eps_levels, default=8.0, help="largest change of a pixel, in grey levels (default: %(default)g)"
-    )
-    by_preset = "default: the preset's, else"
-    fit.add_argument("--alpha", type=alpha_levels, help=f"size of a step, in grey levels ({by_preset} 1)")
-    fit.add_argument("--steps", type=positive, help=f"steps of the mask ({by_preset} {default.steps})")
-    fit.add_argument("--batch-size", type=int, help=f"ga only: photos per inner step ({by_preset} {GA_BATCH_SIZE})")
-    fit.add_argument("--inner-steps", type=int, help=f"ga only: inner steps per step ({by_preset} {GA_INNER_STEPS})")
-    fit.add_argument("--decay", type=float, help=f"momentum, 0 to 1 ({by_preset} {default.decay:g})")
-    fit.add_argument(
-        "--augment",
-        metavar="NAMES",
-        help=f"random views of photos, names with commas out of {', '.join(AUGMENTATIONS)}; +photo adds that one to "
-        f"the preset's, for photos with small faces ({by_preset} none)",
-    )
-    fit.add_argument("--dropout", type=float, help=f"DFANet: share dropped after convolutions ({by_preset} 0)")
-    fit.add_argument("--smoothing", type=float, help=f"blur of the gradient in pixels ({by_preset} 0)")
-    fit.add_argument(
-        "--ensemble",
-        choices=ENSEMBLES,
-        help="several models: mean of their losses, of their gradients, or one model each inner step in turns "
-        f"({by_preset} {default.ensemble})",
-    )
-    fit.add_argument("--average", type=float, help=f"share of the steps whose masks are averaged ({by_preset} 0)")
-    fit.add_argument(
-        "--grey",
-        action=argparse.BooleanOptionalAction,
-        help="learn a mask of three equal channels, which grey photos hold much better "
-        "(default: ga does if all photos are grey)",
-    )
-    fit.add_argument(
-        "--seed",
-        type=int,
-        default=default.seed,
-        help="of the random start and the order of photos (default: %(default)s)",
-    )
-    fit.add_argument(
+    people.add_argument(
         "--strict",
         action="store_true",
         help="fail if photos are copies of others or do not look like most of the others, instead of a warning",
     )
-    fit.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda ... (default: %(default)s)")
-    fit.add_argument(
-        "--dtype", default="auto", help="numbers of the network: auto, float32, bfloat16 (default: %(default)s)"
-    )
-    fit.add_argument(
-        "--backend", default="auto", help="what computes the mask: auto, reference, triton (default: %(default)s)"
-    )
-    fit.add_argument(
-        "--engine",
-        default="auto",
-        help="how steps are launched: auto, eager, compile, cudagraph (default: %(default)s)",
-    )
+    for name, option in declared().items():
+        more: dict[str, Any] = {"type": _parsed(option), "metavar": METAVARS.get(option.kind)}
+        if option.kind == "switch":
+            more = {"action": argparse.BooleanOptionalAction}
+        elif option.kind == "choice":
+            more = {"choices": option.choices}
+        (people if option.basic else rest).add_argument(
+            f"--{name.replace('_', '-')}", help=f"{option.help} (default: {default_in_words(name)})", **more
+        )
+    for name, words in RUN_OPTIONS.items():
+        rest.add_argument(f"--{name}", default="auto", help=f"{words} (default: auto)")
+
+
+def default_in_words(name: str) -> str:
+    """What an option is where it is not given."""
+    option, value = declared()[name], default(name)
+    if name == "preset":
+        return "fast; of opom, plain"
+    if option.kind == "names":
+        words = ", ".join(value) or "none"
+    elif option.kind == "switch" and value is not None:
+        words = "yes" if value else "no"
+    elif option.kind in ("real", "levels") and value is not None:
+        words = f"{value * (255 if option.kind == 'levels' else 1):g}"
+    else:
+        words = option.none if value is None else str(value)
+    by_preset = any(name in recipe for recipe in PRESETS.values())
+    return f"the preset's, else {words}" if by_preset else words
+
+
+METAVARS = {"levels": "LEVELS", "names": "NAMES", "whole": "N", "real": "X"}
+
+
+def _parsed(option: Option) -> Callable[[str], Any]:
+    """Text of the command line -> value, where it is in range and anything can be learnt with it."""
+    least = option.least if option.useful is None else option.useful
+    scale = 255 if option.kind == "levels" else 1
+
+    def parse(text: str) -> Any:
+        if option.kind == "names":
+            return text
+        try:
+            value = int(text) if option.kind == "whole" else float(text) / scale
+        except ValueError:
+            value = math.nan
+        if least <= value <= option.most:
+            return value
+        expected = f"{scale * least:g} to {scale * option.most:g}{' grey levels' if scale > 1 else ''}"
+        if option.kind == "whole":
+            expected = f"a whole number, {least} to {option.most}"
+        hint = ", with which a cloak protects nothing" if option.least <= value < least else ""
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}{hint}")
+
+    return parse
 
 
 def fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "method": arguments.method,
-        "preset": arguments.preset,
-        "objective": arguments.objective,
-        "eps": arguments.eps / 255,
-        "alpha": None if arguments.alpha is None else arguments.alpha / 255,
-        "steps": arguments.steps,
-        "batch_size": arguments.batch_size,
-        "inner_steps": arguments.inner_steps,
-        "decay": arguments.decay,
-        "augment": arguments.augment,
-        "dropout": arguments.dropout,
-        "smoothing": arguments.smoothing,
-        "ensemble": arguments.ensemble,
-        "average": arguments.average,
-        "grey": arguments.grey,
-        "seed": arguments.seed,
-        "strict": arguments.strict,
-        "device": arguments.device,
-        "dtype": arguments.dtype,
-        "backend": arguments.backend,
-        "engine": arguments.engine,
-    }
+    """The keywords of `fit`, of those that were given."""
+    given = {name: getattr(arguments, name) for name in (*declared(), *RUN_OPTIONS, "strict")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def models(specifications: list[str]) -> list[fastcloak.Surrogate]:
@@ -203,36 +179,4 @@ def path_argument(text: str) -> Path:
 def people_argument(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) < ORL_PEOPLE):
         raise argparse.ArgumentTypeError(f"must be a whole number, 1 to {ORL_PEOPLE - 1}, got {text!r}")
-    return int(text)
-
-
-def grey_levels(text: str) -> float:
-    try:
-        levels = float(text)
-    except ValueError:
-        levels = -1.0
-    if not 0 <= levels <= 255:  # also true for NaN
-        raise argparse.ArgumentTypeError(f"must be 0 to 255 grey levels, got {text!r}")
-    return levels
-
-
-def eps_levels(text: str) -> float:
-    levels = grey_levels(text)
-    if levels < 0.5:
-        raise argparse.ArgumentTypeError(
-            f"must be 0.5 grey levels or more, got {text!r}, which 8 bits round to no change; 8 is usual"
-        )
-    return levels
-
-
-def alpha_levels(text: str) -> float:
-    levels = grey_levels(text)
-    if not levels:
-        raise argparse.ArgumentTypeError(f"must be above 0 grey levels, got {text!r}: nothing would be learnt")
-    return levels
-
-
-def positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, got {text!r}")
     return int(text)

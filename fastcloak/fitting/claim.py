@@ -1,4 +1,4 @@
-"""Whose a checkpoint's folder is: one fit at a time, and the same fit as before."""
+"""A checkpoint's folder belongs to one fit at a time, and to the same fit as before."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ FORMAT = "fastcloak.checkpoint"
 SCHEMA = 1
 CLOSE = 1e-2
 """Distance of two embeddings of one picture, over their length, that counts as rounding; as when a model is loaded."""
-CURE = "name another folder, or begin anew with resume=False (fastcloak fit: --restart)"
+HINT = "name another folder, or begin again with resume=False (fastcloak fit: --restart)"
 
 
 @contextmanager
 def claim(
-    folder: str | os.PathLike[str], fit: Mapping[str, Any], *, resume: bool = True, cure: str = CURE
+    folder: str | os.PathLike[str], fit: Mapping[str, Any], *, resume: bool = True, hint: str = HINT
 ) -> Iterator[str]:
     """Keep a folder to oneself, and to fits like this one; `open_checkpoint` has arguments and errors.
 
     Args:
         folder, fit, resume: as there.
-        cure: what to do about a folder of another fit, in words.
+        hint: what to do about a folder of another fit.
 
     Returns:
         What tells this folder's work from that of any other, 32 hexadecimal digits.
@@ -66,7 +66,7 @@ def claim(
             _empty(folder)
         wanted = json.loads(json.dumps(dict(fit)))
         if marker.exists():
-            identity = _identity(marker, wanted, cure)
+            identity = _identity(marker, wanted, hint)
         else:
             identity = secrets.token_hex(16)
             described = {"format": FORMAT, "schema": SCHEMA, "identity": identity, "fit": wanted}
@@ -106,7 +106,7 @@ def fingerprint(surrogate: Surrogate, loaded: Surrogate, config: FitConfig, **mo
     return {**asdict(config), **more, **network}
 
 
-def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
+def _identity(marker: Path, fit: Mapping[str, Any], hint: str) -> str:
     """The identity of the fit that a folder is of, if it is this one."""
     try:
         described = json.loads(marker.read_bytes())
@@ -114,7 +114,7 @@ def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
             raise ValueError(f"schema {described['schema']!r}, this version reads {SCHEMA}")
         identity, was = str(described["identity"]), dict(described["fit"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{marker} is damaged or no checkpoint ({error}); {cure}") from error
+        raise ValueError(f"{marker} is damaged or no checkpoint ({error}); {hint}") from error
     differ = []
     for name in sorted({*was, *fit}):
         a, b = was.get(name), fit.get(name)
@@ -124,7 +124,7 @@ def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
         elif a != b:
             differ.append("the network had other weights" if name == "weights" else f"{name} was {a!r} and is {b!r}")
     if differ:
-        raise ValueError(f"the checkpoint {marker.parent} is of another fit: {'; '.join(differ)}; {cure}")
+        raise ValueError(f"the checkpoint {marker.parent} is of another fit: {'; '.join(differ)}; {hint}")
     return identity
 
 
@@ -151,7 +151,6 @@ def sha256_hex(text: str) -> str:
 
 @contextmanager
 def as_checkpoint_error() -> Iterator[None]:
-    """Turn errors of the disk into CheckpointError."""
     """Turns what writing raises into a CheckpointError that names the file."""
     try:
         yield
@@ -170,8 +169,8 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            words = "checkpoint: another fit is using this folder; wait for it, or name another"
-            raise CheckpointError(errno.EWOULDBLOCK, words, str(folder)) from None
+            message = "checkpoint: another fit is using this folder; wait for it, or name another"
+            raise CheckpointError(errno.EWOULDBLOCK, message, str(folder)) from None
         except OSError as error:  # a file system without locks
             log.debug("%s cannot be locked: %s", folder, error)
         yield

@@ -133,7 +133,7 @@ def fit_dataset(
     folder = Path(output).resolve()
     summary = FitSummary()
     with (
-        claim(folder, fingerprint(loaded, loaded, config, dtype=dtype), cure="name another folder") as identity,
+        claim(folder, fingerprint(loaded, loaded, config, dtype=dtype), hint="name another folder") as identity,
         Index(folder) as index,
         start_runner(concurrency, num_gpus, address, needs_ray=total is None) as runner,
     ):
