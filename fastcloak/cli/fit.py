@@ -42,7 +42,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
 
 
 def _fitted(arguments: argparse.Namespace) -> fastcloak.Cloak:
-    from fastcloak.photos.files import photo_files
+    from fastcloak.photos.inputs import photo_files
 
     return fastcloak.fit(
         photo_files(arguments.photos),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def run_protect(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from fastcloak.photos.files import photo_files
+    from fastcloak.photos.inputs import photo_files
     from fastcloak.protection.album import ALREADY, DONE_BEFORE, FAILED, PROTECTED
 
     if (arguments.who == "me") != (arguments.enrolment is not None) or (arguments.model and arguments.who != "me"):
@@ -31,9 +31,9 @@ def run_protect(arguments: argparse.Namespace) -> int:
     if cloak.idle is not None:
         raise ValueError(f"{arguments.cloak} protects nothing: {cloak.idle}; fit another")
     plan = fastcloak.plan_photos(arguments.photos, arguments.output)
-    enrolment = None
-    if arguments.who == "me":
-        enrolment = fastcloak.enrol(photo_files(arguments.enrolment), parse_model(arguments.model or "sface"))
+    who = arguments.who
+    if who == "me":
+        who = fastcloak.enrol(photo_files(arguments.enrolment), parse_model(arguments.model or "sface"))
     outcomes: list[Outcome] = []
     with tqdm(total=len(plan.photos), desc="protecting", unit="photo", disable=True if arguments.json else None) as bar:
 
@@ -50,8 +50,7 @@ def run_protect(arguments: argparse.Namespace) -> int:
         fastcloak.protect_photos(
             plan,
             cloak,
-            who=arguments.who,
-            enrolment=enrolment,
+            who=who,
             quality=arguments.quality,
             strip_gps=arguments.strip_gps,
             strip_metadata=arguments.strip_metadata,

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastcloak.evaluation.text import plain_name
-from fastcloak.photos.files import photo_files, read_photo
-from fastcloak.photos.inputs import is_empty, pictures, saved_faces
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import is_empty, photo_files, pictures, saved_faces
 
 Pixels = npt.NDArray[np.uint8]
 Read = Callable[[], tuple[Pixels, Pixels]]

@@ -27,7 +27,7 @@ import torch
 from fastcloak.fitting.claim import claim, fingerprint
 from fastcloak.fitting.options import configure
 from fastcloak.models import load_model
-from fastcloak.protection.photo import check_who
+from fastcloak.photos.detection import check_who
 from fastcloak.scale.cluster import Place, Row, Stage, place
 from fastcloak.scale.index import Index
 from fastcloak.scale.people import read_people
@@ -240,7 +240,7 @@ def protect_dataset(
     unknown = set(options) - {"who", "quality", "strip_gps", "strip_metadata", "overwrite", "again", "dry_run"}
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
-    check_who(options.get("who", "largest"), None)
+    check_who(options.get("who", "largest"))
     listed = _is_listed(source)
     total = sum(1 for _ in read_people(source)) if listed else None
     if not Path(cloaks).is_dir():

@@ -16,8 +16,8 @@ import torch
 from fastcloak.cloak import SHAPE, Cloak, load
 from fastcloak.fitting.claim import MARKER
 from fastcloak.fitting.fitter import Fitter
-from fastcloak.photos.files import decode_photo, photo_files
-from fastcloak.photos.inputs import named_faces
+from fastcloak.photos.files import decode_photo
+from fastcloak.photos.inputs import named_faces, photo_files
 from fastcloak.protection.album import PROTECTED, plan_photos, protect_photos
 from fastcloak.scale.cluster import Row
 from fastcloak.scale.index import COLUMNS
