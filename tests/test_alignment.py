@@ -45,7 +45,7 @@ def test_a_similarity_is_the_best_one_and_never_a_reflection():
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "words"),
+    ("source", "target", "message"),
     [
         (np.zeros((5, 2)), np.zeros((4, 2)), r"both be \[m, 2\] with m >= 2, got \[5, 2\] and \[4, 2\]"),
         (np.zeros((5, 3)), np.zeros((5, 3)), r"both be \[m, 2\]"),
@@ -53,8 +53,8 @@ def test_a_similarity_is_the_best_one_and_never_a_reflection():
         (np.ones((5, 2)), TEMPLATE_112, r"source must hold points that differ, got 5 times \[1\.0, 1\.0\]"),
     ],
 )
-def test_a_similarity_of_wrong_points_is_refused(source, target, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_similarity_of_wrong_points_is_refused(source, target, message):
+    with pytest.raises(ValueError, match=message):
         similarity_transform(source, target)
 
 

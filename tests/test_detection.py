@@ -157,7 +157,7 @@ def test_a_face_that_is_the_same_both_ways_up_is_uncertain(caplog):
     assert "card: which way up a face is cannot be told" in caplog.text
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (7, 5), (112, 112), (700, 900)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (7, 5), (112, 112), (300, 400)])
 def test_photos_of_any_shape_without_a_face_give_none(shape):
     assert detect(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)) == []
     assert detect(np.zeros((*shape, 3), np.uint8)) == []

@@ -106,12 +106,12 @@ def test_an_exif_orientation_of_a_pil_image_is_honoured():
 def test_a_photo_without_a_face_is_named(tmp_path):
     blank = np.zeros((40, 50, 3), np.uint8)
     Image.fromarray(blank).save(tmp_path / "blank.png")
-    words = r"must show a face, got none found in 50x40 pixels; use a sharper.*aligned to 112x112"
-    with pytest.raises(FaceNotFoundError, match=rf"^images\[1\] {words}"):
+    message = r"must show a face, got none found in 50x40 pixels; use a sharper.*aligned to 112x112"
+    with pytest.raises(FaceNotFoundError, match=rf"^images\[1\] {message}"):
         load_faces([aligned()[0], blank])
-    with pytest.raises(FaceNotFoundError, match=rf"^images\[0\] \(.*blank\.png\) {words}"):
+    with pytest.raises(FaceNotFoundError, match=rf"^images\[0\] \(.*blank\.png\) {message}"):
         load_faces([tmp_path / "blank.png"])
-    with pytest.raises(FaceNotFoundError, match=rf"blank\.png {words}"):
+    with pytest.raises(FaceNotFoundError, match=rf"blank\.png {message}"):
         load_faces(tmp_path)
 
 
@@ -122,7 +122,7 @@ def floats(value):
 
 
 @pytest.mark.parametrize(
-    ("images", "words"),
+    ("images", "message"),
     [
         (floats(0) * 255, r"images\[0\] must be in \[0, 1\] where it is float, got .* to 25\d.*; divide by 255"),
         (floats(-0.1), r"images\[1\] must be in \[0, 1\] where it is float, got -0\.1 to .*; clip it"),
@@ -149,12 +149,12 @@ def floats(value):
         ([Image.new("CMYK", (112, 112))], r"images\[0\] must be a grey or RGB photo.*CMYK"),
     ],
 )
-def test_wrong_pictures_are_refused_by_name_with_a_hint(images, words):
-    with pytest.raises(ValueError, match=words):
+def test_wrong_pictures_are_refused_by_name_with_a_hint(images, message):
+    with pytest.raises(ValueError, match=message):
         load_faces(images)
 
 
-def test_wrong_types_are_refused_with_words(tmp_path):
+def test_wrong_types_are_refused_with_a_clear_message(tmp_path):
     with pytest.raises(TypeError, match=r"got Image; for one picture pass \[image\]"):
         load_faces(Image.new("RGB", (112, 112)))
     with pytest.raises(

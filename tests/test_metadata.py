@@ -27,7 +27,7 @@ SMALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), n
 FACE = stored(SMALL, "JPEG", quality=80)
 RAW = np.asarray(SMALL).tobytes()[:1000]
 BASE64 = base64.b64encode(FACE)
-# Header and tables of JPEGs are alike: only what is coded behind them tells this picture from others.
+# Header and tables of JPEGs are alike: only what is coded behind them tells one picture from another.
 SCAN = FACE[FACE.index(b"\xff\xda") + 14 : -2]
 
 
@@ -143,7 +143,7 @@ def jpegs():
         for head in heads:
             for content in (FACE, BASE64, RAW):
                 if marker == 0xEE and head.startswith(b"Adobe"):
-                    content = b"\1" + content  # YCbCr, as it is
+                    content = b"\1" + content  # YCbCr, unchanged
                 yield f"JPEG {marker:x} {head[:12]!r}", plain[:2] + segment(marker, head + content) + plain[2:]
     yield "JPEG private profile tag", stored(PICTURE, "JPEG", icc_profile=profile_with(b"thmb", FACE))
     yield "JPEG trailer", plain + FACE
@@ -257,7 +257,7 @@ def test_no_trace_of_a_planted_face_is_left_wherever_it_was(inputs):
 def needed(order):
     """What people need, as a camera writes it: [(table, tag, type, count, value)]."""
     pack = lambda code, *numbers: struct.pack(order + code, *numbers)  # noqa: E731
-    text = lambda words: words.encode() + b"\0"  # noqa: E731
+    text = lambda message: message.encode() + b"\0"  # noqa: E731
     rows = [
         (MAIN, 0x010E, "The party, für alle"),
         (MAIN, 0x010F, "Canon"),
@@ -269,8 +269,8 @@ def needed(order):
         (EXIF, 0x9011, "+02:00"),
         (EXIF, 0xA434, "EF 50 mm"),
     ]
-    for where, tag, words in rows:
-        yield where, tag, 2, len(text(words)), text(words)
+    for where, tag, message in rows:
+        yield where, tag, 2, len(text(message)), text(message)
     yield EXIF, 0x829A, 5, 1, pack("LL", 1, 250)
     yield EXIF, 0x829D, 5, 1, pack("LL", 28, 10)
     yield EXIF, 0x8827, 3, 1, pack("H", 400)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from io import BytesIO
-from itertools import starmap
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -319,7 +318,11 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
         raise PhotoError(f"{path}: this photo cannot be written as {kind} ({error}); choose another format") from error
     written = buffer.getvalue()
     if kind == "PNG":  # Pillow writes only some of these chunks; they go behind the header
-        return written[:33] + b"".join(starmap(_png_chunk, photo.color.items())) + written[33:]
+        chunks = b""
+        for name, content in photo.color.items():
+            check = struct.pack(">L", zlib.crc32(name + content))
+            chunks += struct.pack(">L", len(content)) + name + content + check
+        return written[:33] + chunks + written[33:]
     if kind == "TIFF" and photo.exif:
         return read_exif(photo.exif).added_to(written, size=image.size)
     return written
@@ -512,7 +515,3 @@ def _png_chunks(payload: bytes) -> Iterable[tuple[bytes, bytes]]:
             return
         yield name, payload[at + 8 : at + 8 + size]
         at += 12 + size
-
-
-def _png_chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">L", len(content)) + name + content + struct.pack(">L", zlib.crc32(name + content))

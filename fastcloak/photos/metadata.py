@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["Block", "is_text", "pixels_only", "read_exif"]
 
@@ -32,8 +33,7 @@ _CODED = re.compile(r"[A-Za-z0-9+/=_-]{64}")
 _CODINGS = {b"ASCII\0\0\0": ("utf-8",), b"UNICODE\0": ("utf-16-le", "utf-16-be"), bytes(8): ("utf-8",)}
 
 
-@dataclass(frozen=True)
-class _Rule:
+class _Rule(NamedTuple):
     types: tuple[int, ...]
     most: int  # values, or bytes of text
 
@@ -41,11 +41,7 @@ class _Rule:
 _TEXT, _COMMENT = _Rule((2, 129), _LONGEST_TEXT), _Rule((7,), 8 + _LONGEST_TEXT)
 _SHORT, _NUMBER, _BYTE = _Rule((3,), 1), _Rule((3, 4), 1), _Rule((1,), 1)
 _SHORT_TEXT, _FOUR = _Rule((2,), 32), _Rule((1, 7), 4)
-
-
-def _rationals(count: int = 1) -> _Rule:
-    return _Rule((5, 10), count)
-
+_RATIONAL = _Rule((5, 10), 1)
 
 MAIN, EXIF, GPS, INTEROPERABILITY = 0, 0x8769, 0x8825, 0xA005
 """Tables of a block: the first one, and others by the tag that points to them."""
@@ -55,24 +51,23 @@ WIDTH, HEIGHT = 0xA002, 0xA003
 
 _RULES: Mapping[int, Mapping[int, _Rule]] = {
     MAIN: {
-        **dict.fromkeys(
-            (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x013B, 0x8298), _TEXT
-        ),  # names, camera, author, rights
-        0x0132: _SHORT_TEXT,  # date and time
-        0x013E: _rationals(2),  # white point
-        0x013F: _rationals(6),  # primaries
-        **dict.fromkeys((0x4746, 0x4749), _SHORT),  # rating
+        # Names, camera, author, rights; date and time; white point; primaries; rating.
+        **dict.fromkeys((0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x013B, 0x8298), _TEXT),
+        0x0132: _SHORT_TEXT,
+        0x013E: _Rule((5, 10), 2),
+        0x013F: _Rule((5, 10), 6),
+        0x4746: _SHORT,
+        0x4749: _SHORT,
     },
     EXIF: {
-        **dict.fromkeys(
-            (0x9003, 0x9004, 0x9010, 0x9011, 0x9012, 0x9290, 0x9291, 0x9292), _SHORT_TEXT
-        ),  # dates and times
-        **dict.fromkeys((0xA430, 0xA433, 0xA434, 0xA436, 0xA437), _TEXT),  # owner, lens, title, photographer
+        # Dates and times; owner, lens, title, photographer; comment; exposure and lens; ISO.
+        **dict.fromkeys((0x9003, 0x9004, 0x9010, 0x9011, 0x9012, 0x9290, 0x9291, 0x9292), _SHORT_TEXT),
+        **dict.fromkeys((0xA430, 0xA433, 0xA434, 0xA436, 0xA437), _TEXT),
         0x9286: _COMMENT,
-        **dict.fromkeys((0x829A, 0x829D, 0x9102, *range(0x9201, 0x9207), 0x920A), _rationals()),  # exposure
-        **dict.fromkeys((0xA20B, 0xA20E, 0xA20F, 0xA215, 0xA404, 0xA500), _rationals()),
-        0xA432: _rationals(4),  # lens
-        0x8827: _Rule((3,), 3),  # ISO
+        **dict.fromkeys((0x829A, 0x829D, 0x9102, *range(0x9201, 0x9207), 0x920A), _RATIONAL),
+        **dict.fromkeys((0xA20B, 0xA20E, 0xA20F, 0xA215, 0xA404, 0xA500), _RATIONAL),
+        0xA432: _Rule((5, 10), 4),
+        0x8827: _Rule((3,), 3),
         **dict.fromkeys((0x8822, 0x8830, 0x9207, 0x9208, 0x9209, 0xA001, 0xA210, 0xA217), _SHORT),
         **dict.fromkeys((*range(0xA401, 0xA404), *range(0xA405, 0xA40B), 0xA40C), _SHORT),
         **dict.fromkeys((0x8831, 0x8832, 0x8833, 0x8834, 0x8835, WIDTH, HEIGHT), _NUMBER),
@@ -80,12 +75,13 @@ _RULES: Mapping[int, Mapping[int, _Rule]] = {
         **dict.fromkeys((0xA300, 0xA301), _Rule((7,), 1)),
     },
     GPS: {
-        0: _Rule((1,), 4),
         **dict.fromkeys((1, 3, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25, 29), _SHORT_TEXT),
-        **dict.fromkeys((2, 4, 7, 20, 22), _rationals(3)),
+        **dict.fromkeys((2, 4, 7, 20, 22), _Rule((5, 10), 3)),
+        **dict.fromkeys((6, 11, 13, 15, 17, 24, 26, 31), _RATIONAL),
+        0: _Rule((1,), 4),
         5: _BYTE,
-        **dict.fromkeys((6, 11, 13, 15, 17, 24, 26, 31), _rationals()),
-        **dict.fromkeys((27, 28), _COMMENT),
+        27: _COMMENT,
+        28: _COMMENT,
         30: _SHORT,
     },
     INTEROPERABILITY: {1: _SHORT_TEXT, 2: _FOUR},
@@ -210,7 +206,12 @@ def read_exif(block: bytes) -> Block:
     main = tables[MAIN]
     orientation = reader.number(main.pop(ORIENTATION, None)) or 1
     across, down, unit = (main.pop(tag, None) for tag in (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT))
-    resolution = _resolution(reader.order, across, down, unit)
+    resolution = None
+    if across is not None and down is not None and (across.type, down.type) == (5, 5):
+        (x, x_below), (y, y_below) = (struct.unpack(reader.order + "LL", value.payload) for value in (across, down))
+        inches = 2.54 if unit is not None and unit.payload == struct.pack(reader.order + "H", 3) else 1.0
+        if x_below and y_below:
+            resolution = inches * x / x_below, inches * y / y_below
     return Block(reader.order, tables, orientation if orientation in range(1, 9) else 1, resolution, reader.damaged)
 
 
@@ -225,12 +226,9 @@ def pixels_only(tiff: bytes) -> bytes:
     except (struct.error, ValueError, OverflowError):
         return tiff  # the decoder says why it cannot be read
     kept = [entry for tag, entry in entries if tag in _STORAGE]
-    table = b"".join(kept)
-    end = at + sum(len(entry) for _, entry in entries)
+    start, end = at - struct.calcsize("=" + reader.count), at + sum(len(entry) for _, entry in entries)
     link = tiff[end : end + reader.inline]
-    count = struct.pack(reader.order + reader.count, len(kept))
-    table = count + table + link
-    start = at - len(count)
+    table = struct.pack(reader.order + reader.count, len(kept)) + b"".join(kept) + link
     return tiff[:start] + table + tiff[start + len(table) :]
 
 
@@ -325,19 +323,6 @@ def is_text(payload: bytes, coding: str = "utf-8") -> bool:
     if disguise and len(text) > _LONGEST_FOREIGN and 2 * sum(map(str.isascii, text)) < len(text):
         return False
     return all(c.isprintable() or c in "\t\r\n" for c in text) and not _CODED.search(text) and not _CODED.search(plain)
-
-
-def _resolution(
-    order: str, across: _Value | None, down: _Value | None, unit: _Value | None
-) -> tuple[float, float] | None:
-    if across is None or down is None or (across.type, down.type) != (5, 5):
-        return None
-    inches = 2.54 if unit is not None and unit.payload == struct.pack(order + "H", 3) else 1.0
-    numbers = [struct.unpack(order + "LL", value.payload) for value in (across, down)]
-    if not all(below for _, below in numbers):
-        return None
-    (x, x_below), (y, y_below) = numbers
-    return inches * x / x_below, inches * y / y_below
 
 
 def _long(order: str, number: int) -> _Value:

@@ -40,14 +40,7 @@ class Enrolment:
     threshold: float
 
     def similarities(self, crops: torch.Tensor) -> torch.Tensor:
-        """Cosine of each face to the person.
-
-        Args:
-            crops: [n, 3, 112, 112], float32 in [0, 1], aligned.
-
-        Returns:
-            [n] float32, on the CPU.
-        """
+        """Cosine to the person, [n] on the CPU, of faces [n, 3, 112, 112], float32 in [0, 1]."""
         return (unit_features(self.surrogate, crops) @ self.center).cpu()
 
     def find(self, pixels: Pixels, *, name: str = "photo") -> Face:
@@ -71,11 +64,7 @@ class Enrolment:
         return faces[best]
 
     def check_aligned(self, pixels: Pixels, *, name: str = "photo") -> None:
-        """Refuse an aligned face, [112, 112, 3] uint8, that is not the person's.
-
-        Raises:
-            PersonNotFoundError: it is not.
-        """
+        """Refuse an aligned face, [112, 112, 3] uint8, that is not the person's, by PersonNotFoundError."""
         cosines = self.similarities(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255)
         self._check(cosines.item(), 1, name)
 

@@ -21,14 +21,10 @@ ORL_PEOPLE, ORL_PHOTOS = 40, 10
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional module.
-
-    Args:
-        module: its import name, such as "cv2".
-        extra: the extra of fastcloak that installs it, such as "faces".
+    """Import an optional module, such as "cv2", that an extra of fastcloak installs, such as "faces".
 
     Raises:
-        MissingExtraError: it is not installed. A module that is there but broken raises its own ImportError.
+        MissingExtraError: it is not installed. A module that is installed but broken raises its own ImportError.
     """
     try:
         return importlib.import_module(module)
