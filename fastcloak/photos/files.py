@@ -408,7 +408,7 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     if dpi is None or len(dpi) != 2:
         return None
     across, down = float(dpi[0]), float(dpi[1])
-    # Pillow reports 1 where a TIFF tells none.
+    # Pillow reports 1 where a TIFF names none.
     return (across, down) if 1 < across < 65536 and 1 < down < 65536 else None
 
 

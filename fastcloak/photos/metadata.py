@@ -216,9 +216,9 @@ def read_exif(block: bytes) -> Block:
 
 
 def pixels_only(tiff: bytes) -> bytes:
-    """A TIFF or BigTIFF file whose first table tells of nothing but pixels: decoders stumble over the rest.
+    """A TIFF or BigTIFF file whose first table names nothing but pixels: decoders stumble over the rest.
 
-    The file is as long as before, and what the table told of is still in it.
+    The file is as long as before, and what the table named is still in it.
     """
     try:
         reader = _Reader(tiff)

@@ -62,7 +62,7 @@ class Outcome:
         warnings: see `ProtectedPhoto`.
         uncertain: see `ProtectedPhoto`; such a photo is never done before.
         reason: kind of failure, the name of its exception.
-        error: what went wrong, in words.
+        error: what went wrong.
         seconds: that it took.
     """
 
@@ -205,8 +205,8 @@ class _Run:
         except AlreadyProtectedError as error:
             outcome = Outcome(source, destination, ALREADY, error=str(error))
         except Exception as error:  # one photo's fault, whatever it is, must not stop the others
-            words = str(error) or repr(error)
-            outcome = Outcome(source, destination, FAILED, reason=type(error).__name__, error=words)
+            message = str(error) or repr(error)
+            outcome = Outcome(source, destination, FAILED, reason=type(error).__name__, error=message)
         return replace(outcome, seconds=time.perf_counter() - began)
 
     def _claimed_and_protected(self, source: Path, destination: Path) -> Outcome:
