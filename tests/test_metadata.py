@@ -11,26 +11,15 @@ import pillow_heif
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 
 from fastcloak.photos.files import decode_photo, encode_photo, without_gps, without_metadata
-from fastcloak.photos.metadata import read_exif
+from fastcloak.photos.metadata import EXIF, GPS, INTEROPERABILITY, MAIN, read_exif
 from fastcloak.photos.profiles import kept_profile
+from tests.pictures import SRGB, chunk, profile_with, ramps, stored
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+PICTURE = Image.fromarray(ramps(64, 80))
 SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".heic", ".bmp")
-
-
-def picture(height=64, width=80, seed=0):
-    y, x = np.mgrid[:height, :width]
-    ramps = np.stack([2 * x, 2 * y, x + y], -1) + np.random.default_rng(seed).integers(0, 30, (height, width, 3))
-    return Image.fromarray(ramps.clip(0, 255).astype(np.uint8))
-
-
-def stored(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 # The unprotected face: a small JPEG, and its pixels.
@@ -38,7 +27,7 @@ SMALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), n
 FACE = stored(SMALL, "JPEG", quality=80)
 RAW = np.asarray(SMALL).tobytes()[:1000]
 BASE64 = base64.b64encode(FACE)
-# Header and tables of JPEGs are alike: only what is coded behind them tells this picture from others.
+# Header and tables of JPEGs are alike: only what is coded behind them tells one picture from another.
 SCAN = FACE[FACE.index(b"\xff\xda") + 14 : -2]
 
 
@@ -91,27 +80,12 @@ def exif_with(main=(), details=(), gps=(), interoperability=(), thumbnail=(), or
     return stream[:link] + long(places["thumbnail"]) + stream[link + 4 :]
 
 
-def chunk(name, content):
-    return struct.pack(">L", len(content)) + name + content + struct.pack(">L", zlib.crc32(name + content))
-
-
 def segment(marker, content):
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
 
 
 def riff(name, content):
     return name + struct.pack("<L", len(content)) + content + bytes(len(content) % 2)
-
-
-def profile_with(tag, content):
-    """The sRGB profile with one more tag."""
-    (count,) = struct.unpack_from(">L", SRGB, 128)
-    body = SRGB[132 + 12 * count :]
-    entries = [struct.unpack_from(">4sLL", SRGB, 132 + 12 * i) for i in range(count)]
-    rows = b"".join(struct.pack(">4sLL", name, at + 12, size) for name, at, size in entries)
-    rows += struct.pack(">4sLL", tag, len(SRGB) + 12, len(content))
-    whole = SRGB[4:128] + struct.pack(">L", count + 1) + rows + body + content
-    return struct.pack(">L", len(whole) + 4) + whole
 
 
 # Tags whose values people need and cameras fill, tags that hold previews, and tags that nobody knows.
@@ -156,7 +130,7 @@ def blocks():
 
 
 def jpegs():
-    plain = stored(picture(), "JPEG", quality=90)
+    plain = stored(PICTURE, "JPEG", quality=90)
     yield from ((name, plain[:2] + segment(0xE1, b"Exif\0\0" + block) + plain[2:]) for name, block in blocks())
     heads = [b"", b"JFXX\0\x10", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta>", b"MPF\0", b"FPXR\0"]
     heads += [
@@ -169,15 +143,15 @@ def jpegs():
         for head in heads:
             for content in (FACE, BASE64, RAW):
                 if marker == 0xEE and head.startswith(b"Adobe"):
-                    content = b"\1" + content  # YCbCr, as it is
+                    content = b"\1" + content  # YCbCr, unchanged
                 yield f"JPEG {marker:x} {head[:12]!r}", plain[:2] + segment(marker, head + content) + plain[2:]
-    yield "JPEG private profile tag", stored(picture(), "JPEG", icc_profile=profile_with(b"thmb", FACE))
+    yield "JPEG private profile tag", stored(PICTURE, "JPEG", icc_profile=profile_with(b"thmb", FACE))
     yield "JPEG trailer", plain + FACE
-    yield "JPEG second picture", stored(picture(), "MPO", save_all=True, append_images=[SMALL])
+    yield "JPEG second picture", stored(PICTURE, "MPO", save_all=True, append_images=[SMALL])
 
 
 def pngs():
-    plain = stored(picture(), "PNG")
+    plain = stored(PICTURE, "PNG")
     for name in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP", b"sPLT", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tIME"):
         for head in (
             b"",
@@ -194,26 +168,26 @@ def pngs():
             yield f"PNG {name}", plain[:at] + chunk(name, FACE) + plain[at:]
     for name, block in blocks():
         yield "PNG " + name, plain[:33] + chunk(b"eXIf", block) + plain[33:]
-    yield "PNG private profile tag", stored(picture(), "PNG", icc_profile=profile_with(b"thmb", FACE))
+    yield "PNG private profile tag", stored(PICTURE, "PNG", icc_profile=profile_with(b"thmb", FACE))
     yield "PNG profile", plain[:33] + chunk(b"iCCP", b"icc\0\0" + zlib.compress(FACE)) + plain[33:]
     yield "PNG trailer", plain + FACE
 
 
 def webps():
-    plain = stored(picture(), "WEBP", lossless=True)
-    extended = stored(picture(), "WEBP", lossless=True, exif=b"Exif\0\0" + exif_with(), xmp=b"<x/>", icc_profile=SRGB)
+    plain = stored(PICTURE, "WEBP", lossless=True)
+    extended = stored(PICTURE, "WEBP", lossless=True, exif=b"Exif\0\0" + exif_with(), xmp=b"<x/>", icc_profile=SRGB)
     size = lambda chunks: b"RIFF" + struct.pack("<L", len(chunks) + 4) + b"WEBP" + chunks  # noqa: E731
     for name in (b"EXIF", b"XMP ", b"JUNK", b"ICCP"):
         yield f"WebP {name}", size(extended[12:] + riff(name, FACE))
         yield f"WebP {name} coded", size(extended[12:] + riff(name, BASE64))
     for name, block in blocks():
-        yield "WebP " + name, stored(picture(), "WEBP", lossless=True, exif=block)
-    yield "WebP private profile tag", stored(picture(), "WEBP", icc_profile=profile_with(b"thmb", FACE))
+        yield "WebP " + name, stored(PICTURE, "WEBP", lossless=True, exif=block)
+    yield "WebP private profile tag", stored(PICTURE, "WEBP", icc_profile=profile_with(b"thmb", FACE))
     yield "WebP trailer", plain + FACE
 
 
 def tiffs():
-    pixels = np.asarray(picture())
+    pixels = np.asarray(PICTURE)
     height, width, _ = pixels.shape
     strip = pixels.tobytes()
     for kind in SIZES:
@@ -236,26 +210,26 @@ def tiffs():
             block = exif_with(main=main, details=planted(DETAIL_TAGS, kind, content), order=order)
             link = 8 + 2 + 12 * (len(main) + 2)
             yield f"TIFF type {kind} {order}", block[:link] + bytes(4) + block[link + 4 :] + strip
-    yield "TIFF private profile tag", stored(picture(), "TIFF", icc_profile=profile_with(b"thmb", FACE))
-    yield "TIFF profile", stored(picture(), "TIFF", icc_profile=FACE)
-    yield "TIFF trailer", stored(picture(), "TIFF") + FACE
+    yield "TIFF private profile tag", stored(PICTURE, "TIFF", icc_profile=profile_with(b"thmb", FACE))
+    yield "TIFF profile", stored(PICTURE, "TIFF", icc_profile=FACE)
+    yield "TIFF trailer", stored(PICTURE, "TIFF") + FACE
 
 
 def heics():
     pillow_heif.register_heif_opener()
     for name, block in list(blocks())[::5]:
-        yield "HEIC " + name, stored(picture(), "HEIF", exif=b"Exif\0\0" + block)
+        yield "HEIC " + name, stored(PICTURE, "HEIF", exif=b"Exif\0\0" + block)
     for options in ({"xmp": FACE}, {"xmp": BASE64}, {"icc_profile": profile_with(b"thmb", FACE)}, {"thumbnails": [32]}):
-        yield f"HEIC {list(options)}", stored(picture(), "HEIF", **options)
-    plain = stored(picture(), "HEIF")
+        yield f"HEIC {list(options)}", stored(PICTURE, "HEIF", **options)
+    plain = stored(PICTURE, "HEIF")
     for name in (b"uuid", b"free", b"mdat", b"skip"):
         yield f"HEIC {name}", plain + struct.pack(">L", len(FACE) + 8) + name + FACE
 
 
 def others():
-    plain = stored(picture(), "BMP")
+    plain = stored(PICTURE, "BMP")
     yield "BMP trailer", plain + FACE
-    grey = picture().convert("L")
+    grey = PICTURE.convert("L")
     yield "PGM comment", b"P5\n#" + BASE64 + b"\n80 64\n255\n" + grey.tobytes()
     yield "PGM trailer", stored(grey, "PPM") + FACE
 
@@ -283,45 +257,45 @@ def test_no_trace_of_a_planted_face_is_left_wherever_it_was(inputs):
 def needed(order):
     """What people need, as a camera writes it: [(table, tag, type, count, value)]."""
     pack = lambda code, *numbers: struct.pack(order + code, *numbers)  # noqa: E731
-    text = lambda words: words.encode() + b"\0"  # noqa: E731
+    text = lambda message: message.encode() + b"\0"  # noqa: E731
     rows = [
-        ("main", 0x010E, "The party, für alle"),
-        ("main", 0x010F, "Canon"),
-        ("main", 0x0110, "EOS 5"),
-        ("main", 0x0132, "2024:05:06 07:08:09"),
-        ("main", 0x013B, "Žofie Ödön"),
-        ("main", 0x8298, "© me"),
-        ("details", 0x9003, "2024:05:06 07:08:09"),
-        ("details", 0x9011, "+02:00"),
-        ("details", 0xA434, "EF 50 mm"),
+        (MAIN, 0x010E, "The party, für alle"),
+        (MAIN, 0x010F, "Canon"),
+        (MAIN, 0x0110, "EOS 5"),
+        (MAIN, 0x0132, "2024:05:06 07:08:09"),
+        (MAIN, 0x013B, "Žofie Ödön"),
+        (MAIN, 0x8298, "© me"),
+        (EXIF, 0x9003, "2024:05:06 07:08:09"),
+        (EXIF, 0x9011, "+02:00"),
+        (EXIF, 0xA434, "EF 50 mm"),
     ]
-    for where, tag, words in rows:
-        yield where, tag, 2, len(text(words)), text(words)
-    yield "details", 0x829A, 5, 1, pack("LL", 1, 250)
-    yield "details", 0x829D, 5, 1, pack("LL", 28, 10)
-    yield "details", 0x8827, 3, 1, pack("H", 400)
-    yield "details", 0x9204, 10, 1, pack("ll", -1, 3)
-    yield "details", 0x9000, 7, 4, b"0232"
-    yield "details", 0x9286, 7, 8 + 5, b"ASCII\0\0\0hello"
-    yield "details", 0xA001, 3, 1, pack("H", 0xFFFF)
-    yield "inter", 1, 2, 4, b"R03\0"
-    yield "gps", 1, 2, 2, b"N\0"
-    yield "gps", 2, 5, 3, pack("6L", 52, 1, 31, 1, 123, 100)
+    for where, tag, message in rows:
+        yield where, tag, 2, len(text(message)), text(message)
+    yield EXIF, 0x829A, 5, 1, pack("LL", 1, 250)
+    yield EXIF, 0x829D, 5, 1, pack("LL", 28, 10)
+    yield EXIF, 0x8827, 3, 1, pack("H", 400)
+    yield EXIF, 0x9204, 10, 1, pack("ll", -1, 3)
+    yield EXIF, 0x9000, 7, 4, b"0232"
+    yield EXIF, 0x9286, 7, 8 + 5, b"ASCII\0\0\0hello"
+    yield EXIF, 0xA001, 3, 1, pack("H", 0xFFFF)
+    yield INTEROPERABILITY, 1, 2, 4, b"R03\0"
+    yield GPS, 1, 2, 2, b"N\0"
+    yield GPS, 2, 5, 3, pack("6L", 52, 1, 31, 1, 123, 100)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".heic"])
 def test_what_people_need_is_kept_to_the_byte(order, suffix):
-    tables = {"main": [], "details": [], "gps": [], "inter": []}
+    tables = {MAIN: [], EXIF: [], GPS: [], INTEROPERABILITY: []}
     for where, *entry in needed(order):
         tables[where].append(tuple(entry))
-    block = exif_with(tables["main"], tables["details"], tables["gps"], tables["inter"], order=order)
-    photo = decode_photo(stored(picture(), "PNG", exif=block), name="photo.png")
+    block = exif_with(*tables.values(), order=order)
+    photo = decode_photo(stored(PICTURE, "PNG", exif=block), name="photo.png")
     assert photo.warnings == ()
     again = decode_photo(encode_photo(photo, "out" + suffix), name="out")
     kept = read_exif(again.exif)
     for where, tag, kind, count, value in needed(order):
-        held = {"main": kept.main, "details": kept.details, "gps": kept.gps, "inter": kept.interoperability}[where][tag]
+        held = kept.tables[where][tag]
         if suffix == ".tif" and order == ">":  # the file has one order, that of the machine
             unit = {3: 2, 5: 4, 10: 4}.get(kind, 1)
             value = b"".join(value[i : i + unit][::-1] for i in range(0, len(value), unit))
@@ -335,7 +309,7 @@ def test_what_people_need_is_kept_to_the_byte(order, suffix):
     assert exif.get_ifd(0x8825)[2] == (52.0, 31.0, 1.23)
 
     placeless = encode_photo(without_gps(photo), "out" + suffix)
-    assert not read_exif(decode_photo(placeless, name="out").exif).gps
+    assert not read_exif(decode_photo(placeless, name="out").exif).tables[GPS]
     bare = decode_photo(encode_photo(without_metadata(replace(photo, dpi=(300, 300))), "out" + suffix), name="out")
     assert bare.exif is None
     assert bare.dpi is None
@@ -348,16 +322,16 @@ def test_free_texts_with_coordinates_go_with_the_place(place):
     block = exif_with(
         main=[(0x010E, 2, len(coded), coded), (0x0131, 2, 6, b"1.234\0")], details=[(0x9286, 7, len(wide), wide)]
     )
-    photo = decode_photo(stored(picture(), "PNG", exif=block), name="photo.png")
-    assert {0x010E, 0x0131} <= set(read_exif(photo.exif).main)
-    assert 0x9286 in read_exif(photo.exif).details
+    photo = decode_photo(stored(PICTURE, "PNG", exif=block), name="photo.png")
+    assert {0x010E, 0x0131} <= set(read_exif(photo.exif).tables[MAIN])
+    assert 0x9286 in read_exif(photo.exif).tables[EXIF]
     left = read_exif(without_gps(photo).exif)
-    assert (set(left.main), left.details) == ({0x0131}, {})
+    assert (set(left.tables[MAIN]), left.tables[EXIF]) == ({0x0131}, {})
 
 
 def test_a_latin_1_author_of_an_older_camera_is_kept():
     entry = (0x013B, 2, 5, "Zoë".encode("latin-1") + b"\0\0")
-    assert read_exif(exif_with(main=[entry])).main[0x013B].payload == entry[3]
+    assert read_exif(exif_with(main=[entry])).tables[MAIN][0x013B].payload == entry[3]
 
 
 def test_longer_values_and_other_types_than_a_tag_has_are_left_out():
@@ -373,12 +347,12 @@ def test_longer_values_and_other_types_than_a_tag_has_are_left_out():
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".heic"])
-def test_resolution_turns_with_the_photo_and_is_kept_in_every_format(suffix, tmp_path):
+def test_resolution_turns_with_the_photo_and_is_kept_in_every_format(suffix):
     for kind in ("JPEG", "PNG", "TIFF"):
         exif = Image.Exif()
         exif[274] = 6
         options = {"tiffinfo": {274: 6}} if kind == "TIFF" else {"exif": exif}
-        photo = decode_photo(stored(picture(), kind, dpi=(300, 150), **options), name=kind)
+        photo = decode_photo(stored(PICTURE, kind, dpi=(300, 150), **options), name=kind)
         assert photo.pixels.shape[:2] == (80, 64)
         assert photo.dpi == pytest.approx((150, 300), abs=0.1), kind
         again = decode_photo(encode_photo(photo, "out" + suffix), name="out")
@@ -387,7 +361,7 @@ def test_resolution_turns_with_the_photo_and_is_kept_in_every_format(suffix, tmp
 
 def test_the_resolution_of_an_exif_block_is_read_across_and_down():
     block = exif_with(main=[(0x011A, 5, 1, struct.pack("<LL", 300, 1)), (0x011B, 5, 1, struct.pack("<LL", 150, 1))])
-    photo = decode_photo(stored(picture(), "JPEG", exif=b"Exif\0\0" + block), name="photo.jpg")
+    photo = decode_photo(stored(PICTURE, "JPEG", exif=b"Exif\0\0" + block), name="photo.jpg")
     assert photo.dpi == (300, 150)
 
 
@@ -407,14 +381,14 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF"])
 def test_a_photo_with_a_damaged_exif_block_is_read_without_it_and_a_warning(name, kind):
     pillow_heif.register_heif_opener()
-    plain = stored(picture(), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    plain = stored(PICTURE, kind, **({"lossless": True} if kind == "WEBP" else {}))
     block = DAMAGED[name]
     if kind == "JPEG":
         payload = plain[:2] + segment(0xE1, b"Exif\0\0" + block) + plain[2:]
     elif kind == "PNG":
         payload = plain[:33] + chunk(b"eXIf", block) + plain[33:]
     else:
-        payload = stored(picture(), kind, exif=b"Exif\0\0" + block)
+        payload = stored(PICTURE, kind, exif=b"Exif\0\0" + block)
     photo = decode_photo(payload, name="photo")
     assert photo.pixels.shape == (64, 80, 3)
     if kind in ("JPEG", "PNG") or (kind == "WEBP" and block):  # the others write no such block
@@ -425,23 +399,22 @@ def test_a_photo_with_a_damaged_exif_block_is_read_without_it_and_a_warning(name
 
 def test_a_damaged_table_leaves_the_orientation_and_the_other_tables():
     block = exif_with(main=[(0x0112, 3, 1, b"\6\0"), (0x010F, 2, 6, b"Maker\0")], gps=[(1, 2, 2, b"N\0")])
-    hurt = block.replace(struct.pack("<HHL", 0x8825, 4, 1), struct.pack("<HHL", 0x8825, 4, 1), 1)
-    place = hurt.index(struct.pack("<HHL", 0x8825, 4, 1)) + 8
-    hurt = hurt[:place] + b"\xff\xff\xff\x7f" + hurt[place + 4 :]
-    photo = decode_photo(stored(picture(), "PNG", exif=hurt), name="photo")
+    place = block.index(struct.pack("<HHL", 0x8825, 4, 1)) + 8
+    hurt = block[:place] + b"\xff\xff\xff\x7f" + block[place + 4 :]
+    photo = decode_photo(stored(PICTURE, "PNG", exif=hurt), name="photo")
     assert photo.pixels.shape == (80, 64, 3)
-    assert read_exif(photo.exif).main[0x010F].payload == b"Maker\0"
+    assert read_exif(photo.exif).tables[MAIN][0x010F].payload == b"Maker\0"
     assert len(photo.warnings) == 1
 
 
 def test_a_big_tiff_keeps_its_metadata_without_a_warning():
-    payload = stored(picture(), "TIFF", big_tiff=True, tiffinfo={271: "Maker", 274: 6, 282: 300.0, 283: 150.0, 296: 2})
+    payload = stored(PICTURE, "TIFF", big_tiff=True, tiffinfo={271: "Maker", 274: 6, 282: 300.0, 283: 150.0, 296: 2})
     assert payload[2] == 43
     photo = decode_photo(payload, name="big.tif")
     assert photo.warnings == ()
     assert photo.pixels.shape == (80, 64, 3)
     assert photo.dpi == pytest.approx((150, 300), abs=0.1)
-    assert read_exif(photo.exif).main[0x010F].payload == b"Maker\0"
+    assert read_exif(photo.exif).tables[MAIN][0x010F].payload == b"Maker\0"
     with Image.open(io.BytesIO(encode_photo(photo, "out.tif"))) as image:
         assert image.getexif()[271] == "Maker"
 

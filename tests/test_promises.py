@@ -51,7 +51,8 @@ from bench.reliability.__main__ import READERS, cases_of, read_one
 from fastcloak import Cloak, fit, fit_many, load, protect, protect_photo
 from fastcloak.cli.main import main
 from fastcloak.ops import reference
-from fastcloak.photos.files import photo_files, read_photo
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import photo_files
 from tests.conftest import NETWORK_LOG, TinyNet, smooth_faces
 from tests.test_kernels import check_hull_loss, clean_and_cloaked
 from tests.test_protect import face_at, inside_square

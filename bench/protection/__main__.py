@@ -43,8 +43,7 @@ from fastcloak.cli.output import drop_output
 from fastcloak.cloak import SHAPE, Cloak
 from fastcloak.evaluation.protocol import embed, person_rates, random_mask
 from fastcloak.models import Surrogate
-from fastcloak.photos.files import photo_files
-from fastcloak.photos.inputs import load_faces
+from fastcloak.photos.inputs import load_faces, photo_files
 from fastcloak.system.files import atomic_write
 from fastcloak.system.packages import orl_folder
 

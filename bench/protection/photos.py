@@ -38,7 +38,8 @@ from fastcloak.evaluation.protocol import embed, random_mask
 from fastcloak.models import Surrogate
 from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, align, similarity_transform
 from fastcloak.photos.detection import detect, find_faces
-from fastcloak.photos.files import photo_files, read_photo
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import photo_files
 from fastcloak.protection.photo import protect
 from fastcloak.system.packages import orl_folder
 

@@ -25,7 +25,8 @@ from bench.harness.machine import row_context
 from fastcloak.cloak import Cloak
 from fastcloak.photos.alignment import Pixels, align
 from fastcloak.photos.detection import find_faces
-from fastcloak.photos.files import photo_files, read_photo
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import photo_files
 from fastcloak.protection.overlay import channels_last
 from fastcloak.protection.presence import PRESENT, correlation
 from fastcloak.system.errors import FaceNotFoundError

@@ -19,8 +19,7 @@ from torch.nn.functional import normalize
 from bench.harness.machine import row_context
 from fastcloak import load_model
 from fastcloak.evaluation.protocol import embed
-from fastcloak.photos.files import photo_files
-from fastcloak.photos.inputs import load_faces
+from fastcloak.photos.inputs import load_faces, photo_files
 from fastcloak.protection.enrolment import VERIFICATION_THRESHOLDS
 
 LEARN = 10

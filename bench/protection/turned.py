@@ -34,8 +34,8 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation.protocol import embed
 from fastcloak.models import Surrogate
 from fastcloak.photos.detection import detect
-from fastcloak.photos.files import photo_files, read_photo
-from fastcloak.photos.inputs import saved_faces
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import photo_files, saved_faces
 from fastcloak.protection.photo import protect
 
 Pixels = npt.NDArray[np.uint8]

@@ -55,8 +55,7 @@ from bench.harness.machine import row_context
 from bench.harness.rows import BLUE, GREY, read, where
 from fastcloak import load, load_model
 from fastcloak.fitting.fitter import Fitter
-from fastcloak.photos.files import photo_files
-from fastcloak.photos.inputs import load_faces
+from fastcloak.photos.inputs import load_faces, photo_files
 from fastcloak.scale.jobs import fit_dataset
 from fastcloak.scale.people import read_people
 from fastcloak.system.files import cloak_file

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from fastcloak.fitting.claim import clear
-    from fastcloak.photos.files import photo_files
+    from fastcloak.photos.inputs import photo_files
 
     output, checkpoint = arguments.output, arguments.checkpoint
     _check_cloak_may_go_to(output)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from fastcloak.photos.files import photo_files
+    from fastcloak.photos.inputs import photo_files
     from fastcloak.protection.album import ALREADY, DONE_BEFORE, FAILED, PROTECTED, Outcome
 
     if (arguments.who == "me") != (arguments.enrolment is not None) or (arguments.models and arguments.who != "me"):
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = fastcloak.plan_photos(arguments.photos, arguments.output)
     options = protect_options(arguments)
     if arguments.who == "me":
-        options["enrolment"] = fastcloak.enrol(photo_files(arguments.enrolment), models(arguments.models or ["sface"]))
+        options["who"] = fastcloak.enrol(photo_files(arguments.enrolment), models(arguments.models or ["sface"]))
     outcomes: list[Outcome] = []
     with tqdm(total=len(plan.photos), desc="protecting", unit="photo", disable=True if arguments.json else None) as bar:
 

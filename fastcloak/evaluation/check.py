@@ -34,8 +34,7 @@ from fastcloak.evaluation.verdict import Check
 from fastcloak.evaluation.versions import Versions, compare
 from fastcloak.models import Surrogate
 from fastcloak.models.load import load_models
-from fastcloak.photos.files import photo_files
-from fastcloak.photos.inputs import is_empty, saved_faces
+from fastcloak.photos.inputs import is_empty, photo_files, saved_faces
 from fastcloak.protection.enrolment import FALSE_ACCEPT_RATE, SAME_PERSON, verification_threshold
 
 

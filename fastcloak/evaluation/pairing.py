@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fastcloak.evaluation.postprocessing import Pixels
 from fastcloak.evaluation.text import plain_name
-from fastcloak.photos.files import photo_files, read_photo
-from fastcloak.photos.inputs import is_empty, pictures
+from fastcloak.photos.files import read_photo
+from fastcloak.photos.inputs import is_empty, photo_files, pictures
 
 Floats = npt.NDArray[np.float32]
 Box = npt.NDArray[np.float64]  # (left, top, width, height), in shares of a photo

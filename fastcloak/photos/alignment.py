@@ -88,6 +88,12 @@ def similarity_transform(source: npt.ArrayLike, target: npt.ArrayLike) -> Transf
     return np.column_stack([turn, b_mean - turn @ a_mean])
 
 
+def inverse(transform: Transform) -> Transform:
+    """The transform back."""
+    back = np.linalg.inv(transform[:, :2])
+    return np.column_stack([back, -back @ transform[:, 2]])
+
+
 def align(pixels: Pixels, face: Face) -> tuple[Pixels, Transform]:
     """Cut out a face as face networks expect it.
 
@@ -130,7 +136,7 @@ def warp(
     scale = math.sqrt(abs(np.linalg.det(transform[:, :2])))
     # Sample on a grid `fine` times as fine, about as fine as the picture, and take the mean of each cell.
     fine = max(1, math.ceil(1 / scale - 0.25))
-    finer = fine * transform + np.array([[0, 0, (fine - 1) / 2]] * 2)
+    finer = fine * transform + [0, 0, (fine - 1) / 2]
     # OpenCV's float path holds no rounding, its uint8 path rounds each sample to a grey level before the mean: enough.
     result = cv2.warpAffine(
         picture,

@@ -1,9 +1,8 @@
-"""Photos -> aligned faces: detect, align to the 112 px template by a similarity, keep the transform for the way back.
+"""A photo -> the faces in it, whichever way up they are, found by YuNet.
 
 A transform is a [2, 3] matrix that takes pixel centres (x, y), counted from 0, to pixel centres.
 """
 
-import logging
 import math
 import threading
 from collections.abc import Sequence
@@ -13,24 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastcloak.photos.alignment import TEMPLATE_112, Box, Face, check_pixels, iou, warp
+from fastcloak.photos.alignment import TEMPLATE_112, Box, Face, Pixels, Transform, check_pixels, inverse, iou, warp
 from fastcloak.system import packages
 from fastcloak.system.errors import FaceNotFoundError
 
-Pixels = npt.NDArray[np.uint8]
-Transform = npt.NDArray[np.float64]
+__all__ = ["UNCERTAIN", "check_who", "detect", "find_faces"]
 
-__all__ = [
-    "TEMPLATE_112",
-    "UNCERTAIN",
-    "Face",
-    "check_pixels",
-    "choose_faces",
-    "detect",
-    "find_faces",
-    "iou",
-    "warp",
-]
+UNCERTAIN = (
+    "which way up a face is cannot be told, and it was aligned by the best guess; turn the photo upright and try again"
+)
 
 # (long side of the photo, border around it, least score). YuNet sees faces of about 10 to 300 px. The first look serves
 # nearly all photos; the second finds small faces, the third one that fills the picture, where scores are lower: ORL's
@@ -55,12 +45,6 @@ _STEP, _SMALL_SIDES, _SMALL_SCORE = 30, (96, 160), 0.3
 _STRAIGHT = 10.0, 5.0
 _SAME_FACE_IOU = 0.3
 _NMS = 0.3
-
-
-UNCERTAIN = (
-    "which way up a face is cannot be told, and it was aligned by the best guess; turn the photo upright and try again"
-)
-logger = logging.getLogger("fastcloak")
 
 
 def detect(pixels: Pixels, *, thorough: bool = False, turn: int | None = None) -> list[Face]:
@@ -95,14 +79,44 @@ def detect(pixels: Pixels, *, thorough: bool = False, turn: int | None = None) -
     return faces
 
 
+def check_who(who: object) -> None:
+    """Refuse all but "largest" and "all", the faces of a photo that can be meant without knowing a person.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if who not in ("largest", "all"):
+        raise ValueError(
+            f"who must be 'largest' or 'all', or to protect one person's photos an Enrolment, got {who!r:.60}; "
+            "fastcloak.enrol(photos) makes one"
+        )
+
+
+def find_faces(pixels: Pixels, *, who: str = "largest", name: str = "photo") -> list[Face]:
+    """Detect the faces that are meant, at least one, largest first.
+
+    Args:
+        pixels: [H, W, 3], uint8, RGB.
+        who: "largest" or "all".
+        name: what errors call the photo.
+
+    Raises:
+        ValueError: another word for `who`.
+        FaceNotFoundError: there is no face.
+    """
+    check_who(who)
+    faces = detect(pixels, thorough=who == "all")
+    if not faces:
+        height, width = pixels.shape[:2]
+        raise FaceNotFoundError(
+            f"{name} must show a face, got none found in {width}x{height} pixels; use a sharper, upright or closer "
+            "photo, or pass the face aligned to 112x112 pixels"
+        )
+    return faces if who == "all" else faces[:1]
+
+
 def _with_more(
-    faces: list[Face],
-    pixels: Pixels,
-    thorough: bool,
-    turns: Sequence[int],
-    *,
-    known: bool = False,
-    glance: bool = False,
+    faces: list[Face], pixels: Pixels, thorough: bool, turns: Sequence[int], known: bool = False, glance: bool = False
 ) -> list[Face]:
     """These faces and those found in the photo turned so; see `_look_again` for `known`."""
     certain = [face.box for face in faces if not face.uncertain]
@@ -125,7 +139,11 @@ def _with_more(
     if any(_is_turned(face) and not face.uncertain for face in faces):
         # In a turned photo, what looks a little like a face is none.
         faces = [face for face in faces if face.score >= _WEAK]
-    return _distinct(faces)
+    distinct: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if not _among(face.box, [other.box for other in distinct]):
+            distinct.append(face)
+    return sorted(distinct, key=_area, reverse=True)
 
 
 def _candidates(pixels: Pixels, thorough: bool, turn: int) -> list[Face]:
@@ -140,16 +158,8 @@ def _glance(pixels: Pixels, turns: Sequence[int]) -> dict[int, list[Face]]:
     """Faces of about a tenth of the long side and more, at a twenty-fifth of the cost."""
     side = min(max(*pixels.shape[:2], _LEAST_SIDE), _LOOK[0]) // 5
     small, to_small = _shrunk(pixels, side)
-    back = _inverse(to_small)
+    back = inverse(to_small)
     return {turn: [_mapped(face, back) for face in _look(small, side, 0, _WEAK, turn)] for turn in turns}
-
-
-def _distinct(found: list[Face]) -> list[Face]:
-    faces: list[Face] = []
-    for face in sorted(found, key=lambda face: -face.score):
-        if not _among(face.box, [other.box for other in faces]):
-            faces.append(face)
-    return sorted(faces, key=_area, reverse=True)
 
 
 def _area(face: Face) -> float:
@@ -164,39 +174,6 @@ def _among(box: Box, others: list[Box]) -> bool:
     return any(iou(box, other) >= _SAME_FACE_IOU for other in others)
 
 
-def choose_faces(faces: list[Face], who: str) -> list[Face]:
-    """Keep the faces that are meant: "largest" keeps the largest, "all" keeps all.
-
-    Raises:
-        ValueError: another word.
-    """
-    if who not in ("largest", "all"):
-        raise ValueError(f"who must be 'largest' or 'all', got {who!r}; choose one of them")
-    return faces if who == "all" else sorted(faces, key=_area, reverse=True)[:1]
-
-
-def find_faces(pixels: Pixels, *, who: str = "largest", name: str = "photo") -> list[Face]:
-    """Detect the faces that are meant, at least one.
-
-    Args:
-        pixels: [H, W, 3], uint8, RGB.
-        who: see `choose_faces`.
-        name: what errors call the photo.
-
-    Raises:
-        FaceNotFoundError: there is none.
-    """
-    choose_faces([], who)
-    faces = choose_faces(detect(pixels, thorough=who == "all"), who)
-    if not faces:
-        height, width = pixels.shape[:2]
-        raise FaceNotFoundError(
-            f"{name} must show a face, got none found in {width}x{height} pixels; use a sharper, upright or closer "
-            "photo, or pass the face aligned to 112x112 pixels"
-        )
-    return faces
-
-
 # A detector is not safe to use from two threads at once: each thread has its own.
 _DETECTORS = threading.local()
 _MAKING = threading.Lock()
@@ -204,28 +181,23 @@ _MAKING = threading.Lock()
 
 def _detector() -> Any:
     model = str(packages.yunet_file())
-    if getattr(_DETECTORS, "model", None) != model:
-        with _MAKING:  # the log level is the process's
-            _DETECTORS.detector = _new_detector(model)
-        _DETECTORS.model = model
-    return _DETECTORS.detector
-
-
-def _new_detector(model: str) -> Any:
+    if getattr(_DETECTORS, "model", None) == model:
+        return _DETECTORS.detector
     cv2 = packages.require("cv2", extra="faces")
     # OpenCV 5 writes a warning about its own engine to standard error for each network. Builds before
     # 4.13, which other packages may have brought along, have no way to silence it, and no need to.
     logging = getattr(cv2.utils, "logging", None)
-    before = None if logging is None else logging.getLogLevel()
-    if logging is not None:
-        logging.setLogLevel(logging.LOG_LEVEL_ERROR)
-    try:
-        return cv2.FaceDetectorYN.create(
-            model, "", (320, 320), score_threshold=_WIDER[2], nms_threshold=0.3, top_k=5000
-        )
-    finally:
-        if logging is not None:
-            logging.setLogLevel(before)
+    with _MAKING:  # the log level is the process's
+        before = None if logging is None else logging.getLogLevel()
+        try:
+            if logging is not None:
+                logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+            _DETECTORS.detector = cv2.FaceDetectorYN.create(model, "", (320, 320), _WIDER[2], _NMS, 5000)
+        finally:
+            if logging is not None:
+                logging.setLogLevel(before)
+    _DETECTORS.model = model
+    return _DETECTORS.detector
 
 
 def _run_detector(pixels: Pixels, least_score: float, *, proposals: bool = False) -> list[Face]:
@@ -238,9 +210,7 @@ def _run_detector(pixels: Pixels, least_score: float, *, proposals: bool = False
         return []
     # Columns: x, y, w, h, then x and y of five landmarks, then the score.
     return [
-        Face(
-            (float(row[0]), float(row[1]), float(row[2]), float(row[3])), row[4:14].reshape(5, 2).copy(), float(row[14])
-        )
+        Face(tuple(row[:4].tolist()), row[4:14].reshape(5, 2).copy(), float(row[14]))
         for row in rows
         if np.isfinite(row).all() and row[2] > 0 and row[3] > 0
     ]
@@ -258,7 +228,7 @@ def _look(pixels: Pixels, side: int, border: int, least_score: float, turn: int)
     if border:
         pixels = cv2.copyMakeBorder(pixels, border, border, border, border, cv2.BORDER_CONSTANT)
         transform[:, 2] += border
-    return [_mapped(face, _inverse(transform)) for face in _run_detector(pixels, least_score)]
+    return [_mapped(face, inverse(transform)) for face in _run_detector(pixels, least_score)]
 
 
 def _shrunk(pixels: Pixels, side: int) -> tuple[Pixels, Transform]:
@@ -324,8 +294,8 @@ def _way_up(pixels: Pixels, box: Box) -> tuple[int, bool]:
 def _proposals(pixels: Pixels, box: Box, turn: float, side: int, least_score: float) -> list[Face]:
     """All that the detector takes for the face in a box, in a close-up of `side` pixels."""
     close_up, transform = _square(pixels, box, turn, side, _CLOSE_UP)
-    found = (_mapped(face, _inverse(transform)) for face in _run_detector(close_up, least_score, proposals=True))
-    return [face for face in found if iou(face.box, box) >= _SAME_FACE_IOU]
+    found = (_mapped(face, inverse(transform)) for face in _run_detector(close_up, least_score, proposals=True))
+    return [face for face in found if _among(face.box, [box])]
 
 
 def _square(pixels: Pixels, box: Box, turn: float, side: int, times: float) -> tuple[Pixels, Transform]:
@@ -344,11 +314,6 @@ def _rotation(turn: float) -> npt.NDArray[np.float64]:  # [2, 2], clockwise as s
 
 def _wrapped(turn: float) -> float:  # -180 to 180
     return (turn + 180) % 360 - 180
-
-
-def _inverse(transform: Transform) -> Transform:
-    inverse = np.linalg.inv(transform[:, :2])
-    return np.column_stack([inverse, -inverse @ transform[:, 2]])
 
 
 def _mapped(face: Face, transform: Transform) -> Face:

@@ -1,7 +1,5 @@
 """Photo file <-> pixels: upright, RGB, 8 bits; written back as the kind of file it was."""
 
-import contextlib
-import logging
 import struct
 import warnings
 import zlib
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -27,6 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from fastcloak.photos.alignment import Pixels
 from fastcloak.photos.metadata import Block, pixels_only, read_exif
 from fastcloak.photos.profiles import COLOR_CHUNKS, HDR_TRANSFERS, color_profile, in_srgb, kept_profile
 from fastcloak.system.errors import MissingExtraError, PhotoError
@@ -40,17 +38,12 @@ __all__ = [
     "decode_photo",
     "encode_photo",
     "fit_format",
-    "photo_files",
-    "photo_from_pil",
     "read_photo",
+    "upright",
     "without_gps",
     "without_metadata",
     "write_photo",
 ]
-
-Pixels = npt.NDArray[np.uint8]
-
-logger = logging.getLogger("fastcloak")
 
 # What each suffix holds besides pixels.
 _FORMATS = {
@@ -75,16 +68,9 @@ LEAST_QUALITY = 95
 
 # Only these decoders see a file from outside; Pillow knows them once they are imported. JPEG covers MPO, the files of
 # phones that append a second picture. HEIC needs the extra `heic`, which adds its decoder.
-_READ = tuple(
-    plugin.format
-    for plugin in (
-        BmpImagePlugin.BmpImageFile,
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        PpmImagePlugin.PpmImageFile,
-        TiffImagePlugin.TiffImageFile,
-        WebPImagePlugin.WebPImageFile,
-    )
+_READ = (
+    *(BmpImagePlugin.BmpImageFile.format, JpegImagePlugin.JpegImageFile.format, PngImagePlugin.PngImageFile.format),
+    *(PpmImagePlugin.PpmImageFile.format, TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format),
 )
 
 _REFUSED = {
@@ -140,37 +126,8 @@ class Photo:
     warnings: tuple[str, ...] = ()
 
 
-def photo_files(paths: str | PathLike[str] | Iterable[str | PathLike[str]], *, recursive: bool = False) -> list[Path]:
-    """Photo files, in the given order; a folder stands for the photos in it, sorted by name.
-
-    Args:
-        paths: files and folders. Of a folder only names with a suffix in `SUFFIXES` count, hidden files do not.
-        recursive: take the photos of subfolders too, but not of hidden ones and not through links.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: there is no photo in a folder, or no path at all.
-    """
-    found: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, (str, PathLike)) else paths):
-        if path.is_dir():
-            inside = sorted(_photos_in(path, recursive))
-            if not inside:
-                raise ValueError(
-                    f"{path} must be a folder with photos ({', '.join(SUFFIXES)}), got none in it; name another"
-                )
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"{path} must be a photo or a folder of photos, got no such path; check its name")
-    if not found:
-        raise ValueError("paths must hold at least one photo or folder, got none; name some")
-    return found
-
-
 def read_photo(path: str | PathLike[str]) -> Photo:
-    """Read a photo: JPEG, PNG, WebP, TIFF, BMP, PGM or HEIC, told by its content and not by its name.
+    """Read a photo: JPEG, PNG, WebP, TIFF, BMP, PGM or HEIC, by its content whatever its name is.
 
     Grey, RGB and palette photos of 8 bits, with or without alpha, are read. Of a phone's double picture (MPO) the first
     is read. A palette photo is written back in full colour: a palette cannot hold the small changes of a cloak. HEIC
@@ -186,24 +143,14 @@ def read_photo(path: str | PathLike[str]) -> Photo:
 
 
 def decode_photo(payload: bytes, *, name: str) -> Photo:
-    """Read a photo from the bytes of its file: see `read_photo`.
-
-    Args:
-        payload: the file's content.
-        name: what errors call it, such as its path.
-
-    Raises:
-        PhotoError: as in `read_photo`.
-    """
+    """Read a photo from the bytes of its file, which errors call `name`: see `read_photo`."""
     formats: tuple[str, ...] = _READ
-    if _is_heif(payload):
-        try:
-            require("pillow_heif", extra="heic").register_heif_opener(thumbnails=False)
-        except MissingExtraError as error:
-            raise PhotoError(f"{name} must be readable without an extra, got a HEIC photo; {error}") from error
+    # ISO/IEC 23008-12: a file type box whose brands name still pictures coded by HEVC.
+    if payload[4:8] == b"ftyp" and payload[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1"):
+        _open_heif(f"{name} must be readable without an extra, got a HEIC photo")
         formats = ("HEIF",)
     with warnings.catch_warnings():
-        # Pillow tells of odd metadata by warnings, which concern nobody here, and of bombs too, which is an error here.
+        # Pillow warns of odd metadata, which does not matter here, and of decompression bombs, which are an error here.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -228,58 +175,34 @@ def decode_photo(payload: bytes, *, name: str) -> Photo:
             raise PhotoError(
                 f"{name} must be a JPEG, PNG, WebP, TIFF, BMP, PGM or HEIC photo, got {len(payload)} bytes that "
                 f"cannot be read ({why}); it may be cut off, damaged or of another kind "
-                "(GIF, AVIF, raw): copy it anew, or save it as JPEG or PNG first"
+                "(GIF, AVIF, raw): copy it again, or save it as JPEG or PNG first"
             ) from error
     if deep:
         raise PhotoError(f"{name} must have 8 bits per channel, got 16; save an 8-bit copy first")
     raise PhotoError(f"{name} must hold one picture, got {frames}; save the one you want as PNG or JPEG first")
 
 
-def photo_from_pil(image: Image.Image, *, name: str, lossless: bool = True, exif_block: bytes | None = None) -> Photo:
-    """Turn an open PIL image into a photo, upright.
-
-    Args:
-        image: mode L, LA, RGB, RGBA, P or PA; not changed.
-        name: what errors call it, such as its path.
-        lossless: see `Photo`.
-        exif_block: whatever `read_exif` takes, for an image that does not have its own as it is in the file.
+def upright(image: Image.Image, *, name: str) -> Image.Image:
+    """A picture turned as its EXIF block says, in mode L, LA, RGB or RGBA; `image` is not changed.
 
     Raises:
-        PhotoError: another mode.
+        PhotoError: colours or depths that have no such mode; `name` is what it calls the picture.
     """
-    mode = _pixel_mode(image, name)
-    orientation = _orientation(image)
+    mode, see_through = image.mode, image.has_transparency_data
+    if mode in ("L", "LA"):
+        mode = "LA" if see_through else "L"
+    elif mode in ("RGB", "RGBA", "P", "PA"):
+        mode = "RGBA" if see_through else "RGB"
+    else:
+        got = "16 or more bits per channel" if mode.startswith("I") else _REFUSED.get(mode, mode)
+        raise PhotoError(
+            f"{name} must be a grey or RGB photo of 8 bits per channel, got {got} (mode {mode}); save it as an "
+            "8-bit sRGB copy first"
+        )
     image.load()
-    left = _orientation(image)  # a TIFF turns itself upright while it loads
-    upright = image.transpose(_TURNS[left]) if left in _TURNS else image
-    exif_block = _exif_block(image) if exif_block is None else exif_block
-    block = Block() if exif_block is None else read_exif(exif_block)
-    warnings: tuple[str, ...] = ()
-    if block.damaged:
-        warnings = ("its EXIF block is damaged, and what cannot be read of it is left out",)
-    dpi = _dpi(image) or block.resolution
-    pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
-    alpha = None
-    if mode.endswith("A"):
-        pixels, alpha = pixels[..., :-1], np.ascontiguousarray(pixels[..., -1])
-    elif mode == "L":
-        pixels = pixels[..., None]
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    profile = image.info.get("icc_profile")
-    kept = kept_profile(profile) if isinstance(profile, bytes) else None
-    if profile and kept is None:
-        warnings += ("its colour profile is damaged or of another kind, and is left out",)
-    return Photo(
-        pixels=np.ascontiguousarray(pixels),
-        grey=mode in ("L", "LA"),
-        alpha=alpha,
-        lossless=lossless,
-        icc_profile=kept,
-        exif=block.payload(size=upright.size),
-        dpi=dpi[::-1] if dpi and orientation in (5, 6, 7, 8) else dpi,
-        warnings=warnings,
-    )
+    orientation = _orientation(image)  # a TIFF has turned itself while it was loaded
+    turned = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    return turned if turned.mode == mode else turned.convert(mode)
 
 
 def without_gps(photo: Photo) -> Photo:
@@ -318,17 +241,10 @@ def fit_format(photo: Photo, path: str | PathLike[str]) -> Photo:
 
 
 def write_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None = None) -> None:
-    """Write a photo in the format that the suffix of `path` names, whole or not at all.
-
-    Args:
-        photo: see `encode_photo`.
-        path: its suffix is one of `SUFFIXES`.
-        quality: see `encode_photo`.
+    """Write a photo, whole or not at all: see `encode_photo`.
 
     Raises:
-        PhotoError: as in `encode_photo`.
-        ValueError: as in `encode_photo`.
-        OSError: the file cannot be written; the old one is then as it was.
+        OSError: the file cannot be written; the old one is unchanged.
     """
     path = Path(path)
     atomic_write(path, encode_photo(photo, path, quality=quality))
@@ -373,8 +289,9 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
             options["exif"] = block.payload(resolution=photo.dpi)
     if kind in _WITH_DPI:
         options["dpi"] = photo.dpi
+    chosen = LEAST_QUALITY if quality is None else quality
     if kind == "JPEG":
-        options |= {"quality": LEAST_QUALITY if quality is None else quality, "subsampling": "4:4:4"}
+        options |= {"quality": chosen, "subsampling": "4:4:4"}
         options |= {name: value for name, value in (photo.jpeg or {}).items() if name != "qtables"}
         if quality is None and photo.jpeg is not None and _is_finer(photo.jpeg["qtables"]):
             del options["quality"]  # it would scale the tables
@@ -382,19 +299,13 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
     elif kind == "PNG":
         options["compress_level"] = 1  # a fifth of the usual level's time, for files 11 to 19 % larger (measured)
     elif kind == "WEBP":
-        lossless = {"lossless": True, "exact": True}
-        options |= lossless if photo.lossless else {"quality": LEAST_QUALITY if quality is None else quality}
+        options |= {"lossless": True, "exact": True} if photo.lossless else {"quality": chosen}
     elif kind == "TIFF":
-        options |= {
-            "compression": "tiff_adobe_deflate",
-            "exif": None,
-        }  # Pillow compresses by libtiff, which takes no EXIF
+        # Pillow compresses by libtiff, which takes no EXIF.
+        options |= {"compression": "tiff_adobe_deflate", "exif": None}
     elif kind == "HEIF":
-        try:
-            require("pillow_heif", extra="heic").register_heif_opener(thumbnails=False)
-        except MissingExtraError as error:
-            raise PhotoError(f"{path} must be of a format that needs no extra, got HEIC; {error}") from error
-        options |= {"quality": LEAST_QUALITY if quality is None else quality, "chroma": photo.heif_chroma or 444}
+        _open_heif(f"{path} must be of a format that needs no extra, got HEIC")
+        options |= {"quality": chosen, "chroma": photo.heif_chroma or 444}
         if b"cICP" in photo.color:
             primaries, transfer, _, _ = photo.color[b"cICP"]
             options |= {"color_primaries": primaries, "transfer_characteristics": transfer}
@@ -406,9 +317,22 @@ def encode_photo(photo: Photo, path: str | PathLike[str], *, quality: int | None
     except (OSError, ValueError, RuntimeError) as error:
         raise PhotoError(f"{path}: this photo cannot be written as {kind} ({error}); choose another format") from error
     written = buffer.getvalue()
-    if kind == "PNG":
-        return _with_color(written, photo.color)
-    return read_exif(photo.exif).added_to(written, size=image.size) if kind == "TIFF" and photo.exif else written
+    if kind == "PNG":  # Pillow writes only some of these chunks; they go behind the header
+        chunks = b""
+        for name, content in photo.color.items():
+            check = struct.pack(">L", zlib.crc32(name + content))
+            chunks += struct.pack(">L", len(content)) + name + content + check
+        return written[:33] + chunks + written[33:]
+    if kind == "TIFF" and photo.exif:
+        return read_exif(photo.exif).added_to(written, size=image.size)
+    return written
+
+
+def _open_heif(what: str) -> None:
+    try:
+        require("pillow_heif", extra="heic").register_heif_opener(thumbnails=False)
+    except MissingExtraError as error:
+        raise PhotoError(f"{what}; {error}") from error
 
 
 def _to_pil(photo: Photo) -> Image.Image:
@@ -433,38 +357,10 @@ def _to_pil(photo: Photo) -> Image.Image:
     return image
 
 
-def _pixel_mode(image: Image.Image, name: str) -> str:
-    mode, see_through = image.mode, image.has_transparency_data
-    if mode in ("L", "LA"):
-        return "LA" if see_through else "L"
-    if mode in ("RGB", "RGBA", "P", "PA"):
-        return "RGBA" if see_through else "RGB"
-    got = "16 or more bits per channel" if mode.startswith("I") else _REFUSED.get(mode, mode)
-    raise PhotoError(
-        f"{name} must be a grey or RGB photo of 8 bits per channel, got {got} (mode {mode}); save it as an "
-        "8-bit sRGB copy first"
-    )
-
-
-def _photos_in(folder: Path, recursive: bool) -> Iterable[Path]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            if recursive and not entry.name.startswith(".") and not entry.is_symlink():
-                yield from _photos_in(entry, recursive)
-        elif _is_photo_name(entry) and entry.is_file():
-            yield entry
-
-
-def _is_heif(payload: bytes) -> bool:
-    # ISO/IEC 23008-12: a file type box whose brands name still pictures coded by HEVC.
-    return payload[4:8] == b"ftyp" and payload[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1")
-
-
 def _jpeg_coding(image: Image.Image) -> dict[str, Any] | None:
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return None
-    tables = image.quantization
-    coding: dict[str, Any] = {"qtables": tables, "progressive": bool(image.info.get("progressive"))}
+    coding: dict[str, Any] = {"qtables": image.quantization, "progressive": bool(image.info.get("progressive"))}
     # Pillow numbers the usual three; what else there is becomes full resolution.
     sampling = JpegImagePlugin.get_sampling(image) if len(image.getbands()) == 3 else -1
     if sampling in (0, 1, 2):
@@ -474,13 +370,11 @@ def _jpeg_coding(image: Image.Image) -> dict[str, Any] | None:
 
 def _is_finer(tables: Mapping[int, Sequence[int]]) -> bool:
     """Whether quantisation tables lose no more than those of `LEAST_QUALITY`, on average over brightness and colour."""
-    with contextlib.suppress(ValueError, TypeError, ZeroDivisionError):
-        return (
-            all(len(table) == 64 and min(table) >= 1 and max(table) <= 255 for table in tables.values())
-            and 0 < len(tables) <= 4
-            and all(sum(table) <= sum(usual) for table, usual in zip(tables.values(), _usual_tables(), strict=False))
-        )
-    return False
+    return (
+        0 < len(tables) <= 4
+        and all(len(table) == 64 and min(table) >= 1 and max(table) <= 255 for table in tables.values())
+        and all(sum(table) <= sum(usual) for table, usual in zip(tables.values(), _usual_tables(), strict=False))
+    )
 
 
 @lru_cache(maxsize=1)
@@ -493,26 +387,18 @@ def _usual_tables() -> list[list[int]]:
         return [list(image.quantization[i]) for i in (0, 1)]
 
 
-def _is_photo_name(path: Path) -> bool:
-    return path.suffix.lower() in _FORMATS and not path.name.startswith(".")
-
-
 def _is_lossless(image: Image.Image, payload: bytes) -> bool:
     if image.format == "WEBP":
         # The lossy bitstream's chunk; https://developers.google.com/speed/webp/docs/riff_container
-        return b"VP8 " not in _riff_chunks(payload)
+        at = 12
+        while at + 8 <= len(payload):
+            if payload[at : at + 4] == b"VP8 ":
+                return False
+            size = int.from_bytes(payload[at + 4 : at + 8], "little")
+            at += 8 + size + size % 2
     if image.format == "TIFF":
         return image.info.get("compression") not in ("jpeg", "tiff_jpeg", "webp")
     return image.format not in ("JPEG", "MPO", "HEIF")
-
-
-def _riff_chunks(payload: bytes) -> list[bytes]:
-    names, at = [], 12
-    while at + 8 <= len(payload):
-        size = int.from_bytes(payload[at + 4 : at + 8], "little")
-        names.append(payload[at : at + 4])
-        at += 8 + size + size % 2
-    return names
 
 
 def _dpi(image: Image.Image) -> tuple[float, float] | None:
@@ -522,23 +408,44 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
     if dpi is None or len(dpi) != 2:
         return None
     across, down = float(dpi[0]), float(dpi[1])
-    # Pillow reports 1 where a TIFF tells none.
+    # Pillow reports 1 where a TIFF names none.
     return (across, down) if 1 < across < 65536 and 1 < down < 65536 else None
 
 
 def _decoded(image: Image.Image, payload: bytes, name: str) -> Photo:
-    block = payload if image.format == "TIFF" else None
-    photo = photo_from_pil(image, name=name, lossless=_is_lossless(image, payload), exif_block=block)
-    if image.format == "BMP":
-        photo = replace(photo, icc_profile=_bmp_profile(payload))
-    color, warnings = _color(image, payload), photo.warnings
-    if image.format in ("MPO", "HEIF", "JPEG") and any(mark in payload for mark in _GAIN_MAPS):
-        warnings += ("its HDR gain map is left out: it looks as on a screen without HDR",)
+    orientation, kind = _orientation(image), image.format
+    picture = upright(image, name=name)
+    grey, see_through = picture.mode in ("L", "LA"), picture.mode.endswith("A")
+    channels = np.array(picture).reshape(picture.height, picture.width, -1)
+    colors = channels[..., :-1] if see_through else channels
+    warnings: list[str] = []
+    exif = payload if kind == "TIFF" else _exif_block(image)
+    block = Block() if exif is None else read_exif(exif)
+    if block.damaged:
+        warnings.append("its EXIF block is damaged, and what cannot be read of it is left out")
+    dpi = _dpi(image) or block.resolution
+    profile = _bmp_profile(payload) if kind == "BMP" else image.info.get("icc_profile")
+    kept = kept_profile(profile) if isinstance(profile, bytes) else None
+    if profile and kept is None and kind != "BMP":
+        warnings.append("its colour profile is damaged or of another kind, and is left out")
+    if kind in ("MPO", "HEIF", "JPEG") and any(mark in payload for mark in _GAIN_MAPS):
+        warnings.append("its HDR gain map is left out: it looks as on a screen without HDR")
     depth = image.info.get("bit_depth", 8)
     if depth > 8:
-        warnings += (f"its {depth} bits per channel become 8",)
-    chroma = image.info.get("chroma") if image.format == "HEIF" else None
-    return replace(photo, color=color, jpeg=_jpeg_coding(image), heif_chroma=chroma, warnings=warnings)
+        warnings.append(f"its {depth} bits per channel become 8")
+    return Photo(
+        pixels=np.repeat(colors, 3, axis=2) if grey else np.ascontiguousarray(colors),
+        grey=grey,
+        alpha=np.ascontiguousarray(channels[..., -1]) if see_through else None,
+        lossless=_is_lossless(image, payload),
+        icc_profile=kept,
+        color=_color(image, payload),
+        exif=block.payload(size=picture.size),
+        dpi=dpi[::-1] if dpi and orientation in (5, 6, 7, 8) else dpi,
+        jpeg=_jpeg_coding(image),
+        heif_chroma=image.info.get("chroma") if kind == "HEIF" else None,
+        warnings=tuple(warnings),
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -552,7 +459,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif_block(image: Image.Image) -> bytes | None:
-    """The EXIF block of an image, as it is in the file where Pillow has it; empty if that cannot be known."""
+    """The EXIF block of an image, unchanged where Pillow has it; empty if that cannot be known."""
     block, text = image.info.get("exif"), image.info.get("Raw profile type exif")
     if isinstance(block, bytes):
         return block
@@ -596,7 +503,7 @@ def _bmp_profile(payload: bytes) -> bytes | None:
     if len(header) < 124 or header[:4] != struct.pack("<L", 124) or header[56:60] != b"DEBM":
         return None
     at, size = struct.unpack_from("<LL", header, 112)
-    return kept_profile(payload[14 + at : 14 + at + size])
+    return payload[14 + at : 14 + at + size]
 
 
 def _png_chunks(payload: bytes) -> Iterable[tuple[bytes, bytes]]:
@@ -608,13 +515,3 @@ def _png_chunks(payload: bytes) -> Iterable[tuple[bytes, bytes]]:
             return
         yield name, payload[at + 8 : at + 8 + size]
         at += 12 + size
-
-
-def _with_color(png: bytes, color: Mapping[bytes, bytes]) -> bytes:
-    """A PNG with chunks behind its header; Pillow writes only some of these."""
-    chunks = b""
-    for name, content in color.items():
-        checked = name + content
-        chunks += len(content).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
-    header = 8 + 25
-    return png[:header] + chunks + png[header:]

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 __all__ = ["Block", "is_text", "pixels_only", "read_exif"]
 
@@ -32,8 +33,7 @@ _CODED = re.compile(r"[A-Za-z0-9+/=_-]{64}")
 _CODINGS = {b"ASCII\0\0\0": ("utf-8",), b"UNICODE\0": ("utf-16-le", "utf-16-be"), bytes(8): ("utf-8",)}
 
 
-@dataclass(frozen=True)
-class _Rule:
+class _Rule(NamedTuple):
     types: tuple[int, ...]
     most: int  # values, or bytes of text
 
@@ -41,51 +41,54 @@ class _Rule:
 _TEXT, _COMMENT = _Rule((2, 129), _LONGEST_TEXT), _Rule((7,), 8 + _LONGEST_TEXT)
 _SHORT, _NUMBER, _BYTE = _Rule((3,), 1), _Rule((3, 4), 1), _Rule((1,), 1)
 _SHORT_TEXT, _FOUR = _Rule((2,), 32), _Rule((1, 7), 4)
+_RATIONAL = _Rule((5, 10), 1)
 
-
-def _rationals(count: int = 1) -> _Rule:
-    return _Rule((5, 10), count)
-
-
-EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
+MAIN, EXIF, GPS, INTEROPERABILITY = 0, 0x8769, 0x8825, 0xA005
+"""Tables of a block: the first one, and others by the tag that points to them."""
+_HOLDERS = {EXIF: MAIN, GPS: MAIN, INTEROPERABILITY: EXIF}
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
 WIDTH, HEIGHT = 0xA002, 0xA003
 
-_MAIN: Mapping[int, _Rule] = {
-    **dict.fromkeys((0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x013B, 0x8298), _TEXT),  # names, camera, author, rights
-    0x0132: _SHORT_TEXT,  # date and time
-    0x013E: _rationals(2),  # white point
-    0x013F: _rationals(6),  # primaries
-    **dict.fromkeys((0x4746, 0x4749), _SHORT),  # rating
-}
-_DETAILS: Mapping[int, _Rule] = {
-    **dict.fromkeys((0x9003, 0x9004, 0x9010, 0x9011, 0x9012, 0x9290, 0x9291, 0x9292), _SHORT_TEXT),  # dates and times
-    **dict.fromkeys((0xA430, 0xA433, 0xA434, 0xA436, 0xA437), _TEXT),  # owner, lens, title, photographer
-    0x9286: _COMMENT,
-    **dict.fromkeys((0x829A, 0x829D, 0x9102, *range(0x9201, 0x9207), 0x920A), _rationals()),  # exposure
-    **dict.fromkeys((0xA20B, 0xA20E, 0xA20F, 0xA215, 0xA404, 0xA500), _rationals()),
-    0xA432: _rationals(4),  # lens
-    0x8827: _Rule((3,), 3),  # ISO
-    **dict.fromkeys((0x8822, 0x8830, 0x9207, 0x9208, 0x9209, 0xA001, 0xA210, 0xA217), _SHORT),
-    **dict.fromkeys((*range(0xA401, 0xA404), *range(0xA405, 0xA40B), 0xA40C), _SHORT),
-    **dict.fromkeys((0x8831, 0x8832, 0x8833, 0x8834, 0x8835, WIDTH, HEIGHT), _NUMBER),
-    **dict.fromkeys((0x9000, 0x9101, 0xA000), _FOUR),
-    **dict.fromkeys((0xA300, 0xA301), _Rule((7,), 1)),
-}
-_GPS: Mapping[int, _Rule] = {
-    0: _Rule((1,), 4),
-    **dict.fromkeys((1, 3, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25, 29), _SHORT_TEXT),
-    **dict.fromkeys((2, 4, 7, 20, 22), _rationals(3)),
-    5: _BYTE,
-    **dict.fromkeys((6, 11, 13, 15, 17, 24, 26, 31), _rationals()),
-    **dict.fromkeys((27, 28), _COMMENT),
-    30: _SHORT,
+_RULES: Mapping[int, Mapping[int, _Rule]] = {
+    MAIN: {
+        # Names, camera, author, rights; date and time; white point; primaries; rating.
+        **dict.fromkeys((0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x013B, 0x8298), _TEXT),
+        0x0132: _SHORT_TEXT,
+        0x013E: _Rule((5, 10), 2),
+        0x013F: _Rule((5, 10), 6),
+        0x4746: _SHORT,
+        0x4749: _SHORT,
+    },
+    EXIF: {
+        # Dates and times; owner, lens, title, photographer; comment; exposure and lens; ISO.
+        **dict.fromkeys((0x9003, 0x9004, 0x9010, 0x9011, 0x9012, 0x9290, 0x9291, 0x9292), _SHORT_TEXT),
+        **dict.fromkeys((0xA430, 0xA433, 0xA434, 0xA436, 0xA437), _TEXT),
+        0x9286: _COMMENT,
+        **dict.fromkeys((0x829A, 0x829D, 0x9102, *range(0x9201, 0x9207), 0x920A), _RATIONAL),
+        **dict.fromkeys((0xA20B, 0xA20E, 0xA20F, 0xA215, 0xA404, 0xA500), _RATIONAL),
+        0xA432: _Rule((5, 10), 4),
+        0x8827: _Rule((3,), 3),
+        **dict.fromkeys((0x8822, 0x8830, 0x9207, 0x9208, 0x9209, 0xA001, 0xA210, 0xA217), _SHORT),
+        **dict.fromkeys((*range(0xA401, 0xA404), *range(0xA405, 0xA40B), 0xA40C), _SHORT),
+        **dict.fromkeys((0x8831, 0x8832, 0x8833, 0x8834, 0x8835, WIDTH, HEIGHT), _NUMBER),
+        **dict.fromkeys((0x9000, 0x9101, 0xA000), _FOUR),
+        **dict.fromkeys((0xA300, 0xA301), _Rule((7,), 1)),
+    },
+    GPS: {
+        **dict.fromkeys((1, 3, 8, 9, 10, 12, 14, 16, 18, 19, 21, 23, 25, 29), _SHORT_TEXT),
+        **dict.fromkeys((2, 4, 7, 20, 22), _Rule((5, 10), 3)),
+        **dict.fromkeys((6, 11, 13, 15, 17, 24, 26, 31), _RATIONAL),
+        0: _Rule((1,), 4),
+        5: _BYTE,
+        27: _COMMENT,
+        28: _COMMENT,
+        30: _SHORT,
+    },
+    INTEROPERABILITY: {1: _SHORT_TEXT, 2: _FOUR},
 }
 # Names, description, author, rights, comment, owner, title, photographer: people may have written a place there.
 _FREE_TEXTS = (0x010D, 0x010E, 0x013B, 0x8298, 0x9286, 0xA430, 0xA436, 0xA437)
 _COORDINATES = re.compile(rb"\d[.,]\d{3}|\xb0")  # a fraction of a degree, or its sign
-_INTEROPERABILITY: Mapping[int, _Rule] = {1: _SHORT_TEXT, 2: _FOUR}
-
 
 # Of a TIFF: how its pixels are stored, which way up, and their profile.
 _STORAGE = {*range(254, 260), 262, 266, ORIENTATION, 273, *range(277, 280), 284, 292, 293, 317, *range(320, 326)}
@@ -108,30 +111,20 @@ class Block:
 
     Attributes:
         order: "<" or ">", of the bytes.
-        main: tag -> value, of the first table.
-        details: of the Exif table.
-        gps: of the GPS table.
-        interoperability: of the table of that name, which says with ColorSpace whether colours are Adobe RGB.
+        tables: `MAIN`, `EXIF`, `GPS` and `INTEROPERABILITY` -> tag -> value; empty ones may be missing.
         orientation: 1..8; 1 where there is none or another.
         resolution: pixels per inch, across and down, or None.
         damaged: something could not be read.
     """
 
     order: str = "<"
-    main: _Table = field(default_factory=dict)
-    details: _Table = field(default_factory=dict)
-    gps: _Table = field(default_factory=dict)
-    interoperability: _Table = field(default_factory=dict)
+    tables: Mapping[int, _Table] = field(default_factory=dict)
     orientation: int = 1
     resolution: tuple[float, float] | None = None
     damaged: bool = False
 
     def payload(
-        self,
-        *,
-        size: tuple[int, int] | None = None,
-        resolution: tuple[float, float] | None = None,
-        gps: bool = True,
+        self, *, size: tuple[int, int] | None = None, resolution: tuple[float, float] | None = None, gps: bool = True
     ) -> bytes | None:
         """Write the block: `Exif`, two zeros, a TIFF header and the tables; None if there is nothing to say.
 
@@ -140,7 +133,7 @@ class Block:
             resolution: pixels per inch, for files that have no other place for it.
             gps: with the place: its table, and free texts that hold coordinates.
         """
-        tables = self._laid(8, size=size, resolution=resolution, gps=gps)
+        tables = _laid(self._edited(size, resolution, gps), self.order, 8)
         if not tables:
             return None
         return HEADER + {"<": b"II", ">": b"MM"}[self.order] + struct.pack(self.order + "HL", 42, 8) + tables
@@ -153,64 +146,34 @@ class Block:
             size: (width, height) of the picture.
         """
         reader = _Reader(tiff)
-        own = {}
+        order = reader.order
+        tables = self._edited(size)
+        if order != self.order:
+            tables = {name: {tag: _swapped(value) for tag, value in table.items()} for name, table in tables.items()}
         for tag, entry in reader.entries(reader.first)[0]:
-            _, kind, count = struct.unpack_from(reader.order + "HHL", entry)
-            own[tag] = _Value(kind, count, entry[8:])  # the value, or where it is
+            _, kind, count = struct.unpack_from(order + "HHL", entry)
+            tables[MAIN][tag] = _Value(kind, count, entry[8:])  # the value, or where it is
         at = len(tiff) + len(tiff) % 2
-        tables = self._in(reader.order)._laid(at, size=size, own=own)
-        return tiff[:4] + struct.pack(reader.order + "L", at) + tiff[8:] + bytes(len(tiff) % 2) + tables
+        return tiff[:4] + struct.pack(order + "L", at) + tiff[8:] + bytes(len(tiff) % 2) + _laid(tables, order, at)
 
-    def _in(self, order: str) -> Block:
-        if order == self.order:
-            return self
-        main, details, gps, interoperability = (
-            {tag: _Value(value.type, value.count, _swapped(value)) for tag, value in table.items()}
-            for table in (self.main, self.details, self.gps, self.interoperability)
-        )
-        return Block(order, main, details, gps, interoperability)
-
-    def _laid(
-        self,
-        at: int,
-        *,
-        size: tuple[int, int] | None = None,
-        resolution: tuple[float, float] | None = None,
-        gps: bool = True,
-        own: _Table | None = None,
-    ) -> bytes:
-        """The tables, of which the first stands `at` bytes behind the start of the stream; none if all are empty."""
-        order, main, details = self.order, {**self.main, **(own or {})}, dict(self.details)
-        gps_table = self.gps if gps else {}
-        for table in () if gps else (main, details):
-            for tag in _FREE_TEXTS:
-                if tag in table and _COORDINATES.search(table[tag].payload.replace(b"\0", b"")):
-                    del table[tag]
+    def _edited(
+        self, size: tuple[int, int] | None, resolution: tuple[float, float] | None = None, gps: bool = True
+    ) -> dict[int, _Table]:
+        tables = {name: dict(self.tables.get(name, {})) for name in _RULES}
+        if not gps:
+            tables[GPS] = {}
+            for table in (tables[MAIN], tables[EXIF]):
+                for tag in set(_FREE_TEXTS).intersection(table):
+                    if _COORDINATES.search(table[tag].payload.replace(b"\0", b"")):
+                        del table[tag]
         if size is not None:
             sides = zip((WIDTH, HEIGHT), size, strict=True)
-            details |= {tag: _long(order, side) for tag, side in sides if tag in details}
+            tables[EXIF] |= {tag: _long(self.order, side) for tag, side in sides if tag in tables[EXIF]}
         if resolution is not None:
-            numbers = zip((X_RESOLUTION, Y_RESOLUTION), resolution, strict=True)
-            main |= {tag: _hundredths(order, dpi) for tag, dpi in numbers}
-            main[RESOLUTION_UNIT] = _Value(3, 1, struct.pack(order + "H", 2))
-        pointers = [
-            (details, INTEROPERABILITY, self.interoperability),
-            (main, EXIF, details),
-            (main, GPS, gps_table),
-        ]
-        for holder, tag, table in pointers:
-            if table:
-                holder[tag] = _long(order, 0)
-        tables = [table for table in (main, details, gps_table, self.interoperability) if table]
-        # A pointer is as long whatever it points to: each table's place is known before any pointer is.
-        places, end = {}, at
-        for table in tables:
-            places[id(table)] = end
-            end += len(_written(table, order, end))
-        for holder, tag, table in pointers:
-            if table:
-                holder[tag] = _long(order, places[id(table)])
-        return b"".join(_written(table, order, places[id(table)]) for table in tables)
+            for tag, dpi in zip((X_RESOLUTION, Y_RESOLUTION), resolution, strict=True):
+                tables[MAIN][tag] = _Value(5, 1, struct.pack(self.order + "LL", round(100 * dpi), 100))
+            tables[MAIN][RESOLUTION_UNIT] = _Value(3, 1, struct.pack(self.order + "H", 2))
+        return tables
 
 
 def read_exif(block: bytes) -> Block:
@@ -224,37 +187,38 @@ def read_exif(block: bytes) -> Block:
     """
     try:
         reader = _Reader(block.removeprefix(HEADER))
-        main = reader.table(reader.first, _MAIN, {ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, EXIF, GPS})
-    except (struct.error, ValueError, OverflowError):
+    except (struct.error, ValueError):
         return Block(damaged=True)
-    order, orientation = reader.order, reader.number(main.pop(ORIENTATION, None)) or 1
-    across, down, unit = (main.pop(tag, None) for tag in (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT))
-    tables: list[_Table] = []
-    for holder, tag, rules in ((main, EXIF, _DETAILS), (main, GPS, _GPS), (None, INTEROPERABILITY, _INTEROPERABILITY)):
-        pointer = reader.number((tables[0] if holder is None else holder).pop(tag, None))
+    tables: dict[int, _Table] = {}
+    places: dict[int, int | None] = {MAIN: reader.first}
+    for name, rules in _RULES.items():
+        pointers = {tag for tag, holder in _HOLDERS.items() if holder == name}
+        read_here = {ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT} if name == MAIN else set()
         try:
-            pointed = {INTEROPERABILITY} if tag == EXIF else set()
-            tables.append({} if pointer is None else reader.table(pointer, rules, pointed))
+            at = places[name]
+            tables[name] = {} if at is None else reader.table(at, rules, pointers | read_here)
         except (struct.error, ValueError, OverflowError):
+            if name == MAIN:
+                return Block(damaged=True)
             reader.damaged = True
-            tables.append({})
-    details, gps, interoperability = tables
-    return Block(
-        order,
-        main,
-        details,
-        gps,
-        interoperability,
-        orientation if orientation in range(1, 9) else 1,
-        _resolution(order, across, down, unit),
-        reader.damaged,
-    )
+            tables[name] = {}
+        places |= {tag: reader.number(tables[name].pop(tag, None)) for tag in pointers}
+    main = tables[MAIN]
+    orientation = reader.number(main.pop(ORIENTATION, None)) or 1
+    across, down, unit = (main.pop(tag, None) for tag in (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT))
+    resolution = None
+    if across is not None and down is not None and (across.type, down.type) == (5, 5):
+        (x, x_below), (y, y_below) = (struct.unpack(reader.order + "LL", value.payload) for value in (across, down))
+        inches = 2.54 if unit is not None and unit.payload == struct.pack(reader.order + "H", 3) else 1.0
+        if x_below and y_below:
+            resolution = inches * x / x_below, inches * y / y_below
+    return Block(reader.order, tables, orientation if orientation in range(1, 9) else 1, resolution, reader.damaged)
 
 
 def pixels_only(tiff: bytes) -> bytes:
-    """A TIFF or BigTIFF file whose first table tells of nothing but pixels: decoders stumble over the rest.
+    """A TIFF or BigTIFF file whose first table names nothing but pixels: decoders stumble over the rest.
 
-    The file is as long as before, and what the table told of is still in it.
+    The file is as long as before, and what the table named is still in it.
     """
     try:
         reader = _Reader(tiff)
@@ -262,12 +226,9 @@ def pixels_only(tiff: bytes) -> bytes:
     except (struct.error, ValueError, OverflowError):
         return tiff  # the decoder says why it cannot be read
     kept = [entry for tag, entry in entries if tag in _STORAGE]
-    table = b"".join(kept)
-    end = at + sum(len(entry) for _, entry in entries)
+    start, end = at - struct.calcsize("=" + reader.count), at + sum(len(entry) for _, entry in entries)
     link = tiff[end : end + reader.inline]
-    count = struct.pack(reader.order + reader.count, len(kept))
-    table = count + table + link
-    start = at - len(count)
+    table = struct.pack(reader.order + reader.count, len(kept)) + b"".join(kept) + link
     return tiff[:start] + table + tiff[start + len(table) :]
 
 
@@ -364,36 +325,39 @@ def is_text(payload: bytes, coding: str = "utf-8") -> bool:
     return all(c.isprintable() or c in "\t\r\n" for c in text) and not _CODED.search(text) and not _CODED.search(plain)
 
 
-def _resolution(
-    order: str, across: _Value | None, down: _Value | None, unit: _Value | None
-) -> tuple[float, float] | None:
-    if across is None or down is None or (across.type, down.type) != (5, 5):
-        return None
-    inches = 2.54 if unit is not None and unit.payload == struct.pack(order + "H", 3) else 1.0
-    numbers = [struct.unpack(order + "LL", value.payload) for value in (across, down)]
-    if not all(below for _, below in numbers):
-        return None
-    (x, x_below), (y, y_below) = numbers
-    return inches * x / x_below, inches * y / y_below
-
-
 def _long(order: str, number: int) -> _Value:
     return _Value(4, 1, struct.pack(order + "L", number))
 
 
-def _hundredths(order: str, number: float) -> _Value:
-    return _Value(5, 1, struct.pack(order + "LL", round(100 * number), 100))
-
-
-def _swapped(value: _Value) -> bytes:
-    """A value's bytes in the other order."""
+def _swapped(value: _Value) -> _Value:
+    """A value with its bytes in the other order."""
     # Of each number; a rational is two.
     unit = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8}.get(value.type, 1)
-    return b"".join(value.payload[i : i + unit][::-1] for i in range(0, len(value.payload), unit))
+    payload = b"".join(value.payload[i : i + unit][::-1] for i in range(0, len(value.payload), unit))
+    return _Value(value.type, value.count, payload)
+
+
+def _laid(tables: dict[int, _Table], order: str, at: int) -> bytes:
+    """The tables, of which the first stands `at` bytes behind the start of the stream; none if all are empty."""
+    # A pointer is as long whatever it points to: each table's place is known before any pointer is.
+    for tag in (INTEROPERABILITY, EXIF, GPS):
+        if tables[tag]:
+            tables[_HOLDERS[tag]][tag] = _long(order, 0)
+    places = {}
+    end = at
+    for name, table in tables.items():
+        places[name] = end
+        end += len(_written(table, order, end))
+    for tag, holder in _HOLDERS.items():
+        if tables[tag]:
+            tables[holder][tag] = _long(order, places[tag])
+    return b"".join(_written(table, order, places[name]) for name, table in tables.items())
 
 
 def _written(table: _Table, order: str, at: int) -> bytes:
-    """A table, placed `at` bytes behind the start of the stream, with its values behind it."""
+    """A table, placed `at` bytes behind the start of the stream, with its values behind it; none if it is empty."""
+    if not table:
+        return b""
     head, values = struct.pack(order + "H", len(table)), b""
     behind = at + 2 + 12 * len(table) + 4
     for tag, value in sorted(table.items()):

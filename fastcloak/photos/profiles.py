@@ -10,24 +10,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
+from fastcloak.photos.alignment import Pixels
 from fastcloak.photos.metadata import is_text
 
-__all__ = [
-    "COLOR_CHUNKS",
-    "HDR_TRANSFERS",
-    "color_profile",
-    "in_srgb",
-    "kept_profile",
-]
-
-Pixels = npt.NDArray[np.uint8]
+__all__ = ["COLOR_CHUNKS", "HDR_TRANSFERS", "color_profile", "in_srgb", "kept_profile"]
 
 COLOR_CHUNKS: Mapping[bytes, int] = {b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32, b"mDCV": 24, b"cLLI": 8}
 """Chunks of a PNG that say what its colours are, and their sizes."""
@@ -95,8 +87,14 @@ def kept_profile(profile: bytes) -> bytes | None:
     Returns:
         None where it is none, or too little is left of it.
     """
+    kept: dict[bytes, tuple[int, int]] = {}  # tag -> offset and size
     try:
-        kept = _kept_tags(profile)
+        (count,) = struct.unpack_from(">L", profile, _HEADER)
+        for i in range(min(count, _MOST_TAGS)):
+            tag, at, size = struct.unpack_from(">4sLL", profile, _HEADER + 4 + 12 * i)
+            element = profile[at : at + size]
+            if len(element) == size >= 8 and _is_whole(tag, element):
+                kept[tag] = at, size
     except struct.error:
         return None
     needed = _NEEDED.get(profile[16:20])
@@ -147,14 +145,9 @@ def in_srgb(pixels: Pixels, profile: bytes, *, grey: bool) -> Pixels:
     """
     cms = ImageCms.ImageCmsProfile(BytesIO(profile))
     # littlecms' own table of grid points is up to 10 levels beside in shadows: NOOPTIMIZE computes each colour.
-    transform = ImageCms.buildTransform(
-        cms,
-        _srgb(),
-        "L" if grey else "RGB",
-        "RGB",
-        ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.NOOPTIMIZE,
-    )
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.NOOPTIMIZE
+    srgb = ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(cms, srgb, "L" if grey else "RGB", "RGB", intent, flags)
 
     def converted(picture: Pixels) -> Pixels:
         image = Image.fromarray(np.ascontiguousarray(picture[..., 0]) if grey else picture)
@@ -169,22 +162,6 @@ def in_srgb(pixels: Pixels, profile: bytes, *, grey: bool) -> Pixels:
         return pixels
     result = converted(pixels)
     return np.repeat(result[..., 1:2], 3, axis=2) if grey else result
-
-
-@lru_cache(maxsize=1)
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def _kept_tags(profile: bytes) -> dict[bytes, tuple[int, int]]:  # tag -> offset and size
-    (count,) = struct.unpack_from(">L", profile, _HEADER)
-    kept = {}
-    for i in range(min(count, _MOST_TAGS)):
-        tag, at, size = struct.unpack_from(">4sLL", profile, _HEADER + 4 + 12 * i)
-        element = profile[at : at + size]
-        if len(element) == size >= 8 and _is_whole(tag, element):
-            kept[tag] = at, size
-    return kept
 
 
 def _is_whole(tag: bytes, element: bytes) -> bool:
@@ -274,7 +251,6 @@ def _made(primaries: tuple[float, ...], curve: tuple[float, ...], grey: bool) ->
         cone = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
         d50 = np.array([0.9642, 1.0, 0.8249])
         adapted = np.linalg.inv(cone) @ np.diag((cone @ d50) / (cone @ white)) @ cone
-        red, green, blue = (adapted @ columns).T
         trc = b"para" + bytes(4) + struct.pack(">HH", 0 if len(curve) == 1 else 3, 0) + _fixed(curve)
         elements = {b"desc": _words("RGB from the file's own description"), b"cprt": _words("No copyright")}
         elements |= {b"wtpt": b"XYZ " + bytes(4) + _fixed(d50), b"chad": b"sf32" + bytes(4) + _fixed(adapted.ravel())}
@@ -282,8 +258,8 @@ def _made(primaries: tuple[float, ...], curve: tuple[float, ...], grey: bool) ->
             elements[b"kTRC"] = trc
         else:
             elements |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), trc)
-            for tag, xyz in ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue)):
-                elements[tag] = b"XYZ " + bytes(4) + _fixed(xyz)
+            columns_of = zip((b"rXYZ", b"gXYZ", b"bXYZ"), (adapted @ columns).T, strict=True)
+            elements |= {tag: b"XYZ " + bytes(4) + _fixed(xyz) for tag, xyz in columns_of}
     except (np.linalg.LinAlgError, struct.error, ZeroDivisionError, ValueError):  # corners in a line
         return None
     space = b"GRAY" if grey else b"RGB "

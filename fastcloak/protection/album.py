@@ -12,29 +12,24 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from fastcloak.cloak import Cloak
-from fastcloak.photos.files import SUFFIXES, photo_files
+from fastcloak.photos.detection import check_who
+from fastcloak.photos.files import SUFFIXES
+from fastcloak.photos.inputs import photo_files
 from fastcloak.protection.enrolment import Enrolment
-from fastcloak.protection.photo import ALREADY_PROTECTED, check_who, protect_payload
+from fastcloak.protection.photo import ALREADY_PROTECTED, protect_payload
 from fastcloak.system.errors import AlreadyProtectedError, MissingExtraError
 from fastcloak.system.files import atomic_write
 
-__all__ = [
-    "MANIFEST",
-    "Outcome",
-    "Plan",
-    "plan_photos",
-    "protect_photos",
-]
+__all__ = ["MANIFEST", "Outcome", "Plan", "plan_photos", "protect_photos"]
 
 MANIFEST = ".fastcloak.jsonl"
 PROTECTED, DONE_BEFORE, PLANNED, ALREADY, FAILED = "protected", "done before", "planned", "already protected", "failed"
@@ -67,7 +62,7 @@ class Outcome:
         warnings: see `ProtectedPhoto`.
         uncertain: see `ProtectedPhoto`; such a photo is never done before.
         reason: kind of failure, the name of its exception.
-        error: what went wrong, in words.
+        error: what went wrong.
         seconds: that it took.
     """
 
@@ -121,8 +116,7 @@ def protect_photos(
     plan: Plan,
     cloak: Cloak,
     *,
-    who: str = "largest",
-    enrolment: Enrolment | None = None,
+    who: str | Enrolment = "largest",
     quality: int | None = None,
     strip_gps: bool = False,
     strip_metadata: bool = False,
@@ -135,7 +129,7 @@ def protect_photos(
     """Protect the photos of a plan; one that fails never stops the others, and no original is ever written over.
 
     A photo is done before if its destination is as an earlier run wrote it from the same content with the same cloak
-    and options. A destination that an earlier run wrote otherwise, and nobody changed since, is written anew.
+    and options. A destination that an earlier run wrote otherwise, and nobody changed since, is written again.
 
     A photo is already protected if its faces carry the cloak, or if the `.fastcloak.jsonl` of a folder that it is in
     says that it was written with this cloak, for the same faces.
@@ -143,7 +137,7 @@ def protect_photos(
     Args:
         plan: from `plan_photos`.
         cloak: the person's.
-        who, enrolment, quality, strip_gps, strip_metadata: see `protect_photo`.
+        who, quality, strip_gps, strip_metadata: see `protect_photo`.
         again: protect photos that are already protected too.
         overwrite: replace other files that are in the way too, but never an original.
         dry_run: do everything but write.
@@ -158,27 +152,15 @@ def protect_photos(
         MissingExtraError: faces must be found and the extra for that is not installed.
         OSError: the output folder cannot be made.
     """
-    check_who(who, enrolment)
+    if not isinstance(who, Enrolment):
+        check_who(who)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs must be a whole number, 1 or more, got {jobs!r}")
     options = {"who": who, "quality": quality, "strip_gps": strip_gps, "strip_metadata": strip_metadata}
-    made_by: dict[str, Any] = {**options, "cloak": cloak.id, "person": _person(enrolment)}
-    originals = {_file_id(source) for source, _ in plan.photos if source.exists()}
-    work = partial(
-        _protect,
-        cloak=cloak,
-        enrolment=enrolment,
-        options=options,
-        made_by=made_by,
-        originals=originals,
-        record=_Record(plan.manifest, dry_run),
-        memory=None if again else _Memory(),
-        overwrite=overwrite,
-        dry_run=dry_run,
-    )
+    run = _Run(plan, cloak, options, again=again, overwrite=overwrite, dry_run=dry_run)
     outcomes: dict[Future[Outcome], Outcome] = {}
     with ThreadPoolExecutor(jobs, "fastcloak") as executor:
-        futures = [executor.submit(work, source, destination) for source, destination in plan.photos]
+        futures = [executor.submit(run.protect, source, destination) for source, destination in plan.photos]
         try:
             for future in as_completed(futures):
                 outcomes[future] = future.result()
@@ -194,78 +176,44 @@ def protect_photos(
     return [outcomes[future] for future in futures]
 
 
-def _protect(
-    source: Path,
-    destination: Path,
-    *,
-    cloak: Cloak,
-    enrolment: Enrolment | None,
-    options: dict[str, Any],
-    made_by: dict[str, Any],
-    originals: set[tuple[int, int]],
-    record: _Record,
-    memory: _Memory | None,
-    overwrite: bool,
-    dry_run: bool,
-) -> Outcome:
-    began = time.perf_counter()
-    claimed = False
-    try:
-        payload = source.read_bytes()
-        entry = {**made_by, "source": _sha256(payload)}
-        # Before the claim: the words must not depend on which of two photos with one destination comes first.
-        if destination.exists() and _file_id(destination) in originals:
-            raise FileExistsError(f"{destination} is one of the originals; name another folder")
-        record.claim(destination, source)
-        claimed = True
-        if destination.exists():
-            there = record.written(destination, _sha256(destination.read_bytes()))
-            if there is not None and there == entry:
-                return Outcome(source, destination, DONE_BEFORE, seconds=time.perf_counter() - began)
-            if there is None and not overwrite:
-                raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
-        if memory is not None and memory.knows(source, entry):
-            raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
-        new, done = protect_payload(
-            payload, source, destination, cloak, enrolment=enrolment, again=memory is None, **options
-        )
-        if done.uncertain:
-            entry["uncertain"] = done.uncertain  # not as an entry of the next run, which so says it again
-        if not dry_run:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            record.add(destination, entry, _sha256(new))
-            atomic_write(destination, new)
-        status = PLANNED if dry_run else PROTECTED
-        seconds = time.perf_counter() - began
-        return Outcome(
-            source, destination, status, done.faces, done.face_sizes, done.warnings, done.uncertain, seconds=seconds
-        )
-    except MissingExtraError:
-        raise
-    except Exception as error:  # one photo's fault, whatever it is, must not stop the others
-        if claimed:
-            record.release(destination)
-        seconds = time.perf_counter() - began
-        if isinstance(error, AlreadyProtectedError):
-            return Outcome(source, destination, ALREADY, error=str(error), seconds=seconds)
-        return Outcome(
-            source, destination, FAILED, reason=type(error).__name__, error=str(error) or repr(error), seconds=seconds
-        )
+class _Run:
+    """A call of `protect_photos`: what is asked, and what was written in this run and earlier ones; used by threads."""
 
-
-class _Record:
-    """What was written where, in this run and earlier ones; shared by threads."""
-
-    def __init__(self, manifest: Path | None, dry_run: bool) -> None:
-        self._manifest, self._dry_run = manifest, dry_run
-        self._lock = threading.Lock()
+    def __init__(
+        self, plan: Plan, cloak: Cloak, options: dict[str, Any], *, again: bool, overwrite: bool, dry_run: bool
+    ) -> None:
+        self._cloak, self._options = cloak, options
+        self._again, self._overwrite, self._dry_run = again, overwrite, dry_run
+        self._made_by = {**options, "cloak": cloak.id, "person": None}
+        person = options["who"]
+        if isinstance(person, Enrolment):
+            known_by = repr((person.surrogate.name, person.threshold)).encode()
+            self._made_by |= {"who": "me", "person": _sha256(person.center.cpu().numpy().tobytes() + known_by)}
+        self._originals = {_file_id(source) for source, _ in plan.photos if source.exists()}
+        self._manifest = plan.manifest
+        self._written = _read_manifest(plan.manifest)
+        self._memories: dict[Path, dict[str, list[dict[str, Any]]]] = {}
         self._claimed: dict[str, Path] = {}
-        self._entries: dict[tuple[str, str], dict[str, Any]] = {}
-        for photo, sha256, entry in _entries(manifest):
-            self._entries[photo, sha256] = entry
+        self._lock = threading.Lock()
 
-    def claim(self, destination: Path, source: Path) -> None:
-        """Refuse a destination that another photo of this run has."""
+    def protect(self, source: Path, destination: Path) -> Outcome:
+        began = time.perf_counter()
+        try:
+            outcome = self._claimed_and_protected(source, destination)
+        except MissingExtraError:
+            raise
+        except AlreadyProtectedError as error:
+            outcome = Outcome(source, destination, ALREADY, error=str(error))
+        except Exception as error:  # one photo's fault, whatever it is, must not stop the others
+            message = str(error) or repr(error)
+            outcome = Outcome(source, destination, FAILED, reason=type(error).__name__, error=message)
+        return replace(outcome, seconds=time.perf_counter() - began)
+
+    def _claimed_and_protected(self, source: Path, destination: Path) -> Outcome:
+        payload = source.read_bytes()
+        # Before the claim: the message must not depend on which of two photos with one destination comes first.
+        if destination.exists() and _file_id(destination) in self._originals:
+            raise FileExistsError(f"{destination} is one of the originals; name another folder")
         # Whether upper and lower case differ is the file system's affair; two photos must not meet on any.
         key = str(destination).casefold()
         with self._lock:
@@ -275,77 +223,71 @@ class _Record:
                     "other, each with its own -o"
                 )
             self._claimed[key] = source
-
-    def release(self, destination: Path) -> None:
-        """Leave a destination, to which nothing was written, to another photo."""
-        with self._lock:
-            del self._claimed[str(destination).casefold()]
-
-    def written(self, destination: Path, sha256: str) -> dict[str, Any] | None:
-        """What a run said of these bytes when it wrote them there, or None."""
-        return self._entries.get((self._name(destination), sha256))
-
-    def add(self, destination: Path, entry: dict[str, Any], sha256: str) -> None:
-        """Remember what is about to be written."""
-        if self._manifest is None or self._dry_run:
-            return
-        # A new line first: the last one may have been cut off by a crash.
-        line = "\n" + json.dumps({"photo": self._name(destination), "sha256": sha256, **entry})
-        with self._lock, open(self._manifest, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _name(self, destination: Path) -> str:
-        return destination.name if self._manifest is None else destination.relative_to(self._manifest.parent).as_posix()
-
-
-class _Memory:
-    """What the manifests of the folders that photos are in say of them; shared by threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._written: dict[Path, dict[str, list[dict[str, Any]]]] = {}
-
-    def knows(self, source: Path, entry: dict[str, Any]) -> bool:
-        """Whether this photo, whatever its name is now, was written with the cloak of `entry` for the same faces."""
-        with self._lock:
-            written = [
-                line for folder in source.resolve().parents for line in self._of(folder).get(entry["source"], ())
-            ]
-        return any(all(line.get(name) == entry[name] for name in ("cloak", "who", "person")) for line in written)
-
-    def _of(self, folder: Path) -> dict[str, list[dict[str, Any]]]:
-        if folder not in self._written:
-            self._written[folder] = {}
-            with suppress(OSError):  # a folder further up may be closed to us
-                for _, sha256, entry in _entries(folder / MANIFEST):
-                    self._written[folder].setdefault(sha256, []).append(entry)
-        return self._written[folder]
-
-
-def _entries(manifest: Path | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, SHA-256 and the rest of each line that can be read."""
-    for line in _lines(manifest):
         try:
-            entry = json.loads(line)
-            photo, sha256 = str(entry.pop("photo")), str(entry.pop("sha256"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # cut off by a crash, or not ours
-            continue
-        yield photo, sha256, entry
+            return self._protected(payload, source, destination)
+        except Exception:
+            with self._lock:  # nothing was written: another photo may have the destination
+                del self._claimed[key]
+            raise
+
+    def _protected(self, payload: bytes, source: Path, destination: Path) -> Outcome:
+        entry = {**self._made_by, "source": _sha256(payload)}
+        name = destination.name
+        if self._manifest is not None:
+            name = destination.relative_to(self._manifest.parent).as_posix()
+        if destination.exists():
+            lines = self._written.get(_sha256(destination.read_bytes()), ())
+            written = [line for line in lines if line["photo"] == name]
+            if written and written[-1] == {"photo": name, "sha256": written[-1]["sha256"], **entry}:
+                return Outcome(source, destination, DONE_BEFORE)
+            if not written and not self._overwrite:
+                raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
+        if not self._again and self._is_remembered(source, entry):
+            raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
+        new, done = protect_payload(payload, source, destination, self._cloak, again=self._again, **self._options)
+        if done.uncertain:
+            entry["uncertain"] = done.uncertain  # not as an entry of the next run, which so says it again
+        if not self._dry_run:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            self._record({"photo": name, "sha256": _sha256(new), **entry})
+            atomic_write(destination, new)
+        status = PLANNED if self._dry_run else PROTECTED
+        return Outcome(source, destination, status, done.faces, done.face_sizes, done.warnings, done.uncertain)
+
+    def _is_remembered(self, source: Path, entry: dict[str, Any]) -> bool:
+        """Whether a manifest says that this photo, whatever its name is now, was written with this cloak and `who`."""
+        for folder in source.resolve().parents:
+            with self._lock:
+                if folder not in self._memories:
+                    self._memories[folder] = {}
+                    with suppress(OSError):  # a folder further up may be closed to us
+                        self._memories[folder] = _read_manifest(folder / MANIFEST)
+            for line in self._memories[folder].get(entry["source"], ()):
+                if all(line.get(name) == entry[name] for name in ("cloak", "who", "person")):
+                    return True
+        return False
+
+    def _record(self, line: dict[str, Any]) -> None:
+        if self._manifest is not None:
+            with self._lock, open(self._manifest, "a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps(line))  # a new line first: a crash may have cut off the last one
+                file.flush()
+                os.fsync(file.fileno())
 
 
-def _lines(manifest: Path | None) -> list[str]:
+def _read_manifest(manifest: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """The lines of a manifest that can be read, by the SHA-256 of the photo that was written."""
+    lines: dict[str, list[dict[str, Any]]] = {}
     if manifest is None or not manifest.exists():
-        return []
-    return manifest.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _person(enrolment: Enrolment | None) -> str | None:
-    if enrolment is None:
-        return None
-    center = enrolment.center.cpu().numpy().tobytes()
-    return _sha256(center + repr((enrolment.surrogate.name, enrolment.threshold)).encode())
+        return lines
+    for text in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            line |= {"photo": str(line["photo"]), "sha256": str(line["sha256"])}
+            lines.setdefault(line["sha256"], []).append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a crash, or not ours
+            continue
+    return lines
 
 
 def _sha256(payload: bytes) -> str:

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
 from fastcloak.models import Surrogate, load_model, unit_features
-from fastcloak.photos.alignment import Face, align
+from fastcloak.photos.alignment import Face, Pixels, align
 from fastcloak.photos.detection import detect
 from fastcloak.photos.inputs import load_faces
 from fastcloak.system.errors import FaceNotFoundError, PersonNotFoundError
 
-__all__ = ["Enrolment", "PersonNotFoundError", "enrol"]
+__all__ = ["Enrolment", "enrol"]
 
-Pixels = npt.NDArray[np.uint8]
+FALSE_ACCEPT_RATE = 1e-3
+"""How many pairs of different people the thresholds take for one person."""
+VERIFICATION_THRESHOLDS = {"sface": 0.375, "dlib": 0.644}
+"""Cosines of two photos, measured by bench.protection.thresholds."""
+LENIENT_THRESHOLDS = {"sface": 0.303, "dlib": 0.499}
+"""The same at a false accept rate of 1e-2, to compare one photo with several of a person."""
+SAME_PERSON = {"sface": 0.52, "dlib": 0.78}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +40,7 @@ class Enrolment:
     threshold: float
 
     def similarities(self, crops: torch.Tensor) -> torch.Tensor:
-        """Cosine of each face to the person.
-
-        Args:
-            crops: [n, 3, 112, 112], float32 in [0, 1], aligned.
-
-        Returns:
-            [n] float32, on the CPU.
-        """
+        """Cosine to the person, [n] on the CPU, of faces [n, 3, 112, 112], float32 in [0, 1]."""
         return (unit_features(self.surrogate, crops) @ self.center).cpu()
 
     def find(self, pixels: Pixels, *, name: str = "photo") -> Face:
@@ -60,19 +57,15 @@ class Enrolment:
         faces = detect(pixels, thorough=True)
         if not faces:
             raise FaceNotFoundError(f"{name} must show the enrolled person, got no face at all; leave the photo out")
-        crops = torch.stack([_crop(pixels, face) for face in faces])
-        cosines = self.similarities(crops)
+        crops = torch.stack([torch.from_numpy(align(pixels, face)[0]) for face in faces]).permute(0, 3, 1, 2)
+        cosines = self.similarities(crops.float() / 255)
         best = int(cosines.argmax())
         self._check(cosines[best].item(), len(faces), name)
         return faces[best]
 
     def check_aligned(self, pixels: Pixels, *, name: str = "photo") -> None:
-        """Refuse an aligned face, [112, 112, 3] uint8, that is not the person's.
-
-        Raises:
-            PersonNotFoundError: it is not.
-        """
-        cosines = self.similarities(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+        """Refuse an aligned face, [112, 112, 3] uint8, that is not the person's, by PersonNotFoundError."""
+        cosines = self.similarities(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255)
         self._check(cosines.item(), 1, name)
 
     def _check(self, cosine: float, faces: int, name: str) -> None:
@@ -112,22 +105,6 @@ def enrol(photos: Any, model: Any = "sface", *, threshold: float | None = None) 
     return Enrolment(surrogate, F.normalize(features.mean(0), dim=0), float(least))
 
 
-def _crop(pixels: Pixels, face: Face) -> torch.Tensor:  # [3, 112, 112] float32 in [0, 1]
-    crop = align(pixels, face)[0]
-    return torch.from_numpy(crop).permute(2, 0, 1).float() / 255
-
-
-FALSE_ACCEPT_RATE = 1e-3
-VERIFICATION_THRESHOLDS = {"sface": 0.375, "dlib": 0.644}
-LENIENT_THRESHOLDS = {"sface": 0.303, "dlib": 0.499}
-"""The same at a false accept rate of 1e-2, to compare one photo with several of a person."""
-SAME_PERSON = {"sface": 0.52, "dlib": 0.78}
-
-
 def verification_threshold(name: str) -> float | None:
-    """Threshold of a network on cosines, or None where none is known.
-
-    Args:
-        name: `Surrogate.name`.
-    """
+    """Threshold on cosines of the network of this name, or None where none is known."""
     return VERIFICATION_THRESHOLDS.get(name)

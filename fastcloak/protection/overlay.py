@@ -1,14 +1,9 @@
 """A mask laid over a face in a photo."""
 
 import numpy as np
-import numpy.typing as npt
 
 from fastcloak.cloak import Cloak
-from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, similarity_transform, warp
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-
+from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, Floats, Pixels, inverse, similarity_transform, warp
 
 # Width in pixels of the crop over which the mask fades out towards the border of the aligned square.
 FEATHER = 4.0
@@ -24,21 +19,19 @@ def face_mask(
 
     Args:
         delta: [112, 112, C], float32, on the [0, 1] scale.
-        face: where, in a photo of `width` x `height` pixels.
+        face: where.
         eps: bound of the result.
-        width: of the photo.
-        height: of the photo.
+        width, height: of the photo.
 
     Returns:
         The rows and columns of the photo that it covers, possibly none; the mask there, [h, w, C], float32, |mask| at
         most eps and the largest |delta|, 0 outside the aligned square; the side of that square in pixels of the photo.
     """
     to_crop = similarity_transform(face.landmarks, TEMPLATE_112)
-    inverse = np.linalg.inv(to_crop[:, :2])
-    to_photo = np.column_stack([inverse, -inverse @ to_crop[:, 2]])
-    side = SIZE * float(np.sqrt(np.linalg.det(inverse)))
+    to_photo = inverse(to_crop)
+    side = SIZE * float(np.sqrt(np.linalg.det(to_photo[:, :2])))
     edge = np.array([-0.5, SIZE - 0.5])
-    corners = np.stack(np.meshgrid(edge, edge), -1).reshape(4, 2) @ inverse.T + to_photo[:, 2]
+    corners = np.stack(np.meshgrid(edge, edge), -1).reshape(4, 2) @ to_photo[:, :2].T + to_photo[:, 2]
     left, top = np.floor(corners.min(0)).clip(0, [width, height]).astype(int)
     right, bottom = (np.ceil(corners.max(0)) + 1).clip([left, top], [width, height]).astype(int)
     region = slice(top, bottom), slice(left, right)
@@ -64,7 +57,7 @@ def is_grey(pixels: Pixels) -> bool:
     return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
 
 
-def channels_last(cloak: Cloak, grey: bool) -> Floats:  # [112, 112, 3], or [112, 112, 1] for grey
+def channels_last(cloak: Cloak, grey: bool) -> Floats:
     """The mask as photos lie in memory, [112, 112, 3], or [112, 112, 1] for grey photos."""
     delta: Floats = np.ascontiguousarray(cloak.delta.permute(1, 2, 0).numpy())
     if not grey:
@@ -80,8 +73,10 @@ def channels_last(cloak: Cloak, grey: bool) -> Floats:  # [112, 112, 3], or [112
 
 
 def added(pixels: Pixels, original: Pixels, mask: Floats, eps: float) -> Pixels:
-    # `pixels` holds the masks of other faces where squares overlap; their sum stays within eps of the original too.
-    """Pixels with a mask added, rounded, within eps of the original."""
+    """Pixels with a mask added, rounded, within eps of the original.
+
+    `pixels` holds the masks of other faces where squares overlap; their sum stays within eps of the original too.
+    """
     start = original.astype(np.float32)
     protected = np.multiply(mask, 255, dtype=np.float32)
     protected = protected + (pixels - start) if mask.shape[2] == 1 else np.add(protected, pixels - start, out=protected)

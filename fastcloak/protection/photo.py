@@ -16,11 +16,10 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fastcloak.cloak import Cloak
-from fastcloak.photos.alignment import SIZE, Face, align, check_pixels
-from fastcloak.photos.detection import UNCERTAIN, find_faces
+from fastcloak.photos.alignment import SIZE, Face, Pixels, align, check_pixels
+from fastcloak.photos.detection import UNCERTAIN, check_who, find_faces
 from fastcloak.photos.files import decode_photo, encode_photo, fit_format, without_gps, without_metadata
 from fastcloak.protection.enrolment import Enrolment
 from fastcloak.protection.overlay import added, channels_last, face_mask, is_grey
@@ -28,28 +27,17 @@ from fastcloak.protection.presence import carries
 from fastcloak.system.errors import AlreadyProtectedError
 from fastcloak.system.files import atomic_write
 
-Pixels = npt.NDArray[np.uint8]
-
-__all__ = [
-    "WHO",
-    "ProtectedPhoto",
-    "check_who",
-    "face_mask",
-    "protect",
-    "protect_payload",
-    "protect_photo",
-]
+__all__ = ["ProtectedPhoto", "protect", "protect_payload", "protect_photo"]
 
 logger = logging.getLogger("fastcloak")
 
-WHO = ("largest", "all", "me")
 ALREADY_PROTECTED = (
     "must be a photo without this cloak, got one that carries it already; nothing was written: protect the original, "
     "or insist with again=True (--again)"
 )
 
+# Pixels: smaller faces get a warning.
 SMALL_FACE = 60
-"""Pixels: faces below get a warning."""
 # Side of the aligned square -> share of the protection at 224 pixels, JPEG 95, three networks; below 40 a guess.
 _KEPT = ((0, 0.0), (40, 0.5), (60, 0.69), (80, 0.83), (112, 0.95), (224, 1.0))
 
@@ -81,27 +69,25 @@ def protect(
     pixels: Pixels,
     cloak: Cloak,
     *,
-    who: str = "largest",
+    who: str | Enrolment = "largest",
     faces: Sequence[Face] | None = None,
-    enrolment: Enrolment | None = None,
     again: bool = False,
 ) -> Pixels:
     """Add a cloak to the faces of a photo.
 
-    A photo of 112x112 pixels counts as aligned: the mask is added as it is, as `cloak.apply` does. A grey photo (three
-    equal channels) stays grey: it gets the mean of the mask's channels, made as large on average as the mask and cut at
-    eps. One channel holds less of a cloak than three, so grey photos are protected less on the network that the cloak
-    was learnt on.
+    A photo of 112x112 pixels counts as aligned: the mask is added as `cloak.apply` does. A grey photo (three equal
+    channels) stays grey: it gets the mean of the mask's channels, made as large on average as the mask and cut at eps.
+    One channel holds less of a cloak than three, so grey photos are protected less on the network that the cloak was
+    learnt on.
 
-    A face that carries this cloak already (`fastcloak.protection.presence`) stays as it is; that, and a photo that
-    the cloak does not change, is logged as a warning.
+    A face that carries this cloak already (`fastcloak.protection.presence`) is unchanged; that, and a photo that the
+    cloak does not change, is logged as a warning.
 
     Args:
         pixels: [H, W, 3], uint8, RGB.
         cloak: the person's.
-        who: "largest" cloaks the largest face, "all" cloaks all of them, "me" that of the enrolled person.
+        who: "largest" cloaks the largest face, "all" cloaks all of them, an `Enrolment` that of the enrolled person.
         faces: instead of `who`: the faces to cloak, from `detect(pixels)`.
-        enrolment: with "me": who that is, from `fastcloak.enrol`.
         again: cloak faces that carry this cloak too.
 
     Returns:
@@ -109,13 +95,12 @@ def protect(
         faces are the same.
 
     Raises:
-        ValueError: pixels of another shape or dtype, another word for `who`, no face in `faces`, "me" without an
-            enrolment.
+        ValueError: pixels of another shape or dtype, another word for `who`, no face in `faces`.
         FaceNotFoundError: no face was found, or none of the enrolled person (`PersonNotFoundError`).
         MissingExtraError: the `faces` extra is not installed.
     """
-    protected, sides, uncertain, skipped = _protect(pixels, cloak, who, faces, enrolment, again, "photo")
-    for warning in (*_warnings(sides, uncertain), *_unchanged(pixels, protected, skipped)):
+    protected, _, _, warnings = _protect(pixels, cloak, who, faces, again, "photo")
+    for warning in warnings:
         logger.warning("%s", warning)
     return protected
 
@@ -125,8 +110,7 @@ def protect_photo(
     destination: str | PathLike[str],
     cloak: Cloak,
     *,
-    who: str = "largest",
-    enrolment: Enrolment | None = None,
+    who: str | Enrolment = "largest",
     overwrite: bool = False,
     quality: int | None = None,
     strip_gps: bool = False,
@@ -144,7 +128,6 @@ def protect_photo(
         destination: the file to write; its suffix names the format. A file of that name is replaced.
         cloak: the person's.
         who: see `protect`.
-        enrolment: see `protect`.
         overwrite: allow `destination` to be the source itself.
         quality: of JPEG, HEIC and lossy WebP; None: the photo's own, but at least 95.
         strip_gps: leave out where the photo was taken.
@@ -169,8 +152,7 @@ def protect_photo(
         source,
         destination,
         cloak,
-        who,
-        enrolment=enrolment,
+        who=who,
         quality=quality,
         strip_gps=strip_gps,
         strip_metadata=strip_metadata,
@@ -185,103 +167,72 @@ def protect_payload(
     source: Path,
     destination: Path,
     cloak: Cloak,
-    who: str,
     *,
-    enrolment: Enrolment | None,
+    who: str | Enrolment,
     quality: int | None,
     strip_gps: bool,
     strip_metadata: bool,
     again: bool,
 ) -> tuple[bytes, ProtectedPhoto]:
-    """What `protect_photo` does between reading and writing: the bytes of a photo -> those of the protected photo.
-
-    Args:
-        payload: content of `source`.
-        source: named in errors.
-        destination: its suffix names the format; nothing is written.
-        cloak, who, enrolment, quality, strip_gps, strip_metadata, again: see `protect_photo`.
-    """
+    """What `protect_photo` does between reading and writing: the bytes of `source` -> those of `destination`."""
     photo = fit_format(decode_photo(payload, name=str(source)), destination)
-    pixels, face_sizes, uncertain, skipped = _protect(photo.pixels, cloak, who, None, enrolment, again, str(source))
+    pixels, face_sizes, uncertain, warnings = _protect(photo.pixels, cloak, who, None, again, str(source))
     if not face_sizes:
         raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
-    warnings = (*photo.warnings, *_warnings(face_sizes, uncertain), *_unchanged(photo.pixels, pixels, skipped))
+    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, (*photo.warnings, *warnings), uncertain)
     photo = replace(photo, pixels=pixels)
     if strip_gps:
         photo = without_gps(photo)
     if strip_metadata:
         photo = without_metadata(photo)
-    done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, warnings, uncertain)
     return encode_photo(photo, destination, quality=quality), done
 
 
-def check_who(who: str, enrolment: Enrolment | None) -> None:
-    """Refuse a word that `WHO` does not have, and "me" without an enrolment.
-
-    Raises:
-        ValueError: it is one of these.
-    """
-    if who not in WHO:
-        raise ValueError(f"who must be 'largest', 'all' or 'me', got {who!r}; choose one of them")
-    if (who == "me") != (enrolment is not None):
-        raise ValueError(
-            f"enrolment must be given with who='me' and only then, got who={who!r} "
-            f"{'without' if enrolment is None else 'with'} one; fastcloak.enrol(photos) makes one"
-        )
-
-
 def _protect(
-    pixels: Pixels,
-    cloak: Cloak,
-    who: str,
-    faces: Sequence[Face] | None,
-    enrolment: Enrolment | None,
-    again: bool,
-    name: str,
-) -> tuple[Pixels, tuple[float, ...], int, int]:
-    """The protected photo, the sizes of the faces cloaked, how many are of unknown rotation, how many had the cloak."""
+    pixels: Pixels, cloak: Cloak, who: str | Enrolment, faces: Sequence[Face] | None, again: bool, name: str
+) -> tuple[Pixels, tuple[float, ...], int, tuple[str, ...]]:
+    """The protected photo; of the faces cloaked the sizes, and how many may be the wrong way up; and warnings."""
     check_pixels(pixels)
-    if faces is None:
-        check_who(who, enrolment)
+    if faces is None and not isinstance(who, Enrolment):
+        check_who(who)
     if faces is not None and not faces:
         raise ValueError("faces must hold at least one face, got none; leave it out to have them detected")
     height, width = pixels.shape[:2]
     grey = is_grey(pixels[::16, ::16]) and is_grey(pixels)
     delta = channels_last(cloak, grey)
-    if faces is None and (height, width) == (SIZE, SIZE):
-        if enrolment is not None:
-            enrolment.check_aligned(pixels, name=name)
-        if not again and carries(pixels, delta):
-            return pixels.copy(), (), 0, 1
-        return added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels), (float(SIZE),), 0, 0
-    if faces is None:
-        faces = [enrolment.find(pixels, name=name)] if enrolment else find_faces(pixels, who=who, name=name)
-    to_cloak = [face for face in faces if again or not carries(align(pixels, face)[0], delta)]
     protected, sides = pixels.copy(), []
-    for face in to_cloak:
-        region, mask, side = face_mask(delta, face, cloak.eps, width, height)
-        protected[region] = added(protected[region], pixels[region], mask, cloak.eps)
-        sides.append(side)
-    return protected, tuple(sides), sum(face.uncertain for face in to_cloak), len(faces) - len(to_cloak)
-
-
-def _warnings(sides: Sequence[float], uncertain: int) -> tuple[str, ...]:
-    return (UNCERTAIN,) * (uncertain > 0) + tuple(
-        f"a face of {side:.0f} pixels is small: it keeps about {_kept(side):.0%} of the protection of a large one; "
-        "post the photo as large as you have it"
+    uncertain = skipped = 0
+    if faces is None and (height, width) == (SIZE, SIZE):
+        if isinstance(who, Enrolment):
+            who.check_aligned(pixels, name=name)
+        if not again and carries(pixels, delta):
+            skipped = 1
+        else:
+            protected = added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels)
+            sides.append(float(SIZE))
+    else:
+        if faces is None:
+            faces = (
+                [who.find(pixels, name=name)] if isinstance(who, Enrolment) else find_faces(pixels, who=who, name=name)
+            )
+        for face in faces:
+            if not again and carries(align(pixels, face)[0], delta):
+                skipped += 1
+                continue
+            region, mask, side = face_mask(delta, face, cloak.eps, width, height)
+            protected[region] = added(protected[region], pixels[region], mask, cloak.eps)
+            sides.append(side)
+            uncertain += face.uncertain
+    warnings = [UNCERTAIN] if uncertain else []
+    sizes, shares = zip(*_KEPT, strict=True)
+    warnings += [
+        f"a face of {side:.0f} pixels is small: it keeps about {np.interp(side, sizes, shares):.0%} of the protection "
+        "of a large one; post the photo as large as you have it"
         for side in sides
         if side < SMALL_FACE
-    )
-
-
-def _unchanged(pixels: Pixels, protected: Pixels, skipped: int) -> tuple[str, ...]:
+    ]
     if skipped:
-        return (f"{skipped} of the faces carry this cloak already and stay as they are; again=True adds it once more",)
-    if np.array_equal(pixels, protected):
-        return ("the cloak changes no grey level of this photo, which is not protected",)
-    return ()
-
-
-def _kept(side: float) -> float:
-    sizes, shares = zip(*_KEPT, strict=True)
-    return float(np.interp(side, sizes, shares))
+        warnings.append(f"{skipped} of the faces carry this cloak already and are unchanged; again=True adds it again")
+    elif np.array_equal(pixels, protected):
+        warnings.append("the cloak changes no grey level of this photo, which is not protected")
+    return protected, tuple(sides), uncertain, tuple(warnings)

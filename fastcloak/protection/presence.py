@@ -14,15 +14,11 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from fastcloak.photos.alignment import SIZE
+from fastcloak.photos.alignment import SIZE, Floats, Pixels
 
 __all__ = ["PRESENT", "carries", "correlation"]
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 PRESENT = 0.10
 """Correlation from which a mask counts as found; recloak_lfw.csv, `python -m bench.protection.recloak`."""
@@ -31,8 +27,8 @@ BLUR = 2.0
 """Sigma in pixels of the crop. With 1 or 3 clean and protected faces are less far apart."""
 LARGEST_EDGE = 16.0
 """Grey levels: edges of the photo beyond are cut, masks have 8."""
-TURNS = tuple(math.radians(1.5 * i) for i in range(-4, 5))
-SCALES = tuple(1 + 0.025 * i for i in range(-2, 3))
+TURNS = [math.radians(1.5 * i) for i in range(-4, 5)]
+SCALES = [1 + 0.025 * i for i in range(-2, 3)]
 """A mask is fine: 1.5 degrees or 2.5 % off halve the correlation. 9 of 10 faces were within half of these ranges."""
 SHIFT = 4
 """Pixels of the crop, in both directions."""

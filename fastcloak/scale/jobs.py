@@ -26,7 +26,7 @@ from typing import Any
 from fastcloak.fitting.claim import claim, fingerprint
 from fastcloak.fitting.options import configure
 from fastcloak.models import load_model
-from fastcloak.protection.photo import check_who
+from fastcloak.photos.detection import check_who
 from fastcloak.scale.cluster import LocalRunner, RayRunner, Stage, check_resources, start_runner
 from fastcloak.scale.index import Index
 from fastcloak.scale.people import read_people
@@ -191,7 +191,7 @@ def protect_dataset(
     check_resources(concurrency, None, people_per_batch, address)
     if unknown := set(options).difference(PROTECT_OPTIONS):
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are {', '.join(PROTECT_OPTIONS)}")
-    check_who(options.get("who", "largest"), None)
+    check_who(options.get("who", "largest"))
     total = _count(people)
     if not Path(cloaks).is_dir():
         raise FileNotFoundError(f"cloaks must be the folder that fit-many wrote, got no such folder: {cloaks}")

@@ -17,8 +17,8 @@ from fastcloak.cloak import SHAPE, Cloak, load
 from fastcloak.fitting.claim import MARKER
 from fastcloak.fitting.fitter import Fitter
 from fastcloak.models import Surrogate
-from fastcloak.photos.files import decode_photo, photo_files
-from fastcloak.photos.inputs import named_faces
+from fastcloak.photos.files import decode_photo
+from fastcloak.photos.inputs import named_faces, photo_files
 from fastcloak.protection.album import PROTECTED, plan_photos, protect_photos
 from fastcloak.scale.rows import DONE_BEFORE, FACES, FAILED, FITTED, PHOTOS, RESULTS, STOP, TO_FIT, Row, make_row
 from fastcloak.system.errors import CloakFileError, FitInterrupted, FitManyError, MissingExtraError

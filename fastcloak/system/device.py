@@ -1,4 +1,4 @@
-"""Where things run and in what precision: "auto" and names -> torch devices and dtypes."""
+"""The device that things run on and their precision: "auto" and names -> torch devices and dtypes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 __all__ = ["check_fork", "has_fast_bfloat16", "resolve_device", "resolve_dtype"]
 
-PATIENCE = 5.0
-"""Seconds after which an operation of a millisecond counts as hanging."""
+# Seconds after which an operation of a millisecond counts as hanging.
+_PATIENCE = 5.0
+# Of the flags in /proc/self/stat: PF_FORKNOEXEC, forked and no other program since.
 _FORKED = 0x40
-"""Of the flags in /proc/self/stat: PF_FORKNOEXEC, forked and no other program since."""
 
 
 def check_fork() -> None:
@@ -34,19 +34,16 @@ def check_fork() -> None:
 
 @lru_cache
 def _check_fork(process: int, thread: int, threads: int) -> None:
-    if threads > 1 and _is_forked() and _hangs():
+    # Elsewhere than on Linux there is no fork, or OpenMP begins again after it.
+    if threads == 1 or not sys.platform.startswith("linux"):
+        return
+    with open("/proc/self/stat", "rb") as file:
+        is_forked = int(file.read().rpartition(b")")[2].split()[6]) & _FORKED
+    if is_forked and _hangs():
         raise RuntimeError(
             f"a process that was forked after PyTorch ran with {threads} threads must not use it, it would wait for "
             "them for ever; start it with multiprocessing.get_context('spawn'), or call torch.set_num_threads(1) in it"
         )
-
-
-def _is_forked() -> bool:
-    # Elsewhere there is no fork, or OpenMP begins again after it.
-    if not sys.platform.startswith("linux"):
-        return False
-    with open("/proc/self/stat", "rb") as file:
-        return bool(int(file.read().rpartition(b")")[2].split()[6]) & _FORKED)
 
 
 def _hangs() -> bool:
@@ -61,7 +58,7 @@ def _hangs() -> bool:
             os._exit(0)
     ended = False
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + _PATIENCE
         while not ended and time.monotonic() < deadline:
             time.sleep(0.001)
             ended = os.waitpid(child, os.WNOHANG)[0] == child
@@ -78,21 +75,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """A torch device that this machine has; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: this machine has no such device.
         RuntimeError: as `check_fork`.
     """
     check_fork()
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        if place.type == "meta":
+        found = torch.device(device)
+        if found.type == "meta":
             raise ValueError("the meta device holds no numbers")
-        torch.empty(0, device=place)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be 'auto' or a device that this machine has, got {device!r}: {reason}") from None
-    return place
+    return found
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""Write a file so that it is found whole or not at all."""
+"""Files: written whole or not at all, and safe names for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "cloak_file", "safe_name"]
+
+_LONGEST = 200
+_KEPT = frozenset(" -_.,+@")
+_CASELESS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def atomic_write(path: Path, payload: bytes) -> None:
@@ -18,66 +22,61 @@ def atomic_write(path: Path, payload: bytes) -> None:
     step. A link is followed; a file that is replaced keeps its permissions.
 
     Raises:
-        OSError: the folder is missing or read-only, the disk is full, ... The old file is as it was and no temporary
+        OSError: the folder is missing or read-only, the disk is full, ... The old file is unchanged and no temporary
             file is left.
     """
     path = Path(os.path.realpath(path))
     temporary = path.parent / f".fastcloak-{secrets.token_hex(8)}.tmp"
     try:
-        _write_and_sync(temporary, payload)
+        # Not tempfile: its files are readable by their owner only, and so would the photo be.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
         if path.exists():
             os.chmod(temporary, path.stat().st_mode & 0o7777)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _remove(temporary)
-        raise OSError(error.errno, f"cannot write the file: {error.strerror or error}", str(path)) from error
-    except BaseException:
-        _remove(temporary)
+        # The new name is on the disk only once the folder is; Windows cannot open a folder and needs no such step.
+        if hasattr(os, "O_DIRECTORY"):
+            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot write the file: {error.strerror or error}", str(path)) from error
         raise
 
 
-def _write_and_sync(path: Path, payload: bytes) -> None:
-    # Not tempfile: its files are readable by their owner only, and so would the photo be.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with open(descriptor, "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
+def safe_name(name: str, *, caseless: bool = False) -> str:
+    """A file name for any text: another one for each, never outside its folder, never hidden.
 
+    Letters, digits and `-_.,+@` and blanks are kept, other characters become %xx.
 
-def _sync_folder(folder: Path) -> None:
-    # The new name is on the disk only once the folder is; Windows cannot open a folder and needs no such step.
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    Args:
+        caseless: another one for each even where upper and lower case, or letters with accents, are one: only a-z,
+            digits and `-_` are kept.
+    """
 
+    def quoted(character: str) -> str:
+        return "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+    def is_kept(character: str) -> bool:
+        return character in _CASELESS if caseless else character.isalnum() or character in _KEPT
 
-
-_LONGEST = 200
-_ALLOWED = frozenset(" -_.,+@")
+    safe = "".join(character if is_kept(character) else quoted(character) for character in name)
+    if safe.startswith((".", " ")):
+        safe = quoted(safe[0]) + safe[1:]
+    if len(safe.encode()) > _LONGEST:  # "=" is in no shorter name
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        safe = f"{safe.encode()[: _LONGEST - 40].decode(errors='ignore')}={digest}"
+    return safe
 
 
 def cloak_file(name: str) -> str:
-    """The name of a person's cloak file: never outside its folder, never hidden, and another one for each name.
-
-    Letters, digits and `-_.,+@` and blanks are kept, other characters become %xx.
-    """
-    quoted = "".join(c if c.isalnum() or c in _ALLOWED else _percent(c) for c in name)
-    if quoted.startswith((".", " ")):
-        quoted = _percent(quoted[0]) + quoted[1:]
-    if len(quoted.encode()) > _LONGEST:  # "=" is in no quoted name
-        head = quoted.encode()[: _LONGEST - 40].decode(errors="ignore")
-        quoted = f"{head}={hashlib.sha256(name.encode()).hexdigest()[:32]}"
-    return f"{quoted}.safetensors"
-
-
-def _percent(character: str) -> str:
-    return "".join(f"%{byte:02x}" for byte in character.encode())
+    """The name of a person's cloak file."""
+    return f"{safe_name(name)}.safetensors"

