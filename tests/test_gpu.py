@@ -12,10 +12,11 @@ import torch
 
 import fastcloak
 from bench.harness import nets
-from fastcloak.fitting import loop
+from fastcloak.fitting.loop import Loop
 from fastcloak.fitting.options import AUGMENTATIONS, OBJECTIVES, FitConfig
 from fastcloak.models import load_model, prepare, unit_features
 from fastcloak.ops.backend import resolve_backend
+from fastcloak.ops.hull import build_hull
 from fastcloak.system.device import has_fast_bfloat16
 from tests.conftest import TinyNet, smooth_faces
 
@@ -71,7 +72,7 @@ def a_loop(engine, backend, persons=2, photos=4, **options):
     faces = torch.stack([smooth_faces(photos, seed=i) for i in range(persons)]).to(CUDA)
     features = unit_features(surrogate, faces.flatten(0, 1)).view(persons, photos, -1)
     ops = resolve_backend(backend, CUDA)[1]
-    return loop.Loop(surrogate, config, ops, engine, persons, photos), faces, features
+    return Loop(surrogate, config, ops, engine, persons, photos), faces, features
 
 
 def run_of(engine, backend):
@@ -162,8 +163,8 @@ def test_no_step_waits_for_the_device_and_no_pass_leaves_anything(monkeypatch, e
     first = fitted.learn(faces, features, lambda: None)
     fitted.learn(faces.flip(0, 1) * 0.9, features.flip(0), lambda: None)
     # affine_hull takes its basis from an SVD, before the first step, which waits.
-    hull = loop.build_hull(features, objective)
-    monkeypatch.setattr(loop, "build_hull", lambda *_: hull)
+    hull = build_hull(features, objective)
+    monkeypatch.setattr("fastcloak.fitting.objective.build_hull", lambda *_: hull)
     with errors_where_the_host_waits():
         second = fitted.learn(faces, features, lambda: ticks.append(1))
     assert len(ticks) == fitted.config.steps
@@ -191,7 +192,7 @@ def test_memory_is_flat_over_a_thousand_replays(backend):
 
     after_ten = taken(10)
     assert taken(990) == after_ten
-    assert fitted.delta.isfinite().all()
+    assert fitted.state.delta.isfinite().all()
 
 
 @pytest.mark.promise("P13")

@@ -28,7 +28,7 @@ from fastcloak.cloak import Cloak, digest, load
 from fastcloak.fitting.claim import HINT, as_checkpoint_error, claim, sha256_hex
 from fastcloak.fitting.state import Tensors
 from fastcloak.system.errors import CloakFileError
-from fastcloak.system.files import atomic_write
+from fastcloak.system.files import atomic_write, safe_name
 
 log = logging.getLogger("fastcloak")
 
@@ -36,8 +36,6 @@ SECONDS = 1.0
 """Time between two saved states, at least: what a kill can cost. Steps take from a millisecond to seconds."""
 SHARE = 0.05
 """Of the time that may go into writing states, at most."""
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
-_LONGEST = 64
 
 
 class Checkpoint:
@@ -79,7 +77,7 @@ class Checkpoint:
         self._faces[name] = now
         if name not in self._cloaks:
             return None
-        path = self.folder / _file_name(name)
+        path = self.folder / _cloak_file(name)
         try:
             if hashlib.sha256(path.read_bytes()).hexdigest() not in self._cloaks[name]:
                 raise CloakFileError(f"{path} was altered or damaged")
@@ -162,7 +160,7 @@ class Pass:
         """
         hashes: dict[str, str] = {}
         for name, cloak in cloaks.items():
-            path = self._checkpoint.folder / _file_name(name)
+            path = self._checkpoint.folder / _cloak_file(name)
             with as_checkpoint_error():
                 cloak.save(path)
                 hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -195,13 +193,8 @@ def open_checkpoint(folder: str | os.PathLike[str], fit: Mapping[str, Any], resu
         yield Checkpoint(Path(folder), identity)
 
 
-def _file_name(name: str) -> str:
-    """A file for each name: none outside the folder, none for two names, whatever the file system folds together."""
-    raw = name.encode("utf-8", "surrogatepass")
-    quoted = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in raw)
-    if len(quoted) > _LONGEST:  # "=" is in no quoted name
-        quoted = f"{quoted[:_LONGEST]}={hashlib.sha256(raw).hexdigest()[:32]}"
-    return f"person-{quoted}.safetensors"
+def _cloak_file(name: str) -> str:
+    return f"person-{safe_name(name, caseless=True)}.safetensors"
 
 
 def _seal(tensors: Tensors, metadata: Mapping[str, str]) -> str:

@@ -92,7 +92,8 @@ class Loop:
         if config.augment:
             self.gradient = through_views(self.gradient, config.augment, self.state.faces)
         if config.grey:
-            self.gradient = in_grey(self.gradient, self.scale)
+            channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
+            self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))
         self.launchers: dict[Hashable, Callable[[], None]] = {}
 
     def learn(

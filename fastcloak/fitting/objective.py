@@ -131,12 +131,11 @@ def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor) -> 
     return seen
 
 
-def in_grey(gradient: Gradient, scale: Tensor | None) -> Gradient:
-    """The gradient of a mask of three equal channels, of pictures that are faces times `scale`, [3], or faces."""
+def in_grey(gradient: Gradient, channels: Tensor) -> Gradient:
+    """The gradient of a mask of three equal channels, of pictures that are faces times `channels`, [3, 1, 1]."""
 
     def grey(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         loss, gap, grads = gradient(pictures, batch)
-        channels = torch.ones(3, 1, 1, device=grads.device) if scale is None else scale.view(3, 1, 1)
         total = (channels * grads.float()).sum(-3, keepdim=True)
         return loss, gap, torch.empty_like(grads).copy_(total / (3 * channels))
 
