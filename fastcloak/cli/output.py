@@ -70,10 +70,11 @@ def print_error(line: str) -> None:
 
 def print_result(to: str | None, value: Any, *lines: str) -> None:
     """Prints lines; or with `--json` the value instead, or writes it to a file."""
-    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
     if not to:
         print_lines(*lines)
-    elif to == "-":
+        return
+    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
+    if to == "-":
         print(text)
     else:
         atomic_write(Path(to), text.encode() + b"\n")
