@@ -32,7 +32,7 @@ _log = logging.getLogger("fastcloak")
 _OLDEST_OPSET = 7  # the first with today's broadcasting
 _UINT8 = 2  # TensorProto.DataType
 _DOMAINS = ("", "ai.onnx")
-_MAX_MADE = 1 << 28  # numbers of all constants that are made from others, 1 GB
+MAX_MADE = 1 << 28  # numbers of all constants that are made from others, 1 GB
 _MAX_EXTERNAL = 1 << 31  # bytes of weights beside the file: as many as protobuf takes inside one
 
 
@@ -168,8 +168,8 @@ def _build(model: Any, input_size: int | None) -> OnnxNet:
         try:
             results = _results(build, node, values, model, opset, together)
             made += sum(result.size for result in results if isinstance(result, np.ndarray))
-            if made > _MAX_MADE:
-                raise ValueError(f"must make at most {_MAX_MADE} numbers of constants in all")
+            if made > MAX_MADE:
+                raise ValueError(f"must make at most {MAX_MADE} numbers of constants in all")
         # Modules and functions raise whatever they like on what does not fit.
         except Exception as error:
             hint = f" (the file takes {together} pictures at a time; export it for 1, or leave the number open)"
