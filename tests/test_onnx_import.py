@@ -120,7 +120,7 @@ CASES = {
     "conv_same_upper": ('y = Conv<auto_pad="SAME_UPPER", strides=[2, 2]>(x, w)', {"w": f32(4, 3, 2, 3)}),
     "conv_same_lower": ('y = Conv<auto_pad="SAME_LOWER", strides=[2, 2]>(x, w)', {"w": f32(4, 3, 2, 3)}),
     "conv_valid": ('y = Conv<auto_pad="VALID", strides=[2, 2]>(x, w, b)', CONV),
-    "norm": ("y = BatchNormalization<epsilon=0.002>(x, s, b, m, v)", **NORM),
+    "norm": ("y = BatchNormalization<epsilon=0.002>(x, s, b, m, v)", NORM),
     "norm_old_attributes": ("y = BatchNormalization<spatial=1>(x, s, b, m, v)", {**NORM, "opset": 8}),
     "norm_flat": (
         "f = Flatten(x); g = Gemm<transB=1>(f, w); y = BatchNormalization(g, s, b, m, v)",
