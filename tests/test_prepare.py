@@ -157,6 +157,7 @@ def test_a_network_in_the_style_of_arcface_folds_completely(flatten, channels_la
     assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9999
 
 
+@pytest.mark.promise("P5")
 def test_the_given_surrogate_is_untouched():
     surrogate = resnet()
     before = {name: tensor.clone() for name, tensor in surrogate.state_dict().items()}
