@@ -7,7 +7,6 @@ the weights (CC0) are dlib_face_recognition_resnet_model_v1.dat in the package f
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,12 +41,6 @@ def dlib_surrogate(path: str | Path) -> Surrogate:
         mean_embedding=_MEAN_EMBEDDING,
         chip=chip_matrices(),
     )
-
-
-class _Layer(NamedTuple):
-    kind: str
-    values: Tensor  # flat, float32
-    shape: tuple[int, ...]
 
 
 class _Block(nn.Module):
@@ -104,13 +97,12 @@ def load_dlib_net(path: str | Path) -> DlibNet:
     layers, net = _layers(Path(path).read_bytes()), DlibNet()
 
     def numbers(kind: str, count: int) -> Tensor:
-        layer = next(layers, None)
-        if layer is None or not layer.kind.startswith(kind):
-            got = "the end of the file" if layer is None else layer.kind
+        got, values = next(layers, ("the end of the file", torch.empty(0)))
+        if not got.startswith(kind):
             raise ValueError(f"{path}: expected a layer {kind}, got {got}; it is not dlib's face recognition ResNet")
-        if layer.values.numel() != count:
-            raise ValueError(f"{path}: layer {layer.kind} must hold {count} numbers, got {list(layer.shape)}")
-        return layer.values.double()
+        if values.numel() != count:
+            raise ValueError(f"{path}: layer {got} must hold {count} numbers, got {list(values.shape)}")
+        return values.flatten().double()
 
     with torch.no_grad():
         for conv in net.modules():
@@ -143,8 +135,8 @@ def _linear(positions: Tensor) -> Tensor:
     return (1 - (positions[:, None] - pixels).abs()).clamp(min=0).float()
 
 
-def _layers(data: bytes) -> Iterator[_Layer]:
-    """Layers that hold numbers, from the picture to the embedding.
+def _layers(data: bytes) -> Iterator[tuple[str, Tensor]]:
+    """Tags and numbers of the layers that hold any, from the picture to the embedding.
 
     A layer is written as its tag (a string: its length as an integer, then its letters), integers of its own, then its
     tensor: a version, four sizes, and the numbers as little-endian float32. A tag is told from a chance match by what
@@ -164,7 +156,7 @@ def _layers(data: bytes) -> Iterator[_Layer]:
         count = int(np.prod([max(extent, 0) for extent in shape], dtype=np.float64))
         if version in (1, 2) and 0 < count <= (len(data) - position) // 4:
             values = np.frombuffer(data, "<f4", count, position).astype(np.float32)
-            yield _Layer(kind, torch.from_numpy(values), tuple(shape))
+            yield kind, torch.from_numpy(values).reshape([max(extent, 1) for extent in shape])
 
 
 def _integer(data: bytes, position: int) -> tuple[int, int]:

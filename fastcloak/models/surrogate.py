@@ -58,18 +58,11 @@ class Surrogate(nn.Module):
         mean_embedding: Sequence[float] | Tensor | None = None,
         chip: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Wrap a network; `load_model` is the usual way to make one.
+        """Wrap a network; `load_model` is the usual way to make one, and explains the other arguments.
 
         Args:
             net: float [n, 3, input_size, input_size] -> [n, D]. A module is registered, not copied.
-            name: what to call it.
             embedding_size: D.
-            input_size: S, the side in pixels that `net` takes.
-            scale: one number, or three in RGB order, that faces in [0, 1] are multiplied by.
-            shift: one number, or three in RGB order, added after that. (x255 - 127.5) / 128 on faces in 0..255 is
-                scale=255 / 128, shift=-127.5 / 128.
-            bgr: whether `net` takes its channels in the order blue, green, red.
-            mean_embedding: [D], subtracted from every embedding.
             chip: rows [S, 112] and columns [S, 112] of the resampling from 112; None resizes the whole crop.
         """
         super().__init__()

@@ -138,13 +138,11 @@ class Operation:
 
     def value(self, index: int = 0) -> Value:
         """Return an input that must depend on the picture."""
-        value: Value = self._input(index, Value, "depend on the picture")
-        return value
+        return self._input(index, Value, "depend on the picture")  # type: ignore[no-any-return]
 
     def known(self, index: int) -> Known:
         """Return an input that must not depend on the picture."""
-        array: Known = self._input(index, np.ndarray, "be a constant of the file")
-        return array
+        return self._input(index, np.ndarray, "be a constant of the file")  # type: ignore[no-any-return]
 
     def _input(self, index: int, kind: type, expected: str) -> Any:
         value = self.inputs[index] if self.has(index) else None
@@ -157,10 +155,6 @@ class Operation:
         """Whole numbers that are an attribute before opset `since` and input `index` from then on."""
         got = self.attributes.get(name) if self.opset < since else self.known(index) if self.has(index) else None
         return default if got is None else whole_numbers(got)
-
-    def axes(self, value: Value, since: int) -> list[int]:
-        """Axes of a value counted from the front, none if they are not given; a batch is refused."""
-        return [axis_from_front(axis, value) for axis in self.ints("axes", 1, since, ())]
 
     def sizes(self, index: int) -> list[int]:
         """Return an input that lists sizes; a front one that is the file's own number of pictures becomes 1."""

@@ -119,15 +119,17 @@ def _operands(op: Operation) -> list[Value | Known]:
     return operands
 
 
-def _fill(module: nn.Module, **tensors: Tensor | None) -> None:
+# a module with the numbers of the file
+def _filled(build: Builder, module: nn.Module, x: Value, **tensors: Tensor | None) -> Value:
     for name, tensor in tensors.items():
+        own = getattr(module, name)
         if tensor is None:
             continue
-        own = getattr(module, name)
         if tensor.shape != own.shape:
             raise ValueError(f"{name} must be {list(own.shape)}, got {list(tensor.shape)}")
         tensor = tensor.float().contiguous()
         setattr(module, name, nn.Parameter(tensor, requires_grad=False) if isinstance(own, nn.Parameter) else tensor)
+    return build.module(module, x)
 
 
 # The picture, padded by `pad` where torch's own padding cannot, which is the same on opposite sides, and at most half
@@ -137,9 +139,7 @@ def _window(
 ) -> tuple[Value, Any, Any, Any, Any, Any]:
     x = op.value()
     if len(kernel) != 2 or len(x.shape) != 4:
-        raise ValueError(
-            f"must have a kernel of 2 sizes on [n, C, H, W], got {list(kernel)} on {list(x.example.shape)}"
-        )
+        raise ValueError(f"must have a kernel of 2 sizes on [n, C, H, W], got {list(kernel)} on {list(x.shape)}")
     strides, dilations = (op.get(name, (1, 1)) for name in ("strides", "dilations"))
     auto = op.choice("auto_pad", "NOTSET", ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"))
     pads = list(op.get("pads", (0, 0, 0, 0))) if auto == "NOTSET" else [0, 0, 0, 0]
@@ -168,8 +168,7 @@ def _conv(build: Builder, op: Operation) -> Value:
     channels = weight.shape[1] * groups
     # Made on the meta device: it is filled at once, and the caller's random state stays as it is.
     conv = nn.Conv2d(channels, len(weight), kernel, strides, padding, dilations, groups, bias=op.has(2), device="meta")
-    _fill(conv, weight=weight, bias=as_tensor(op.known(2)) if op.has(2) else None)
-    return build.module(conv, x)
+    return _filled(build, conv, x, weight=weight, bias=as_tensor(op.known(2)) if op.has(2) else None)
 
 
 # [n, C, W] as pictures of height 1
@@ -186,27 +185,25 @@ def _conv_on_lists(build: Builder, op: Operation) -> Value:
 
 
 def _max_pool(build: Builder, op: Operation) -> Value:
-    x, kernel, strides, dilations, padding, _ = _window(
-        build, op, op.get("kernel_shape"), lambda pads: nn.ConstantPad2d(pads, -math.inf), pools=True
-    )
+    pad = functools.partial(nn.ConstantPad2d, value=-math.inf)
+    x, kernel, strides, dilations, padding, _ = _window(build, op, op.get("kernel_shape"), pad, pools=True)
     ceil = bool(op.get("ceil_mode", 0))
     return build.module(nn.MaxPool2d(kernel, strides, padding, dilations, ceil_mode=ceil), x)
 
 
 def _average_pool(build: Builder, op: Operation) -> Value:
-    x, kernel, strides, dilations, padding, around = _window(
-        build, op, op.get("kernel_shape"), nn.ZeroPad2d, pools=True
-    )
+    shape = op.get("kernel_shape")
+    x, kernel, strides, dilations, padding, around = _window(build, op, shape, nn.ZeroPad2d, pools=True)
     if dilations != (1, 1):
         raise ValueError(f"dilations must be [1, 1], got {list(dilations)}")
     ceil, whole = bool(op.get("ceil_mode", 0)), bool(op.get("count_include_pad", 0))
     pool = nn.AvgPool2d(kernel, strides, padding, ceil, whole or around is not None)
-    pooled = build.module(pool, x)
-    if whole or around is None:
-        return pooled
-    # Averages over padded windows become averages over the pixels that are really there.
-    covered = pool(F.pad(torch.ones(1, 1, *op.value().shape[2:]), around))
-    return build.call(operator.truediv, pooled, covered.numpy())
+    x = build.module(pool, x)
+    if around is not None and not whole:
+        # Averages over padded windows become averages over the pixels that are really there.
+        covered = pool(F.pad(torch.ones(1, 1, *op.value().shape[2:]), around))
+        x = build.call(operator.truediv, x, covered.numpy())
+    return x
 
 
 def _global_pool(build: Builder, op: Operation) -> Value:
@@ -312,8 +309,7 @@ def _batch_normalization(build: Builder, op: Operation) -> Value:
     weight, bias, mean, var = (as_tensor(op.known(i)) for i in range(1, 5))
     kind = nn.BatchNorm2d if len(x.shape) == 4 else nn.BatchNorm1d
     norm = kind(weight.numel(), eps=op.get("epsilon", 1e-5))
-    _fill(norm, weight=weight, bias=bias, running_mean=mean, running_var=var)
-    return build.module(norm, x)
+    return _filled(build, norm, x, weight=weight, bias=bias, running_mean=mean, running_var=var)
 
 
 def _prelu(build: Builder, op: Operation) -> Value:
@@ -325,9 +321,7 @@ def _prelu(build: Builder, op: Operation) -> Value:
     aligned = slope if per_channel else slope.reshape((1,) * (ndim - slope.ndim) + slope.shape)[0]
     if slope.size not in (1, channels) or (slope.size > 1 and aligned.shape[0] != channels):
         raise ValueError(f"slope must be one number or {channels}, one a channel, got {list(slope.shape)}")
-    prelu = nn.PReLU(slope.size)
-    _fill(prelu, weight=as_tensor(slope).flatten())
-    return build.module(prelu, x)
+    return _filled(build, nn.PReLU(slope.size), x, weight=as_tensor(slope).flatten())
 
 
 # scale and bias [C], mean and variance of each picture and group of channels
@@ -339,9 +333,7 @@ def _group_normalization(build: Builder, op: Operation) -> Value:
         raise ValueError(f"num_groups must divide {channels}, got {groups}")
     if op.kind == "GroupNormalization" and op.opset < 21:
         weight, bias = (tensor.repeat_interleave(channels // groups) for tensor in (weight, bias))
-    norm = nn.GroupNorm(groups, channels, op.get("epsilon", 1e-5))
-    _fill(norm, weight=weight, bias=bias)
-    return build.module(norm, x)
+    return _filled(build, nn.GroupNorm(groups, channels, op.get("epsilon", 1e-5)), x, weight=weight, bias=bias)
 
 
 def _layer_normalization(build: Builder, op: Operation) -> Value:
@@ -350,8 +342,7 @@ def _layer_normalization(build: Builder, op: Operation) -> Value:
         norm = nn.LayerNorm(shape, op.get("epsilon", 1e-5), bias=op.has(2), device="meta")
         weight = as_tensor(np.broadcast_to(op.known(1), shape))
         bias = as_tensor(np.broadcast_to(op.known(2), shape)) if op.has(2) else None
-        _fill(norm, weight=weight, bias=bias)
-        return build.module(norm, x)
+        return _filled(build, norm, x, weight=weight, bias=bias)
 
     return _along(build, op.value(), [axis_from_front(op.get("axis", -1), op.value())], normalise)
 
@@ -398,10 +389,9 @@ def _hard_sigmoid(build: Builder, op: Operation) -> Value:
 
 
 def _clip(build: Builder, op: Operation) -> Value:
+    low, high = (op.known(i).item() if op.has(i) else None for i in (1, 2))
     if op.opset < 11:
         low, high = op.get("min", None), op.get("max", None)
-    else:
-        low, high = (op.known(i).item() if op.has(i) else None for i in (1, 2))
     return op.value() if low is None and high is None else build.call(torch.clamp, op.value(), low, high)
 
 
@@ -429,8 +419,7 @@ def _where(build: Builder, op: Operation) -> Value:
 # weight [out, in], bias [out]
 def _linear(build: Builder, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    _fill(linear, weight=weight, bias=bias)
-    return build.module(linear, x)
+    return _filled(build, linear, x, weight=weight, bias=bias)
 
 
 def _gemm(build: Builder, op: Operation) -> Value:
@@ -453,10 +442,8 @@ def _matmul(build: Builder, op: Operation) -> Value:
         raise ValueError(f"operands must have 2 axes or more, got {list(first.shape)} and {list(second.shape)}")
     # The front axis is one of those that stay, and is the same in both, or in the one that has it.
     arrays = [x for x in (first, second) if isinstance(x, np.ndarray)]
-    stays = max(ndims) > 2 and (
-        all(x.ndim == 2 for x in arrays) if arrays else len(set(zip(ndims, fronts, strict=True))) == 1
-    )
-    if stays:
+    same = all(x.ndim == 2 for x in arrays) if arrays else len(set(zip(ndims, fronts, strict=True))) == 1
+    if max(ndims) > 2 and same:
         return build.call(torch.matmul, first, second)
     lifted = (build.lift(x, max(ndims)) if isinstance(x, Value) else x for x in (first, second))
     return build.lower(build.call(torch.matmul, *lifted))
@@ -629,13 +616,11 @@ def _sliced(build: Builder, x: Value, axis: int, part: slice) -> Value:
     start, end, step = part.indices(x.shape[axis])
     if (start, end, step) == (0, x.shape[axis], 1):
         return x
-    if step > 0:
-        return _along(
-            build, x, [axis],
-            lambda x, axes: build.call(operator.getitem, x, (*[slice(None)] * axes[0], slice(start, end, step))),
-        )  # fmt: skip
-    index = np.arange(start, end, step)
-    return _along(build, x, [axis], lambda x, axes: build.call(torch.index_select, x, axes[0], index))
+    if step < 0:
+        index = np.arange(start, end, step)
+        return _along(build, x, [axis], lambda x, axes: build.call(torch.index_select, x, axes[0], index))
+    part = slice(start, end, step)
+    return _along(build, x, [axis], lambda x, axes: build.call(operator.getitem, x, (*[slice(None)] * axes[0], part)))
 
 
 def _gather(build: Builder, op: Operation) -> Value:

@@ -173,9 +173,8 @@ def _build(model: Any, input_size: int | None) -> OnnxNet:
         # Modules and functions raise whatever they like on what does not fit.
         except Exception as error:
             hint = f" (the file takes {together} pictures at a time; export it for 1, or leave the number open)"
-            raise ValueError(
-                f"{node.op_type} (node {i} {node.name!r}): {error}{hint if together > 1 else ''}"
-            ) from error
+            hint = hint if together > 1 else ""
+            raise ValueError(f"{node.op_type} (node {i} {node.name!r}): {error}{hint}") from error
         values.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
 
     output = model.graph.output[0].name
@@ -252,11 +251,9 @@ def _results(
             raise ValueError(f"no value named {name!r}")
     helper = packages.require("onnx.helper", extra="faces")
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    for name, value in attributes.items():
-        if isinstance(value, bytes):
-            attributes[name] = value.decode("utf-8", "replace")
+    words = {name: word.decode("utf-8", "replace") for name, word in attributes.items() if isinstance(word, bytes)}
     inputs = tuple(known[name] if name else None for name in node.input)
-    op = Operation(node.op_type, opset, inputs, attributes, len(node.output), together)
+    op = Operation(node.op_type, opset, inputs, attributes | words, len(node.output), together)
     values = [value for value in inputs if isinstance(value, Value)]
     if not values:
         return constants_of(op, node, model)

@@ -23,6 +23,7 @@ __all__ = ["fold"]
 BORDER = "border_of_"
 """Names of the constant pictures start so."""
 
+_Net = fx.GraphModule
 _FLATTENS, _FLATTEN_METHODS = {torch.flatten, torch.reshape}, {"flatten", "reshape", "view"}
 
 
@@ -74,15 +75,14 @@ def _merge_padding(net: fx.GraphModule, node: fx.Node) -> None:
 
 def _fold_after(net: fx.GraphModule, node: fx.Node) -> None:
     """Conv -> BatchNorm2d, and Linear -> BatchNorm1d."""
-    affine = _affine(net, node)
-    if affine is None:
+    if not _is_frozen_norm(net, node):
         return
     source = _source(node)
     kind, ndim = (nn.Conv2d, 4) if isinstance(_module(net, node), nn.BatchNorm2d) else (nn.Linear, 2)
     layer = _owned(net, source, kind)
     if layer is None or len(source.users) > 1 or len(_shape(node)) != ndim:
         return
-    s, t = affine
+    s, t = _affine(net, node)
     bias = t if layer.bias is None else layer.bias.double() * s + t
     _set(layer, layer.weight.double() * s.reshape(-1, *[1] * (ndim - 1)), bias)
     _remove(net, node)
@@ -90,8 +90,7 @@ def _fold_after(net: fx.GraphModule, node: fx.Node) -> None:
 
 def _fold_before(net: fx.GraphModule, node: fx.Node) -> None:
     """BatchNorm -> (zero padding) -> Conv, and BatchNorm -> (flatten) -> Linear."""
-    affine = _affine(net, node)
-    if affine is None:
+    if not _is_frozen_norm(net, node):
         return
     pads: list[nn.Module] = []
     user = _only_user(node)
@@ -104,20 +103,13 @@ def _fold_before(net: fx.GraphModule, node: fx.Node) -> None:
         return
     conv, linear = _owned(net, user, nn.Conv2d), _owned(net, user, nn.Linear)
     if conv is not None and conv.padding_mode == "zeros":
-        _fold_before_conv(net, node, user, conv, pads, affine)
+        _fold_before_conv(net, node, user, conv, pads)
     elif linear is not None:
-        _fold_before_linear(net, node, user, linear, affine)
+        _fold_before_linear(net, node, user, linear)
 
 
-def _fold_before_conv(
-    net: fx.GraphModule,
-    node: fx.Node,
-    user: fx.Node,
-    conv: nn.Conv2d,
-    pads: list[nn.Module],
-    affine: tuple[Tensor, Tensor],
-) -> None:
-    s, t = affine
+def _fold_before_conv(net: _Net, node: fx.Node, user: fx.Node, conv: nn.Conv2d, pads: list[nn.Module]) -> None:
+    s, t = _affine(net, node)
     constant = t.reshape(1, -1, 1, 1).expand(1, -1, *_shape(node)[2:])
     for pad in pads:
         constant = pad(constant)
@@ -139,24 +131,25 @@ def _fold_before_conv(
     _remove(net, node)
 
 
-def _fold_before_linear(
-    net: fx.GraphModule, node: fx.Node, user: fx.Node, linear: nn.Linear, affine: tuple[Tensor, Tensor]
-) -> None:
+def _fold_before_linear(net: _Net, node: fx.Node, user: fx.Node, linear: nn.Linear) -> None:
     shape = _shape(node)
     if len(_shape(user)) != 2 or shape[1:].numel() != linear.in_features:
         return
-    s, t = (tensor.repeat_interleave(shape[2:].numel()) for tensor in affine)
+    s, t = (tensor.repeat_interleave(shape[2:].numel()) for tensor in _affine(net, node))
     weight = linear.weight.double()
     bias = weight @ t
     _set(linear, weight * s, bias if linear.bias is None else bias + linear.bias.double())
     _remove(net, node)
 
 
-# scale and shift [C] of a frozen batch normalisation, or None for any other node
-def _affine(net: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+def _is_frozen_norm(net: _Net, node: fx.Node) -> bool:
     norm = _module(net, node)
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-        return None
+    known = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+    return known and norm.running_mean is not None and norm.running_var is not None
+
+
+def _affine(net: _Net, node: fx.Node) -> tuple[Tensor, Tensor]:  # scale and shift [C]
+    norm = _module(net, node)
     one = torch.ones_like(norm.running_var, dtype=torch.float64)
     s = (one if norm.weight is None else norm.weight.double()) / torch.sqrt(norm.running_var.double() + norm.eps)
     return s, (0 * one if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * s
