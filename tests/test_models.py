@@ -73,25 +73,19 @@ def test_the_dlib_chip_is_the_bilinear_sample_it_says():
     assert (rows @ faces @ columns.T - expected).abs().max() <= 1e-5
 
 
-def test_the_real_surrogates_keep_the_contract():
-    for name, size in (("sface", 112), ("dlib", 150)):
-        surrogate = load_model(name)
-        faces = random_faces(2).requires_grad_()
-        embedding = surrogate(faces)
-        assert (surrogate.name, surrogate.input_size, surrogate.embedding_size) == (name, size, 128)
-        assert embedding.shape == (2, 128)
-        assert embedding.dtype == torch.float32
-        assert torch.autograd.grad(embedding.sum(), faces)[0].isfinite().all()
-        assert not surrogate.training
-        assert not any(parameter.requires_grad for parameter in surrogate.parameters())
-
-
-def test_dlib_subtracts_its_mean_embedding():
-    surrogate = load_model("dlib")
-    faces = random_faces(1)
-    raw = surrogate.net(surrogate.net_input(surrogate.normalise(faces)))
-    assert torch.equal(surrogate(faces), raw - surrogate.mean_embedding)
-    assert 1.2 < float(surrogate.mean_embedding.norm()) < 1.4
+@pytest.mark.parametrize(("name", "size", "length"), [("sface", 112, 0.0), ("dlib", 150, 1.3)])
+def test_the_real_surrogates_keep_the_contract(name, size, length):
+    surrogate = load_model(name)
+    faces = random_faces(1).requires_grad_()
+    embedding = surrogate(faces)
+    assert (surrogate.name, surrogate.input_size, surrogate.embedding_size) == (name, size, 128)
+    assert (embedding.shape, embedding.dtype) == ((1, 128), torch.float32)
+    assert torch.autograd.grad(embedding.sum(), faces)[0].isfinite().all()
+    assert not surrogate.training
+    assert not any(parameter.requires_grad for parameter in surrogate.parameters())
+    mean = torch.zeros(128) if surrogate.mean_embedding is None else surrogate.mean_embedding
+    assert torch.equal(embedding, surrogate.net(surrogate.net_input(surrogate.normalise(faces))) - mean)
+    assert abs(mean.norm() - length) < 0.1
 
 
 @pytest.mark.parametrize(("share", "words"), [(0, "expected a layer con_, got the end"), (0.5, "the end of the file")])
@@ -148,10 +142,6 @@ def test_forward_refuses_other_shapes_and_whole_numbers():
             surrogate(bad)
 
 
-def test_an_embedding_with_idle_dimensions_is_flattened():
-    assert load_model(nn.AdaptiveAvgPool2d(1))(random_faces()).shape == (3, 3)
-
-
 def state(module):
     return (
         {name: tensor.clone() for name, tensor in module.state_dict().items()},
@@ -187,14 +177,14 @@ def test_a_callable_is_used_unchanged():
 
 
 @pytest.mark.promise("P5")
-def test_the_random_state_is_untouched():
+def test_the_random_state_is_untouched_also_by_networks_that_draw_from_it():
     module = tiny()
     torch.manual_seed(5)
     before = torch.get_rng_state()
     load_model("dlib")
     load_model("sface")
     load_model(module)
-    load_model(lambda pictures: F.dropout(pictures.mean((2, 3))))
+    assert load_model(lambda pictures: F.dropout(pictures.mean((2, 3)))).embedding_size == 3
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -209,8 +199,8 @@ def test_a_surrogate_is_returned_unchanged_and_moved_as_a_copy():
     surrogate = load_model(tiny())
     assert load_model(surrogate) is surrogate
     assert load_model(surrogate, "cpu") is surrogate
-    moved = load_model(surrogate, "meta")
-    assert moved.device.type == "meta"
+    assert load_model(surrogate, "meta").device.type == "meta"
+    assert load_model((surrogate, load_model(mean_colour)), "meta").device.type == "meta"
     assert surrogate.device.type == "cpu"
     assert next(surrogate.parameters()).device.type == "cpu"
 
@@ -223,7 +213,8 @@ def test_a_copy_shares_no_tensor_but_shares_a_callable():
     assert copy.deepcopy(surrogate)(random_faces()).equal(surrogate(random_faces()))
 
 
-def test_names():
+def test_names_and_sizes():
+    assert load_model(nn.AdaptiveAvgPool2d(1))(random_faces()).shape == (3, 3)
     assert load_model(mean_colour).name == "mean_colour"
     assert load_model([tiny()], name="mine").members[0].name == "mine"
     surrogate = load_model(tiny())
@@ -236,34 +227,20 @@ def cosine(a, b):
     return F.cosine_similarity(a, b, dim=1)
 
 
-def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members(nested):
     members = [load_model(tiny()), load_model(mean_colour, scale=3.0), load_model(tiny(96), input_size=96)]
+    if nested:
+        members = [load_model(members), members[1]]
     ensemble = load_model(members)
     a, b = random_faces(4, 1), random_faces(4, 2)
     expected = torch.stack([cosine(member(a), member(b)) for member in members]).mean(0)
     assert (cosine(ensemble(a), ensemble(b)) - expected).abs().max() <= 1e-6
     assert (ensemble(a).norm(dim=1) - 1).abs().max() <= 1e-6
-    assert ensemble.embedding_size == 13
+    assert ensemble.embedding_size == sum(member.embedding_size for member in members)
     assert ensemble.input_size == 112
-    assert ensemble.name == "Sequential+mean_colour+Sequential"
-    assert [member.name for member in ensemble.members] == ["Sequential", "mean_colour", "Sequential"]
-
-
-@pytest.mark.usefixtures("meta_counts_as_here")
-def test_an_ensemble_touches_none_of_its_members():
-    member = load_model(tiny())
-    ensemble = load_model((member, load_model(mean_colour)), "meta")
-    assert ensemble.device.type == "meta"
-    assert member.device.type == "cpu"
-
-
-def test_a_nested_list_is_an_ensemble_of_ensembles():
-    inner = [mean_colour, tiny()]
-    a, b = random_faces(2, 1), random_faces(2, 2)
-    both = [load_model(inner), load_model(tiny())]
-    expected = (cosine(both[0](a), both[0](b)) + cosine(both[1](a), both[1](b))) / 2
-    nested = load_model([inner, tiny()])
-    assert (cosine(nested(a), nested(b)) - expected).abs().max() <= 1e-6
+    assert ensemble.name == "Sequential+mean_colour+Sequential" + "+mean_colour" * nested
+    assert [member.name for member in ensemble.members] == [member.name for member in members]
 
 
 def onnx_file(path, head="x", shape=("n", 3, 112, 112), **options):
@@ -392,10 +369,6 @@ def test_a_network_of_one_picture_at_a_time_is_loaded():
     assert torch.allclose(unit_features(surrogate, random_faces(3), 1).norm(dim=1), torch.ones(3))
 
 
-def test_a_network_that_draws_random_numbers_is_loaded():
-    assert load_model(lambda pictures: F.dropout(pictures.mean((2, 3)))).embedding_size == 3
-
-
 def test_a_network_that_mixes_larger_batches_only_is_refused_by_unit_features():
     surrogate = load_model(lambda x: x.mean((2, 3)) if len(x) < 3 else x.mean((2, 3))[:1], name="mine")
     with pytest.raises(ValueError, match=r"mine must give every picture its own embedding, .* got 2 for 4 faces"):
@@ -462,14 +435,11 @@ def test_options_must_be_sensible(option, bad):
 
 
 @pytest.mark.parametrize("what", [mean_colour, tiny(), "dlib", [mean_colour]])
-def test_a_device_that_is_not_here_is_refused(what):
+def test_a_device_is_auto_or_one_that_is_here(what):
+    assert load_model(what, "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     for bad in ("tpu9", "meta", 3.5):
         with pytest.raises(ValueError, match=r"device must be 'auto' or a device that this machine has, got"):
             load_model(what, bad)
-
-
-def test_auto_takes_a_device_that_is_here():
-    assert load_model(tiny(), "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_a_module_that_cannot_be_copied_says_so():

@@ -4,6 +4,7 @@ import copy
 import logging
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -258,42 +259,30 @@ def test_what_cannot_be_folded_stays_and_is_said(net, folded, note):
 
 
 def test_threads_may_prepare_and_run_networks_at_once():
-    call, get = nn.Module.__call__, nn.Module.__getattr__
-    surrogate, mine = resnet(), seeded(SmallResNet(FLATTENS["flatten"]))
-    pictures = faces(1)
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    surrogate, mine, pictures = resnet(), seeded(SmallResNet(FLATTENS["flatten"])), faces(1)
     expected = mine(pictures)
-    prepared, wrong, done = [], [], threading.Event()
-
-    def prepares():
-        try:
-            prepared.extend(prepare(surrogate) for _ in range(3))
-        except Exception as error:
-            wrong.append(error)
+    done = threading.Event()
 
     def runs():
-        try:
-            while not done.is_set():
-                if not torch.equal(mine(pictures), expected):
-                    wrong.append("another embedding")
-        except Exception as error:
-            wrong.append(error)
+        while not done.is_set():
+            assert torch.equal(mine(pictures), expected)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        runner, *others = [threading.Thread(target=target) for target in (runs, prepares, prepares, prepares)]
-        for thread in (runner, *others):
-            thread.start()
-        for thread in others:
-            thread.join()
-        done.set()
-        runner.join()
+        with ThreadPoolExecutor(4) as pool:
+            runner = pool.submit(runs)
+            try:
+                prepared = list(pool.map(lambda _: prepare(surrogate), range(9)))
+            finally:
+                done.set()
+            runner.result()
         left = nn.Module.__call__, nn.Module.__getattr__
     finally:
         sys.setswitchinterval(interval)
-        nn.Module.__call__, nn.Module.__getattr__ = call, get
-    assert left == (call, get)
-    assert wrong == []
+        nn.Module.__call__, nn.Module.__getattr__ = patched
+    assert left == patched
     assert [one.notes for one in prepared] == [("folded, 0 batch normalisations left",)] * 9
 
 
