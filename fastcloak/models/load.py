@@ -106,7 +106,7 @@ def load_model(
             options["input_size"] = file.input_size
             if file.uint8 and "scale" not in given:
                 options["scale"] = 255.0
-            elif not {"scale", "shift"} & set(given):
+            elif not {"scale", "shift"}.intersection(given):
                 _warn_of_range(what, file)
             return _measured(file.net, place, name or Path(what).stem, options)
         if isinstance(what, nn.Module):

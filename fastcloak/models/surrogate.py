@@ -86,7 +86,7 @@ class Surrogate(nn.Module):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How pictures lie in memory that go to the network."""
+        """How pictures lie in memory that go to the network; setting it lays out the network's weights too."""
         # A torch.memory_format cannot be kept: pickle looks for its module by name, and where Ray was imported before
         # torch takes the user's script, which other processes do not have.
         return torch.channels_last if self._channels_last else torch.contiguous_format
@@ -94,6 +94,8 @@ class Surrogate(nn.Module):
     @memory_format.setter
     def memory_format(self, memory_format: torch.memory_format) -> None:
         self._channels_last = memory_format == torch.channels_last
+        if isinstance(self.net, nn.Module):
+            self.net.to(memory_format=memory_format)
 
     @property
     def members(self) -> tuple[Surrogate, ...]:

@@ -274,16 +274,12 @@ def _normalisation(net: fx.GraphModule) -> tuple[Tensor, Tensor]:
         (user,) = node.users
         if user.target not in (operator.add, operator.sub, operator.mul, operator.truediv):
             break
-        constants = [
-            getattr(net, str(arg.target)) if isinstance(arg, fx.Node) and arg.op == "get_attr" else arg
-            for arg in user.args
+        constants = [getattr(net, arg.target) if getattr(arg, "op", "") == "get_attr" else arg for arg in user.args]
+        varying = [
+            c for c in constants if isinstance(c, Tensor) and (c.shape[-2:] != (1, 1) or c.numel() not in (1, 3))
         ]
-        if sum(isinstance(c, fx.Node) for c in constants) != 1 or any(
-            isinstance(c, Tensor) and (c.shape[-2:] != (1, 1) or c.numel() not in (1, 3)) for c in constants
-        ):
+        if varying or sum(isinstance(c, fx.Node) for c in constants) != 1:
             break
-        black, white = (
-            user.target(*(end if isinstance(c, fx.Node) else c for c in constants)) for end in (black, white)
-        )
+        black, white = (user.target(*(end if c is node else c for c in constants)) for end in (black, white))
         node = user
     return black, white

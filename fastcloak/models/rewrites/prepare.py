@@ -102,19 +102,21 @@ def _prepare(
     if place.type == "cpu":
         freeze_prelu(prepared.net)
     prepared.to(place)
-    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in prepared.net.modules())
     if dtype is None:
+        grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in prepared.net.modules())
         fast = has_fast_bfloat16(place) and (place.type == "cuda" or not grouped)
         dtype = torch.bfloat16 if fast else torch.float32
     prepared.net.to(dtype)
-    # GPUs want channels_last for bfloat16 convolutions, CPUs always. Processor time of NCHW over channels_last, one
-    # thread, float32, forward and backward to the picture, 1 to 10 faces: dlib 1.11 to 1.14, iResNet-50 1.03 to 1.05,
-    # MobileFaceNet 1.02 to 1.03.
-    if place.type == "cpu" or prepared.dtype == torch.bfloat16 if channels_last is None else channels_last:
-        _set_layout(prepared, torch.channels_last)
+    if channels_last is None:
+        # GPUs want it for bfloat16 convolutions, CPUs always. Processor time of NCHW over channels_last, one thread,
+        # float32, forward and backward to the picture, 1 to 10 faces: dlib 1.11 to 1.14, iResNet-50 1.03 to 1.05,
+        # MobileFaceNet 1.02 to 1.03.
+        channels_last = place.type == "cpu" or prepared.dtype == torch.bfloat16
+    if channels_last:
+        prepared.memory_format = torch.channels_last
         # Some networks (a `view` of a picture) only work on contiguous memory.
         if not _works(prepared, faces):
-            _set_layout(prepared, torch.contiguous_format)
+            prepared.memory_format = torch.contiguous_format
             notes.append("contiguous: it does not work on channels_last memory")
     if place.type == "cpu" and prepared.dtype == torch.float32:
         notes += _winograd(prepared, faces)
@@ -123,7 +125,7 @@ def _prepare(
 
 
 def _folded(net: nn.Module, pictures: Tensor) -> tuple[nn.Module | None, str]:
-    """Return the folded network and a note; None where it has to stay as it is."""
+    """Return the folded network and a note; None where the given one has to stay."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return None, "not folded: it has forward hooks"
     try:
@@ -158,12 +160,6 @@ def _winograd(prepared: Surrogate, faces: Tensor) -> list[str]:
     for parent, name, conv in replaced:
         setattr(parent, name, conv)
     return [f"no Winograd convolutions: they would change embeddings by {difference:.1e}"]
-
-
-def _set_layout(prepared: Surrogate, memory_format: torch.memory_format) -> None:
-    assert isinstance(prepared.net, nn.Module)
-    prepared.net.to(memory_format=memory_format)
-    prepared.memory_format = memory_format
 
 
 def _works(prepared: Surrogate, faces: Tensor) -> bool:
