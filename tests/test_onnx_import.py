@@ -623,19 +623,6 @@ def test_weights_in_another_file_of_the_folder_are_read(tmp_path, monkeypatch, n
     assert (got - by_onnxruntime(made, pictures_of(2))).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", ["../net.data", "/etc/hostname", "..", "", ".", "sub/../../net.data", "C:\\net", "a\\b"]
-)
-def test_weights_outside_the_folder_are_refused(tmp_path, name):
-    (tmp_path / "inside").mkdir()
-    path, alter = with_weights_beside(tmp_path / "inside")
-    (tmp_path / "net.data").write_bytes((tmp_path / "inside" / "net.data").read_bytes())
-    alter(location=name)
-    words = r"keeps 'w' in the file .*(inside the folder of the \.onnx file|no ordinary file)"
-    with pytest.raises(ValueError, match=words):
-        load_onnx_net(path)
-
-
 def test_a_name_of_weights_that_is_no_text_is_refused(tmp_path):
     path, _ = with_weights_beside(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"net.data", b"net\xff\xfeata"))
@@ -660,21 +647,25 @@ def test_weights_must_be_an_ordinary_file_of_the_folder(tmp_path, what):
         load_onnx_net(path)
 
 
-@pytest.mark.parametrize(
-    ("entries", "words"),
-    [
-        ({"offset": 10**9}, r"at 1000000000 to 1000000540, but that has \d+ bytes; it is cut off"),
-        ({"length": 10**12}, r"it is cut off or of another network"),
-        ({"length": 8}, r"net.onnx: the weights 'w' are damaged .*5,3,3,3"),
-        ({"offset": -4}, r"offset must be a whole number, got '-4'"),
-        ({"length": "1e3"}, r"length must be a whole number, got '1e3'"),
-        ({"length": "9" * 5000}, r"length must be a whole number"),
-    ],
-)
-def test_weights_that_do_not_fit_their_file_are_refused(tmp_path, entries, words):
-    path, alter = with_weights_beside(tmp_path)
+OUTSIDE = ["../net.data", "/etc/hostname", "..", "", ".", "sub/../../net.data", "C:\\net", "a\\b"]
+BAD_WEIGHTS = [
+    *(({"location": name}, r"inside the folder of the \.onnx file|no ordinary file") for name in OUTSIDE),
+    ({"offset": 10**9}, r"keeps 'w' .* at 1000000000 to 1000000540, but that has \d+ bytes; it is cut off"),
+    ({"length": 10**12}, r"it is cut off or of another network"),
+    ({"length": 8}, r"the weights 'w' are damaged .*5,3,3,3"),
+    ({"offset": -4}, r"offset must be a whole number, got '-4'"),
+    ({"length": "1e3"}, r"length must be a whole number, got '1e3'"),
+    ({"length": "9" * 5000}, r"length must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("entries", "words"), BAD_WEIGHTS, ids=range(len(BAD_WEIGHTS)))
+def test_weights_outside_the_folder_or_that_do_not_fit_their_file_are_refused(tmp_path, entries, words):
+    (tmp_path / "inside").mkdir()
+    path, alter = with_weights_beside(tmp_path / "inside")
+    (tmp_path / "net.data").write_bytes((tmp_path / "inside" / "net.data").read_bytes())
     alter(**entries)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=rf"net\.onnx: .*({words})"):
         load_onnx_net(path)
 
 
