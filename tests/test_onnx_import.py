@@ -591,7 +591,7 @@ def test_a_missing_onnx_package_names_the_command(tmp_path, monkeypatch):
         load_onnx_net(tmp_path / "net.onnx")
 
 
-def with_weights_beside(folder, made=None, name="net.data"):
+def with_external_weights(folder, made=None, name="net.data"):
     """net.onnx, its weights in the file `name`, and a function that alters where each is said to lie."""
     path = folder / "net.onnx"
     # saving alters what is saved
@@ -617,14 +617,14 @@ CONSTANT.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=nump
 @pytest.mark.parametrize("made", [model("y = Conv(x, w, b)", **CONV), CONSTANT], ids=["initialisers", "constant_node"])
 def test_weights_in_another_file_of_the_folder_are_read(tmp_path, monkeypatch, name, made):
     (tmp_path / "weights").mkdir()
-    with_weights_beside(tmp_path, made, name)
+    with_external_weights(tmp_path, made, name)
     monkeypatch.chdir(tmp_path)
     got = load_onnx_net("net.onnx").net(pictures_of(2))
     assert (got - by_onnxruntime(made, pictures_of(2))).abs().max() <= 1e-5
 
 
 def test_a_name_of_weights_that_is_no_text_is_refused(tmp_path):
-    path, _ = with_weights_beside(tmp_path)
+    path, _ = with_external_weights(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"net.data", b"net\xff\xfeata"))
     with pytest.raises(ValueError, match=r"net\.onnx: "):
         load_onnx_net(path)
@@ -633,7 +633,7 @@ def test_a_name_of_weights_that_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize("what", ["pipe", "folder", "missing", "link"])
 def test_weights_must_be_an_ordinary_file_of_the_folder(tmp_path, what):
     (tmp_path / "inside").mkdir()
-    path, _ = with_weights_beside(tmp_path / "inside")
+    path, _ = with_external_weights(tmp_path / "inside")
     data = path.with_name("net.data")
     data.rename(tmp_path / "net.data")
     words = "a link out of its folder" if what == "link" else "which is no ordinary file"
@@ -662,7 +662,7 @@ BAD_WEIGHTS = [
 @pytest.mark.parametrize(("entries", "words"), BAD_WEIGHTS, ids=range(len(BAD_WEIGHTS)))
 def test_weights_outside_the_folder_or_that_do_not_fit_their_file_are_refused(tmp_path, entries, words):
     (tmp_path / "inside").mkdir()
-    path, alter = with_weights_beside(tmp_path / "inside")
+    path, alter = with_external_weights(tmp_path / "inside")
     (tmp_path / "net.data").write_bytes((tmp_path / "inside" / "net.data").read_bytes())
     alter(**entries)
     with pytest.raises(ValueError, match=rf"net\.onnx: .*({words})"):
@@ -672,7 +672,7 @@ def test_weights_outside_the_folder_or_that_do_not_fit_their_file_are_refused(tm
 @pytest.mark.parametrize(
     ("dims", "length"), [([2**27], 2**29), ([5, 3, 3, 3], 2**30), ([2**26] * 9, 2**28)], ids=["one", "more", "shape"]
 )
-def test_a_small_file_cannot_ask_for_much_of_a_large_one_beside_it(tmp_path, load, dims, length):
+def test_a_small_file_cannot_ask_for_much_of_a_large_one_next_to_it(tmp_path, load, dims, length):
     with open(tmp_path / "net.data", "wb") as sparse:
         sparse.truncate(2**33)
     made = model("y = Conv(x, w)")

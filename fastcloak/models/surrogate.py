@@ -36,7 +36,7 @@ class Surrogate(nn.Module):
         input_size: the side in pixels that the network itself takes; faces are resampled to it from 112.
         embedding_size: D, the length of an embedding.
         folded: whether `prepare` has folded its batch normalisations.
-        notes: what `prepare` did and did not do, in words.
+        notes: what `prepare` did and did not do.
     """
 
     scale: Tensor  # [1, 3, 1, 1]

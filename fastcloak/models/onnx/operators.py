@@ -27,7 +27,7 @@ __all__ = ["CONSTANTS_ONLY", "FLOATS", "OPERATORS", "emit"]
 # TensorProto.DataType: float, float16, double, bfloat16; uint8 and the types of whole numbers that hold all of it
 FLOATS, _WHOLE = (1, 10, 11, 16), (2, 4, 5, 6, 7, 12, 13)
 
-# Guards against files written to exhaust memory, far above any face network: numbers, and pixels along a side.
+# Guards against files written to exhaust memory, far above any face network: numbers of a picture, pixels of a border.
 _MAX_NUMBERS, _MAX_PAD = 1 << 24, 512
 
 _Function = Callable[..., Any]
@@ -55,14 +55,10 @@ _GLOBAL_POOLS: dict[str, tuple[_Function, _Function]] = {
 }
 # functions, and their arguments before the axes
 _REDUCTIONS: dict[str, tuple[Any, ...]] = {
-    "ReduceL1": (torch.linalg.vector_norm, 1),
-    "ReduceL2": (torch.linalg.vector_norm, 2),
-    "ReduceLogSumExp": (torch.logsumexp,),
-    "ReduceMax": (torch.amax,),
-    "ReduceMean": (torch.mean,),
-    "ReduceMin": (torch.amin,),
-    **dict.fromkeys(("ReduceSum", "ReduceSumSquare"), (torch.sum,)),
-}
+    "ReduceL1": (torch.linalg.vector_norm, 1), "ReduceL2": (torch.linalg.vector_norm, 2),
+    "ReduceLogSumExp": (torch.logsumexp,), "ReduceMax": (torch.amax,), "ReduceMean": (torch.mean,),
+    "ReduceMin": (torch.amin,), "ReduceSum": (torch.sum,), "ReduceSumSquare": (torch.sum,),
+}  # fmt: skip
 # Exporters compute sizes and weights with these, never pictures.
 CONSTANTS_ONLY = (
     *("And", "Ceil", "Constant", "ConstantOfShape", "CumSum", "DequantizeLinear", "Equal", "Floor", "Greater"),
@@ -166,7 +162,7 @@ def _conv(build: Builder, op: Operation) -> Value:
     x, kernel, strides, dilations, padding, _ = _window(build, op, weight.shape[2:], nn.ZeroPad2d, pools=False)
     groups = op.get("group", 1)
     channels = weight.shape[1] * groups
-    # Made on the meta device: it is filled at once, and the caller's random state stays as it is.
+    # Made on the meta device: it is filled at once, and draws no random numbers.
     conv = nn.Conv2d(channels, len(weight), kernel, strides, padding, dilations, groups, bias=op.has(2), device="meta")
     return _filled(build, conv, x, weight=weight, bias=as_tensor(op.known(2)) if op.has(2) else None)
 
@@ -425,7 +421,7 @@ def _linear(build: Builder, x: Value, weight: Tensor, bias: Tensor | None = None
 def _gemm(build: Builder, op: Operation) -> Value:
     x, weight = op.value(), torch.from_numpy(op.known(1).astype(np.float64))
     if op.get("transA", 0) or len(x.shape) != 2:
-        raise ValueError(f"input 0 must be [n, C] and not transposed, got {list(x.example.shape)}")
+        raise ValueError(f"input 0 must be [n, C] and not transposed, got {list(x.shape)}")
     weight = (weight if op.get("transB", 0) else weight.T) * op.get("alpha", 1.0)
     if not op.has(2):
         return _linear(build, x, weight)

@@ -33,7 +33,7 @@ _OLDEST_OPSET = 7  # the first with today's broadcasting
 _UINT8 = 2  # TensorProto.DataType
 _DOMAINS = ("", "ai.onnx")
 MAX_MADE = 1 << 28  # numbers of all constants that are made from others, 1 GB
-_MAX_EXTERNAL = 1 << 31  # bytes of weights beside the file: as many as protobuf takes inside one
+_MAX_EXTERNAL = 1 << 31  # bytes of weights in other files: as many as protobuf takes inside one
 
 
 @dataclass(frozen=True)
