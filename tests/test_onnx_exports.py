@@ -39,7 +39,7 @@ class Attention(nn.Module):
 class ViT(nn.Module):
     """Patches, a class token, positions, blocks of attention and a perceptron, a norm."""
 
-    def __init__(self, width=24, depth=2, heads=4, fused=False):
+    def __init__(self, width=24, depth=1, heads=4, fused=False):
         super().__init__()
         self.fused = fused
         self.patches = nn.Conv2d(3, width, 8, 8)
@@ -281,11 +281,11 @@ def exported(net, path, opset, batch):
 
 # Exporters write some things otherwise from opsets 13, 14, 16, 17, 18 and 20 on.
 WRITTEN = [
-    *((name, "free", opset) for name in ("vit", "edgeface", "iresnet") for opset in (11, 13, 14, 16, 17, 18, 20)),
-    *((name, "one", opset) for name in ("vit", "edgeface", "iresnet") for opset in (11, 18)),
-    *((name, "free", opset) for name in ("facenet", "odds") for opset in (11, 13, 18)),
-    *((name, batch, 14) for name in list(NETS)[4:] for batch in ("free", "one")),
-    *((name, "free", 20) for name in list(NETS)[4:]),
+    *(("vit", "free", opset) for opset in (11, 13, 14, 16, 17, 18, 20)),
+    *((name, "free", opset) for name in ("edgeface", "odds") for opset in (11, 13, 17, 18, 20)),
+    *((name, "free", opset) for name in ("iresnet", "facenet") for opset in (11, 13, 18)),
+    *((name, "one", opset) for name in ("vit", "edgeface", "iresnet", "odds") for opset in (11, 18)),
+    *((name, *how) for name in list(NETS)[5:] for how in (("free", 14), ("one", 14), ("free", 20))),
 ]
 
 

@@ -391,14 +391,6 @@ def _clip(build: Builder, op: Operation) -> Value:
     return op.value() if low is None and high is None else build.call(torch.clamp, op.value(), low, high)
 
 
-def _unary(build: Builder, op: Operation) -> Value:
-    return build.call(_UNARY[op.kind], op.value())
-
-
-def _binary(build: Builder, op: Operation) -> Value:
-    return _broadcast(build, _BINARY[op.kind], _operands(op), numbers=True)
-
-
 def _several(build: Builder, op: Operation) -> Value:
     first, *others = sorted(_operands(op), key=lambda operand: isinstance(operand, np.ndarray))
     if not isinstance(first, Value):
@@ -648,8 +640,8 @@ def _constants_only(build: Builder, op: Operation) -> Value:
 
 
 OPERATORS: dict[str, Callable[[Builder, Operation], Value | list[Value]]] = {
-    **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_BINARY, _binary),
+    **dict.fromkeys(_UNARY, lambda build, op: build.call(_UNARY[op.kind], op.value())),
+    **dict.fromkeys(_BINARY, lambda build, op: _broadcast(build, _BINARY[op.kind], _operands(op), numbers=True)),
     **dict.fromkeys(_SEVERAL, _several),
     **dict.fromkeys(_ACTIVATIONS, _activation),
     **dict.fromkeys(_SOFTMAX, _softmax),

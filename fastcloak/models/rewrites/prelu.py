@@ -72,10 +72,15 @@ def join_prelu(net: fx.GraphModule) -> None:
 
 
 def _written_out(net: fx.GraphModule, add: fx.Node) -> tuple[fx.Node, Tensor] | None:  # x and the slope
+    relu: Any
     for relu, scaled in permutations(add.args, 2):
+        called = isinstance(relu, fx.Node) and relu.op == "call_module"
+        if not (called and isinstance(net.get_submodule(relu.target), nn.ReLU)):
+            continue
+        (x,) = relu.args
         for factor, difference in permutations(_arguments(scaled, operator.mul), 2):
-            x, absolute = _arguments(difference, operator.sub) or (None, None)
-            if not isinstance(x, fx.Node) or _arguments(absolute, torch.abs) != (x,) or not _is_relu(net, relu, x):
+            minuend, absolute = _arguments(difference, operator.sub) or (None, None)
+            if minuend is not x or _arguments(absolute, torch.abs) != (x,):
                 continue
             if isinstance(factor, float):
                 return x, torch.tensor([2 * factor])
@@ -88,8 +93,3 @@ def _written_out(net: fx.GraphModule, add: fx.Node) -> tuple[fx.Node, Tensor] | 
 
 def _arguments(node: Any, function: Any) -> tuple[Any, ...]:
     return node.args if isinstance(node, fx.Node) and node.target is function else ()
-
-
-def _is_relu(net: fx.GraphModule, node: Any, x: fx.Node) -> bool:
-    called = isinstance(node, fx.Node) and node.op == "call_module" and node.args == (x,)
-    return called and isinstance(net.get_submodule(str(node.target)), nn.ReLU)
