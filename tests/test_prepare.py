@@ -4,6 +4,7 @@ import copy
 import logging
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -23,9 +24,8 @@ def seeded(net, seed=0):
     for module in net.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if tensor.is_floating_point():
-                tensor.data.copy_(
-                    torch.rand(tensor.shape, generator=generator) - (0.5 if name != "running_var" else -0.5)
-                )
+                least = 0.5 if name == "running_var" else -0.5
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + least)
     return net.eval()
 
 
@@ -72,12 +72,11 @@ def test_folding_is_exact(name):
     folded = fx.symbolic_trace(copy.deepcopy(net))
     assert fold(folded, pictures[:1]) == left
     assert sum(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in folded.modules()) == left
-    got = folded.float()(pictures)
-    assert (got - exact).abs().max() <= 1e-5 * exact.abs().max()
+    assert difference(folded.float()(pictures), exact) <= 1e-5
     # the folding itself, without the rounding of float32
     exactly = fx.symbolic_trace(copy.deepcopy(net).double())
     fold(exactly, pictures[:1].double())
-    assert (exactly(pictures.double()) - exact).abs().max() <= 1e-12 * exact.abs().max()
+    assert difference(exactly(pictures.double()), exact) <= 1e-12
 
 
 def test_symmetric_padding_is_left_to_the_convolution():
@@ -116,6 +115,10 @@ class SmallResNet(nn.Module):
         return self.features(self.fc(self.flatten(F.dropout(x, training=self.training))))
 
 
+def difference(got, expected):
+    return (got - expected).abs().max() / expected.abs().max()
+
+
 FLATTENS = {
     "flatten": lambda x: torch.flatten(x, 1),
     "method": lambda x: x.flatten(1),
@@ -128,58 +131,49 @@ def faces(n=3):
     return torch.rand(n, 3, 112, 112, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("name", FLATTENS)
+def resnet(flatten="flatten", **options):
+    return load_model(seeded(SmallResNet(FLATTENS[flatten])), **options)
+
+
+@pytest.mark.parametrize("flatten", FLATTENS)
 @pytest.mark.parametrize("channels_last", [False, True, None])
-def test_a_network_in_the_style_of_arcface_folds_completely(name, channels_last):
-    surrogate = load_model(seeded(SmallResNet(FLATTENS[name])), scale=2.0, shift=-1.0)
+def test_a_network_in_the_style_of_arcface_folds_completely(flatten, channels_last):
+    surrogate = resnet(flatten, scale=2.0, shift=-1.0)
     prepared = prepare(surrogate, channels_last=channels_last)
     assert prepared.folded
     assert prepared.notes[0] == "folded, 0 batch normalisations left"
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
-    expected = surrogate(faces())
-    assert (prepared(faces()) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # A `view` needs contiguous memory.
+    contiguous = flatten == "view" or channels_last is False
+    assert prepared.memory_format == (torch.contiguous_format if contiguous else torch.channels_last)
+    said = "contiguous: it does not work on channels_last memory" in prepared.notes
+    assert said == (flatten == "view" and channels_last is not False)
+    assert surrogate.memory_format == torch.contiguous_format
     x, y = faces().requires_grad_(), faces().requires_grad_()
-    (a,) = torch.autograd.grad(surrogate(x).square().sum(), x)
-    (b,) = torch.autograd.grad(prepared(y).square().sum(), y)
+    expected, got = surrogate(x), prepared(y)
+    assert difference(got, expected) <= 1e-5
+    (a,) = torch.autograd.grad(expected.square().sum(), x)
+    (b,) = torch.autograd.grad(got.square().sum(), y)
     assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9999
 
 
-def test_a_network_that_needs_contiguous_memory_gets_it():
-    prepared = prepare(load_model(seeded(SmallResNet(FLATTENS["view"]))), channels_last=True)
-    assert prepared.memory_format == torch.contiguous_format
-    assert prepared.notes[1] == "contiguous: it does not work on channels_last memory"
-    assert prepare(load_model(seeded(SmallResNet(FLATTENS["method"]))), channels_last=True).memory_format == (
-        torch.channels_last
-    )
-
-
-def test_the_layout_is_chosen_and_can_be_said():
-    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
-    assert prepare(surrogate).memory_format == torch.channels_last
-    assert prepare(surrogate, channels_last=False).memory_format == torch.contiguous_format
-    assert surrogate.memory_format == torch.contiguous_format
-
-
+@pytest.mark.promise("P5")
 def test_the_given_surrogate_is_untouched():
-    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
+    surrogate = resnet()
     before = {name: tensor.clone() for name, tensor in surrogate.state_dict().items()}
     expected = surrogate(faces())
-    torch.manual_seed(3)
     random = torch.get_rng_state()
-    prepared = prepare(surrogate, dtype=torch.bfloat16, channels_last=True)
-    assert prepared is not surrogate
+    assert prepare(surrogate, dtype=torch.bfloat16, channels_last=True) is not surrogate
     assert torch.equal(random, torch.get_rng_state())
-    assert not surrogate.folded
-    assert surrogate.notes == ()
-    assert surrogate.dtype == torch.float32
+    assert (surrogate.folded, surrogate.notes, surrogate.dtype) == (False, (), torch.float32)
     after = surrogate.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
     assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(surrogate(faces()), expected)
 
 
 def test_a_prepared_surrogate_keeps_its_description():
-    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])), name="mine", scale=2.0, mean_embedding=[0.5] * 8)
+    surrogate = resnet(name="mine", scale=2.0, mean_embedding=[0.5] * 8)
     prepared = prepare(surrogate)
     for attribute in ("name", "input_size", "embedding_size", "bgr", "device"):
         assert getattr(prepared, attribute) == getattr(surrogate, attribute)
@@ -188,16 +182,19 @@ def test_a_prepared_surrogate_keeps_its_description():
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
 
 
-def test_preparing_twice_changes_nothing():
-    once = prepare(load_model(seeded(SmallResNet(FLATTENS["flatten"]))))
-    assert torch.equal(prepare(once)(faces()), once(faces()))
+@pytest.mark.parametrize("kind", ["resnet", "prelu"])
+def test_preparing_twice_changes_nothing(kind, tiny_net):
+    once = prepare(resnet() if kind == "resnet" else load_model(tiny_net))
+    twice = prepare(once)
+    assert once.folded
+    assert twice.folded
+    assert torch.equal(twice(faces()), once(faces()))
 
 
 def test_bfloat16_takes_and_returns_float32():
-    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])), scale=(2.0, 1.9, 2.1), shift=-1.0)
+    surrogate = resnet(scale=(2.0, 1.9, 2.1), shift=-1.0)
     prepared = prepare(surrogate, dtype=torch.bfloat16)
-    assert prepared.dtype == torch.bfloat16
-    assert prepared.scale.dtype == torch.float32
+    assert (prepared.dtype, prepared.scale.dtype) == (torch.bfloat16, torch.float32)
     x = faces().requires_grad_()
     got = prepared(x)
     assert got.dtype == torch.float32
@@ -205,127 +202,95 @@ def test_bfloat16_takes_and_returns_float32():
     assert F.cosine_similarity(got, surrogate(faces()), dim=1).min() > 0.999
 
 
-class LooksAtNumbers(nn.Module):
+class Small(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 9, 9), norm(4)
+        self.conv, self.norm, self.calls = nn.Conv2d(3, 3, 3, padding=1), norm(3), 0
 
+
+class LooksAtNumbers(Small):
     def forward(self, x):
         x = self.norm(self.conv(x)).mean((2, 3))
         return x if x.sum() > 0 else -x
 
 
-class CountsItsCalls(nn.Module):
+class CountsItsCalls(Small):
     """Traces without an error, but wrongly: what it does depends on state that tracing freezes."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.calls = nn.Conv2d(3, 4, 9, 9), norm(4), 0
 
     def forward(self, x):
         self.calls += 1
         return self.norm(self.conv(x)).mean((2, 3)) * (1 if self.calls % 2 else 1.5)
 
 
-class UsesItsNormTwice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), norm(3)
-
+class UsesItsNormTwice(Small):
     def forward(self, x):
         return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
 
 
-def test_a_network_that_cannot_be_traced_is_left_as_it_is():
-    surrogate = load_model(seeded(LooksAtNumbers()))
+class Hooked(SmallResNet):
+    def __init__(self):
+        super().__init__(FLATTENS["flatten"])
+        self.stem.register_forward_hook(lambda module, args, output: output * 2)
+
+
+@pytest.mark.parametrize(
+    ("net", "folded", "note"),
+    [
+        (LooksAtNumbers, False, "not folded: it cannot be traced (TraceError"),
+        (CountsItsCalls, False, "not folded: that would change embeddings by"),
+        (Hooked, False, "not folded: it has forward hooks"),
+        (UsesItsNormTwice, True, "folded, 1 batch normalisations left"),
+    ],
+)
+def test_what_cannot_be_folded_stays_and_is_said(net, folded, note):
+    surrogate = load_model(seeded(net()))
     prepared = prepare(surrogate)
-    assert not prepared.folded
-    assert prepared.notes[0].startswith("not folded: it cannot be traced (TraceError")
-    assert torch.allclose(prepared(faces()), surrogate(faces()), atol=1e-6)
-
-
-def test_a_network_that_is_traced_wrongly_is_left_as_it_is():
-    prepared = prepare(load_model(seeded(CountsItsCalls())))
-    assert not prepared.folded
-    assert prepared.notes[0].startswith("not folded: that would change embeddings by")
-
-
-def test_a_shared_layer_is_not_folded_into_itself():
-    surrogate = load_model(seeded(UsesItsNormTwice()))
-    prepared = prepare(surrogate)
-    expected = surrogate(faces())
-    assert (prepared(faces()) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert prepared.notes[0] == "folded, 1 batch normalisations left"
-
-
-def test_a_network_with_hooks_is_left_as_it_is():
-    net = seeded(SmallResNet(FLATTENS["flatten"]))
-    net.stem.register_forward_hook(lambda module, args, output: output * 2)
-    surrogate = load_model(net)
-    prepared = prepare(surrogate)
-    assert prepared.notes[0] == "not folded: it has forward hooks"
-    assert torch.allclose(prepared(faces()), surrogate(faces()), atol=1e-5)
+    assert prepared.folded == folded
+    assert prepared.notes[0].startswith(note)
+    if net is not CountsItsCalls:
+        assert difference(prepared(faces()), surrogate(faces())) <= 1e-5
 
 
 def test_threads_may_prepare_and_run_networks_at_once():
-    call, get = nn.Module.__call__, nn.Module.__getattr__
-    surrogate = load_model(seeded(SmallResNet(FLATTENS["flatten"])))
-    mine = seeded(SmallResNet(FLATTENS["flatten"]))
-    pictures = faces(1)
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    surrogate, mine, pictures = resnet(), seeded(SmallResNet(FLATTENS["flatten"])), faces(1)
     expected = mine(pictures)
-    prepared, wrong, done = [], [], threading.Event()
-
-    def prepares():
-        try:
-            prepared.extend(prepare(surrogate) for _ in range(3))
-        except Exception as error:
-            wrong.append(error)
+    done = threading.Event()
 
     def runs():
-        try:
-            while not done.is_set():
-                if not torch.equal(mine(pictures), expected):
-                    wrong.append("another embedding")
-        except Exception as error:
-            wrong.append(error)
+        while not done.is_set():
+            assert torch.equal(mine(pictures), expected)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        runner, *others = [threading.Thread(target=target) for target in (runs, prepares, prepares, prepares)]
-        for thread in (runner, *others):
-            thread.start()
-        for thread in others:
-            thread.join()
-        done.set()
-        runner.join()
+        with ThreadPoolExecutor(4) as pool:
+            runner = pool.submit(runs)
+            try:
+                prepared = list(pool.map(lambda _: prepare(surrogate), range(9)))
+            finally:
+                done.set()
+            runner.result()
         left = nn.Module.__call__, nn.Module.__getattr__
     finally:
         sys.setswitchinterval(interval)
-        nn.Module.__call__, nn.Module.__getattr__ = call, get
-    assert left == (call, get)
-    assert wrong == []
+        nn.Module.__call__, nn.Module.__getattr__ = patched
+    assert left == patched
     assert [one.notes for one in prepared] == [("folded, 0 batch normalisations left",)] * 9
 
 
-def test_a_device_that_is_not_here_is_refused_in_words():
-    surrogate = load_model(lambda pictures: pictures.mean((2, 3)))
-    with pytest.raises(ValueError, match=r"device must be 'auto' or a device that this machine has, got 'tpu9'"):
-        prepare(surrogate, device="tpu9")
-
-
-def test_a_callable_is_used_as_it_is():
+def test_a_callable_is_used_unchanged():
     def mean_colour(pictures):
         return pictures.mean((2, 3))
 
     prepared = prepare(load_model(mean_colour, scale=2.0), dtype=torch.bfloat16)
     assert prepared.net is mean_colour
-    assert prepared.notes == ("not a torch module: used as it is, in its own dtype and layout",)
+    assert prepared.notes == ("not a torch module: used unchanged, in its own dtype and layout",)
     assert torch.allclose(prepared(faces()), 2 * faces().mean((2, 3)), atol=1e-6)
 
 
 def test_every_member_of_an_ensemble_is_prepared():
-    ensemble = load_model([seeded(SmallResNet(FLATTENS["flatten"])), seeded(LooksAtNumbers())])
+    ensemble = load_model([resnet(), seeded(LooksAtNumbers())])
     prepared = prepare(ensemble)
     assert [member.folded for member in prepared.members] == [True, False]
     assert not prepared.folded
@@ -335,35 +300,35 @@ def test_every_member_of_an_ensemble_is_prepared():
 
 
 @pytest.mark.parametrize("name", ["sface", "dlib"])
-def test_the_real_networks_fold_completely(name):
+def test_the_real_networks_fold_completely_and_silently(name, capsys, caplog):
     surrogate = load_model(name)
-    prepared = prepare(surrogate)
-    expected = surrogate(faces(2))
-    assert prepared.notes[0] == "folded, 0 batch normalisations left"
-    assert (prepared(faces(2)) - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
-def test_another_dtype_is_refused(dtype):
-    surrogate = load_model(lambda pictures: pictures.mean((2, 3)))
-    with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.bfloat16, got torch\."):
-        prepare(surrogate, dtype=dtype)
-
-
-def test_a_silent_library(capsys, caplog):
     with caplog.at_level(logging.INFO):
-        prepare(load_model("sface"))
+        prepared = prepare(surrogate)
+    assert prepared.notes[0] == "folded, 0 batch normalisations left"
+    assert difference(prepared(faces(2)), surrogate(faces(2))) <= 1e-5
     assert capsys.readouterr().out == ""
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "tpu9"}, r"device must be 'auto' or a device that this machine has, got 'tpu9'"),
+        ({"dtype": torch.float16}, r"dtype must be torch\.float32 or torch\.bfloat16, got torch\.float16"),
+        ({"dtype": torch.int8}, r"dtype must be torch\.float32 or torch\.bfloat16, got torch\.int8"),
+    ],
+)
+def test_another_device_or_dtype_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        prepare(resnet(), **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [1, 6])
 @pytest.mark.parametrize("shape", [(2, 6, 5, 7), (3, 6)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_frozen_prelu_equals_prelu_and_its_gradient(dtype, channels, shape, layout):
-    if len(shape) == 2 and layout == torch.channels_last:
-        layout = torch.contiguous_format
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_frozen_prelu_equals_prelu_and_its_gradient(dtype, channels, shape, channels_last):
+    layout = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
     prelu = nn.PReLU(channels).to(dtype)
     prelu.weight.data = torch.linspace(-0.3, 1.4, channels, dtype=dtype)
@@ -389,20 +354,10 @@ def test_prelu_is_frozen_on_a_cpu_but_not_under_a_hook():
     assert seen == [1]
 
 
-def test_a_prepared_network_can_be_prepared_again():
-    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(784, 6)).eval()
-    once = prepare(load_model(net), device="cpu")
-    twice = prepare(once)
-    faces = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-    assert twice.folded
-    assert torch.equal(once(faces), twice(faces))
-
-
 def test_bfloat16_is_chosen_where_the_processor_is_fast_with_it(monkeypatch):
-    plain = load_model(nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(784, 6)))
-    grouped = load_model(
-        nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 4, 1, groups=4), nn.Flatten(), nn.Linear(784, 6))
-    )
+    ends = [nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(784, 6)]
+    plain = load_model(nn.Sequential(*ends))
+    grouped = load_model(nn.Sequential(ends[0], nn.Conv2d(4, 4, 1, groups=4), *ends[1:]))
     for fast in (False, True):
         # By name, since the function `prepare` hides the module.
         module = sys.modules["fastcloak.models.rewrites.prepare"]

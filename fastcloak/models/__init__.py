@@ -5,10 +5,4 @@ from fastcloak.models.rewrites.dropout import with_dropout
 from fastcloak.models.rewrites.prepare import prepare
 from fastcloak.models.surrogate import Surrogate, unit_features
 
-__all__ = [
-    "Surrogate",
-    "load_model",
-    "prepare",
-    "unit_features",
-    "with_dropout",
-]
+__all__ = ["Surrogate", "load_model", "prepare", "unit_features", "with_dropout"]

@@ -7,38 +7,40 @@ the weights (CC0) are dlib_face_recognition_resnet_model_v1.dat in the package f
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcloak.models.surrogate import FACE_SIZE
+from fastcloak.models.surrogate import FACE_SIZE, Surrogate
 
-__all__ = [
-    "CHIP_SIZE",
-    "SCALE",
-    "SHIFT",
-    "DlibNet",
-    "chip_matrices",
-    "load_dlib_net",
-]
+__all__ = ["DlibNet", "chip_matrices", "dlib_surrogate", "load_dlib_net"]
 
-CHIP_SIZE = 150
+_CHIP_SIZE = 150
 # input_rgb_image_sized subtracts these and divides by 256 (dlib/dnn/input.h).
 _MEAN_RGB = (122.782, 117.001, 104.298)
-SCALE = 255 / 256
-SHIFT = tuple(-mean / 256 for mean in _MEAN_RGB)
 
 # (output channels, stride of the first block, blocks) of each stage, from the picture to the embedding.
 _STAGES = [(32, 1, 3), (64, 2, 4), (128, 2, 3), (256, 2, 3), (256, 2, 1)]
 
 
-class _Layer(NamedTuple):
-    kind: str
-    values: Tensor  # flat, float32
-    shape: tuple[int, ...]
+def dlib_surrogate(path: str | Path) -> Surrogate:
+    """The network of dlib's file with all that belongs to it.
+
+    Raises:
+        ValueError: as `load_dlib_net`.
+    """
+    return Surrogate(
+        load_dlib_net(path),
+        name="dlib",
+        embedding_size=128,
+        input_size=_CHIP_SIZE,
+        scale=255 / 256,
+        shift=[-mean / 256 for mean in _MEAN_RGB],
+        mean_embedding=_MEAN_EMBEDDING,
+        chip=chip_matrices(),
+    )
 
 
 class _Block(nn.Module):
@@ -58,10 +60,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(F.relu(self.conv1(x)))
         x = self.pool(x)
-        if any(self.pad_main):
-            y = F.pad(y, self.pad_main)
-        if any(self.pad_shortcut):
-            x = F.pad(x, self.pad_shortcut)
+        y = F.pad(y, self.pad_main) if any(self.pad_main) else y
+        x = F.pad(x, self.pad_shortcut) if any(self.pad_shortcut) else x
         return F.relu(x + y)
 
 
@@ -73,7 +73,7 @@ class DlibNet(nn.Module):
         self.stem = nn.Conv2d(3, 32, 7, 2)
         self.pool = nn.MaxPool2d(3, 2)
         blocks: list[nn.Module] = []
-        size, channels_in = ((CHIP_SIZE - 7) // 2 + 1 - 3) // 2 + 1, 32
+        size, channels_in = ((_CHIP_SIZE - 7) // 2 + 1 - 3) // 2 + 1, 32
         for channels, stride, repeats in _STAGES:
             for i in range(repeats):
                 block = _Block(channels_in, channels, stride if i == 0 else 1, size)
@@ -94,13 +94,25 @@ def load_dlib_net(path: str | Path) -> DlibNet:
     Raises:
         ValueError: the file does not hold this network.
     """
-    layers = _layers(Path(path).read_bytes())
-    net = DlibNet()
+    layers, net = _layers(Path(path).read_bytes()), DlibNet()
+
+    def numbers(kind: str, count: int) -> Tensor:
+        got, values = next(layers, ("the end of the file", torch.empty(0)))
+        if not got.startswith(kind):
+            raise ValueError(f"{path}: expected a layer {kind}, got {got}; it is not dlib's face recognition ResNet")
+        if values.numel() != count:
+            raise ValueError(f"{path}: layer {got} must hold {count} numbers, got {list(values.shape)}")
+        return values.flatten().double()
+
     with torch.no_grad():
         for conv in net.modules():
-            if isinstance(conv, nn.Conv2d):
-                _fill_conv(conv, _next(layers, "con_", path), _next(layers, "affine_", path))
-        net.fc.weight.copy_(_checked(_next(layers, "fc_", path), 256 * 128).reshape(256, 128).T)
+            if isinstance(conv, nn.Conv2d) and conv.bias is not None:
+                n = conv.out_channels
+                filters = numbers("con_", conv.weight.numel() + n)
+                gamma, beta = numbers("affine_", 2 * n).reshape(2, n)
+                conv.weight.copy_(filters[:-n].reshape(conv.weight.shape) * gamma[:, None, None, None])
+                conv.bias.copy_(filters[-n:] * gamma + beta)
+        net.fc.weight.copy_(numbers("fc_", 256 * 128).reshape(256, 128).T)
     if next(layers, None) is not None:
         raise ValueError(f"{path}: holds more layers than dlib's face recognition ResNet has; it is another network")
     return net.requires_grad_(False).eval()
@@ -113,43 +125,18 @@ def chip_matrices() -> tuple[Tensor, Tensor]:
     axes are scaled by 52.55 / 35.24, and the point (55.913, 51.599) of a 112 crop goes to (74.005, 47.13). Bilinear,
     with border pixels repeated beyond the crop.
     """
-    scale = 52.55 / 35.24
-    step = torch.arange(CHIP_SIZE, dtype=torch.float64)
+    scale, step = 52.55 / 35.24, torch.arange(_CHIP_SIZE, dtype=torch.float64)
     return _linear((step - 47.13) / scale + 51.599), _linear((step - 74.005) / scale + 55.913)
 
 
 # positions [S] on the axis of a 112 crop -> the matrix [S, 112] that reads them
 def _linear(positions: Tensor) -> Tensor:
-    positions = positions.clamp(0, FACE_SIZE - 1)
-    pixels = torch.arange(FACE_SIZE, dtype=torch.float64)
+    positions, pixels = positions.clamp(0, FACE_SIZE - 1), torch.arange(FACE_SIZE, dtype=torch.float64)
     return (1 - (positions[:, None] - pixels).abs()).clamp(min=0).float()
 
 
-def _fill_conv(conv: nn.Conv2d, filters: _Layer, affine: _Layer) -> None:
-    n = conv.out_channels
-    values = _checked(filters, conv.weight.numel() + n).double()
-    gamma, beta = _checked(affine, 2 * n).double().reshape(2, n)
-    assert conv.bias is not None
-    conv.weight.copy_(values[:-n].reshape(conv.weight.shape) * gamma[:, None, None, None])
-    conv.bias.copy_(values[-n:] * gamma + beta)
-
-
-def _next(layers: Iterator[_Layer], kind: str, path: str | Path) -> _Layer:
-    layer = next(layers, None)
-    if layer is None or not layer.kind.startswith(kind):
-        got = "the end of the file" if layer is None else layer.kind
-        raise ValueError(f"{path}: expected a layer {kind}, got {got}; it is not dlib's face recognition ResNet")
-    return layer
-
-
-def _checked(layer: _Layer, size: int) -> Tensor:
-    if layer.values.numel() != size:
-        raise ValueError(f"layer {layer.kind} must hold {size} numbers, got {list(layer.shape)}")
-    return layer.values
-
-
-def _layers(data: bytes) -> Iterator[_Layer]:
-    """Layers that hold numbers, from the picture to the embedding.
+def _layers(data: bytes) -> Iterator[tuple[str, Tensor]]:
+    """Tags and numbers of the layers that hold any, from the picture to the embedding.
 
     A layer is written as its tag (a string: its length as an integer, then its letters), integers of its own, then its
     tensor: a version, four sizes, and the numbers as little-endian float32. A tag is told from a chance match by what
@@ -157,29 +144,23 @@ def _layers(data: bytes) -> Iterator[_Layer]:
     """
     for match in re.finditer(rb"\x01[\x04-\x0c](con_\d|affine_|fc_\d)", data):
         kind, position = match.group(1).decode(), match.end()
+        numbers = []
         try:
-            if kind.startswith("fc"):
-                for _ in range(2):  # outputs, bias mode
-                    _, position = _integer(data, position)
-            version, position = _integer(data, position)
-            shape = []
-            for _ in range(4):
-                extent, position = _integer(data, position)
-                shape.append(extent)
+            # A fully connected layer has its outputs and bias mode in front; the version and four sizes.
+            for _ in range(7 if kind.startswith("fc") else 5):
+                number, position = _integer(data, position)
+                numbers.append(number)
         except IndexError:
             continue
+        version, *shape = numbers[-5:]
         count = int(np.prod([max(extent, 0) for extent in shape], dtype=np.float64))
-        if version not in (1, 2) or not 0 < count <= (len(data) - position) // 4:
-            continue
-        values = np.frombuffer(data, "<f4", count, position).astype(np.float32)
-        yield _Layer(kind, torch.from_numpy(values), tuple(shape))
+        if version in (1, 2) and 0 < count <= (len(data) - position) // 4:
+            values = np.frombuffer(data, "<f4", count, position).astype(np.float32)
+            yield kind, torch.from_numpy(values).reshape([max(extent, 1) for extent in shape])
 
 
 def _integer(data: bytes, position: int) -> tuple[int, int]:
-    """Read an integer: one byte (low four bits: how many bytes follow; top bit: negative), then those bytes.
-
-    Returns it and where it ends.
-    """
+    """An integer and where it ends: one byte (low four bits: how many bytes follow; top bit: negative), then those."""
     head = data[position]
     end = position + 1 + (head & 0x0F)
     if end > len(data):
@@ -189,7 +170,7 @@ def _integer(data: bytes, position: int) -> tuple[int, int]:
 
 
 # fmt: off
-DLIB_MEAN_EMBEDDING: tuple[float, ...] = (
+_MEAN_EMBEDDING = (
     -0.083904, 0.046135, 0.026523, -0.033022, -0.105744, -0.007566, 0.004701, -0.079800, 0.130167, -0.068307, 0.162058,
     -0.029827, -0.245017, -0.041706, 0.000416, 0.104329, -0.130942, -0.117642, -0.125433, -0.115068, 0.013465,
     0.035128, 0.008013, 0.034761, -0.150768, -0.267026, -0.070576, -0.119290, 0.041349, -0.083449, 0.023646, 0.056053,

@@ -12,37 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastcloak.models import dlib
-from fastcloak.models.dlib import DLIB_MEAN_EMBEDDING
+from fastcloak.models.dlib import dlib_surrogate
 from fastcloak.models.onnx.reader import OnnxNet, load_onnx_net
-from fastcloak.models.surrogate import FACE_SIZE, Ensemble, Surrogate
+from fastcloak.models.surrogate import FACE_SIZE, MAX_SIDE, Ensemble, Surrogate
 from fastcloak.system import packages
 from fastcloak.system.device import check_fork, resolve_device
 
-
-def load_models(models: Any, device: torch.device | str | None) -> list[Surrogate]:
-    """Load one network or a list of them, each with a name of its own.
-
-    Args:
-        models: as in `evaluate`.
-        device: as in `evaluate`.
-
-    Raises:
-        ValueError: none, or two of one name.
-    """
-    surrogates = [load_model(what, device) for what in (models if isinstance(models, list | tuple) else [models])]
-    names = [surrogate.name for surrogate in surrogates]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"models must be one or more, each with a name of its own, got {names}; rename or drop some")
-    return surrogates
-
-
-__all__ = ["load_model"]
+__all__ = ["load_model", "load_models"]
 
 _log = logging.getLogger("fastcloak")
-
-_NAMES = ("sface", "dlib")
-_MAX_SIDE = 1024
 
 # A file's own normalisation that leaves less than this between black and white expects 0..255.
 _NARROW = 0.1
@@ -50,6 +28,9 @@ _NARROW = 0.1
 # Largest distance between a picture's embeddings alone and in a batch, over their length, that counts as rounding.
 # SFace and dlib give 2e-6 in float32 and 0 in bfloat16 on a CPU; other devices may use other kernels for other batches.
 _ROUNDING = 1e-2
+
+_DEFAULTS = {"input_size": None, "scale": 1.0, "shift": 0.0, "bgr": False, "mean_embedding": None}
+_ACCEPTED = "'sface', 'dlib', the path of an .onnx file, a torch module, a callable, a Surrogate, or a list of these"
 
 Model = str | Path | nn.Module | Callable[[Tensor], Tensor]
 
@@ -75,8 +56,8 @@ def load_model(
 
     Args:
         what: "sface" or "dlib" (real networks of the extra `faces`); the path of an .onnx file; a torch module, of
-            which a frozen copy in eval mode is taken; any callable [n, 3, S, S] -> [n, D], used as it is; a Surrogate,
-            returned as it is unless it has to move; or a list of these: an ensemble, whose cosine is the mean of the
+            which a frozen copy in eval mode is taken; any callable [n, 3, S, S] -> [n, D], used unchanged; a Surrogate,
+            returned unchanged unless it has to move; or a list of these: an ensemble, whose cosine is the mean of the
             members' cosines.
         device: where to put it; "auto" is CUDA where there is one. None leaves modules and surrogates where they are;
             files load on the CPU.
@@ -95,67 +76,77 @@ def load_model(
             [n, D], or mixes the pictures of a batch, unusable options, or options where the network has its own.
         TypeError: `what` is none of the above.
         OSError: the file cannot be read.
-        fastcloak.assets.MissingExtraError: the package that holds the network or reads the file is not installed.
+        MissingExtraError: the package that holds the network or reads the file is not installed.
     """
     check_fork()
-    given = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
     if input_size is not None:
         whole = isinstance(input_size, int) and not isinstance(input_size, bool)
-        if not (whole and 1 <= input_size <= _MAX_SIDE):
-            raise ValueError(f"input_size must be a whole number in [1, {_MAX_SIDE}], got {input_size!r}")
+        if not (whole and 1 <= input_size <= MAX_SIDE):
+            raise ValueError(f"input_size must be a whole number in [1, {MAX_SIDE}], got {input_size!r}")
     if not isinstance(bgr, bool):
         raise ValueError(f"bgr must be True or False, got {bgr!r}; True is for networks that take blue, green, red")
     place = None if device is None else resolve_device(device)
-    # Building modules and trying networks may draw random numbers: the caller's sequence stays as it was.
-    with torch.random.fork_rng(devices=_cuda(place)):
+    options = {"input_size": input_size, "scale": scale, "shift": shift, "bgr": bgr, "mean_embedding": mean_embedding}
+    given = [key for key, default in _DEFAULTS.items() if not _is(options[key], default)]
+    # Building modules and trying networks may draw random numbers: the caller's sequence goes on as if nothing had.
+    with torch.random.fork_rng(devices=[place] if place is not None and place.type == "cuda" else []):
         if isinstance(what, (list, tuple)):
-            _refuse_options("an ensemble", given)
+            _refuse("an ensemble", given)
             return _ensemble(what, place, name)
         if isinstance(what, Surrogate):
-            _refuse_options("a Surrogate", given)
+            _refuse("a Surrogate", given)
             return _placed(what, place, name)
-        if isinstance(what, str) and what in _NAMES:
-            _refuse_options(repr(what), given)
-            return _frozen(_sface(name) if what == "sface" else _dlib(name), place)
+        if isinstance(what, str) and what in ("sface", "dlib"):
+            _refuse(repr(what), given)
+            return _frozen(_sface() if what == "sface" else dlib_surrogate(packages.dlib_file()), place, name)
         if isinstance(what, type):
             raise TypeError(f"what must be a network, got the class {what.__name__}; pass an instance of it")
         if isinstance(what, Path) or (isinstance(what, str) and what.lower().endswith(".onnx")):
             file = load_onnx_net(what, input_size)
-            if file.uint8 and _equal(scale, 1.0):
-                given["scale"] = 255.0
-            elif _equal(scale, 1.0) and _equal(shift, 0.0):
+            options["input_size"] = file.input_size
+            if file.uint8 and "scale" not in given:
+                options["scale"] = 255.0
+            elif not {"scale", "shift"}.intersection(given):
                 _warn_of_range(what, file)
-            given["input_size"] = file.input_size
-            return _measured(file.net, place, name or Path(what).stem, given)
+            return _measured(file.net, place, name or Path(what).stem, options)
         if isinstance(what, nn.Module):
-            return _measured(
-                _frozen_copy(what), place or resolve_device(_device_of(what)), name or type(what).__name__, given
-            )
+            return _measured(*_frozen_copy(what, place), name or type(what).__name__, options)
         if callable(what):
-            return _measured(what, place, name or str(getattr(what, "__name__", type(what).__name__)), given)
-    accepted = "'sface', 'dlib', the path of an .onnx file, a torch module, a callable, a Surrogate, or a list of these"
+            return _measured(what, place, name or str(getattr(what, "__name__", type(what).__name__)), options)
     if isinstance(what, str):
-        raise ValueError(f"unknown model {what!r}; expected {accepted}")
-    raise TypeError(f"what must be {accepted}, got {type(what).__name__}")
+        raise ValueError(f"unknown model {what!r}; expected {_ACCEPTED}")
+    raise TypeError(f"what must be {_ACCEPTED}, got {type(what).__name__}")
 
 
-def _sface(name: str | None) -> Surrogate:
-    file = load_onnx_net(packages.sface_file())
+def load_models(models: Any, device: torch.device | str | None) -> list[Surrogate]:
+    """Load one network or a list of them, each with a name of its own.
+
+    Args:
+        models: what `load_model` takes, or a list or tuple of that.
+        device: as in `load_model`.
+
+    Raises:
+        ValueError: none, or two of one name.
+    """
+    surrogates = [load_model(what, device) for what in (models if isinstance(models, list | tuple) else [models])]
+    names = [surrogate.name for surrogate in surrogates]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"models must be one or more, each with a name of its own, got {names}; rename or drop some")
+    return surrogates
+
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (int, float)) and value == default)
+
+
+def _refuse(what: str, given: list[str]) -> None:
+    if given:
+        raise ValueError(f"{what} has its own {', '.join(given)}; leave that out")
+
+
+def _sface() -> Surrogate:
     # The file's own graph begins with (x - 127.5) / 128.
-    return Surrogate(file.net, name=name or "sface", embedding_size=128, scale=255.0)
-
-
-def _dlib(name: str | None) -> Surrogate:
-    return Surrogate(
-        dlib.load_dlib_net(packages.dlib_file()),
-        name=name or "dlib",
-        embedding_size=128,
-        input_size=dlib.CHIP_SIZE,
-        scale=dlib.SCALE,
-        shift=dlib.SHIFT,
-        mean_embedding=DLIB_MEAN_EMBEDDING,
-        chip=dlib.chip_matrices(),
-    )
+    return Surrogate(load_onnx_net(packages.sface_file()).net, name="sface", embedding_size=128, scale=255.0)
 
 
 def _ensemble(what: Sequence[Any], device: torch.device | None, name: str | None) -> Surrogate:
@@ -165,26 +156,53 @@ def _ensemble(what: Sequence[Any], device: torch.device | None, name: str | None
     for one in what:
         member = load_model(one, device if device is not None or not members else members[0].device)
         members.append(member.copy() if member is one else member)
-    if len(members) == 1:
-        return _placed(members[0], None, name)
-    return _frozen(Ensemble(members, name=name), None)
+    return _placed(members[0], None, name) if len(members) == 1 else _frozen(Ensemble(members, name=name))
 
 
 def _placed(surrogate: Surrogate, device: torch.device | None, name: str | None) -> Surrogate:
-    if (device is None or _same_device(surrogate.device, device)) and name in (None, surrogate.name):
+    here = surrogate.device
+    stays = device is None or (here.type == device.type and device.index in (None, here.index))
+    if stays and name in (None, surrogate.name):
         return surrogate
     moved = surrogate.copy()
     moved.name = name or surrogate.name
-    return moved if device is None else moved.to(device)
+    return moved.to(device or here)
+
+
+def _frozen(surrogate: Surrogate, device: torch.device | None = None, name: str | None = None) -> Surrogate:
+    surrogate.name = name or surrogate.name
+    # A callable that is no module is not registered, and so not touched here.
+    return surrogate.to(device or surrogate.device).eval().requires_grad_(False)
+
+
+def _frozen_copy(module: nn.Module, device: torch.device | None) -> tuple[nn.Module, torch.device]:
+    kind = type(module).__name__
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise ValueError(f"{kind} must have its weights, got lazy layers without; run it once on a picture first")
+    try:
+        # The copy of a scripted module is computed, and would remember from what.
+        with torch.no_grad():
+            copied = copy.deepcopy(module).eval()
+    # A module may hold anything: what cannot be copied raises anything.
+    except Exception as error:
+        raise ValueError(f"{kind} cannot be copied ({error}); pass a function that calls it instead") from error
+    # Module.requires_grad_ does not exist on scripted modules.
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied, device or resolve_device(tensors[0].device if tensors else "cpu")
 
 
 def _measured(
     net: Callable[[Tensor], Tensor], device: torch.device | None, name: str, options: dict[str, Any]
 ) -> Surrogate:
-    mean = options.pop("mean_embedding")
-    size = options["input_size"] = FACE_SIZE if options["input_size"] is None else options["input_size"]
-    trial = _frozen(Surrogate(net, name=name, embedding_size=0, **options), device)
-    pictures = _two_pictures().to(trial.device)
+    size = options["input_size"] or FACE_SIZE
+    trial_options = {**options, "input_size": size, "mean_embedding": None}
+    trial = _frozen(Surrogate(net, name=name, embedding_size=0, **trial_options), device)
+    # Coarse noise, one reddish and one bluish, so that they differ much.
+    noise = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    noise *= torch.tensor([[1.0, 0.6, 0.2], [0.2, 0.6, 1.0]])[..., None, None]
+    pictures = noise.repeat_interleave(FACE_SIZE // 7, 2).repeat_interleave(FACE_SIZE // 7, 3).to(trial.device)
     try:
         embedding = _tried(trial, pictures[:1])
     # The network is the caller's: it may raise anything.
@@ -202,17 +220,10 @@ def _measured(
     if embedding.ndim < 2 or len(embedding) != 1 or embedding.numel() != embedding.shape[1]:
         raise ValueError(f"{name} must return [1, D] for one picture, got {list(embedding.shape)}")
     if embedding.is_complex():
-        raise ValueError(
-            f"{name} must return real numbers, got {embedding.dtype}; pass a function that makes them real"
-        )
+        raise ValueError(f"{name} must return real numbers, got {embedding.dtype}; pass a function that makes them so")
     _refuse_mixing(trial, pictures, embedding)
-    return _frozen(Surrogate(net, name=name, embedding_size=embedding.shape[1], mean_embedding=mean, **options), device)
-
-
-def _two_pictures() -> Tensor:  # [2, 3, 112, 112]: coarse noise, one reddish and one bluish, so that they differ much
-    noise = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    noise *= torch.tensor([[1.0, 0.6, 0.2], [0.2, 0.6, 1.0]])[..., None, None]
-    return noise.repeat_interleave(FACE_SIZE // 7, 2).repeat_interleave(FACE_SIZE // 7, 3)
+    options["input_size"] = size
+    return _frozen(Surrogate(net, name=name, embedding_size=embedding.shape[1], **options), device)
 
 
 def _tried(trial: Surrogate, pictures: Tensor) -> Any:  # what the network returns, which may be anything
@@ -250,8 +261,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _warn_of_range(path: str | Path, file: OnnxNet) -> None:
-    width = float((file.white - file.black).abs().max())
-    if width < _NARROW:
+    if float((file.white - file.black).abs().max()) < _NARROW:
         _log.warning(
             "%s: turns [0, 1] into [%.3g, %.3g] itself, so it seems to expect 0..255; say so with scale=255",
             path, float(file.black.min()), float(file.white.max()),
@@ -262,51 +272,3 @@ def _warn_of_range(path: str | Path, file: OnnxNet) -> None:
             "(x - 127.5) / 128 of 0..255 is scale=255 / 128, shift=-127.5 / 128",
             path,
         )
-
-
-def _refuse_options(what: str, given: dict[str, Any]) -> None:
-    default = {"input_size": None, "scale": 1.0, "shift": 0.0, "bgr": False, "mean_embedding": None}
-    wrong = [key for key, value in given.items() if not (value is default[key] or _equal(value, default[key]))]
-    if wrong:
-        raise ValueError(f"{what} has its own {', '.join(wrong)}; leave that out")
-
-
-def _equal(value: Any, default: Any) -> bool:
-    return isinstance(value, (int, float)) and value == default
-
-
-def _frozen(surrogate: Surrogate, device: torch.device | None) -> Surrogate:
-    # A callable that is no module is not registered, and so not touched here.
-    return surrogate.to(device or surrogate.device).eval().requires_grad_(False)
-
-
-def _frozen_copy(module: nn.Module) -> nn.Module:
-    if any(is_lazy(tensor) for tensor in [*module.parameters(), *module.buffers()]):
-        raise ValueError(
-            f"{type(module).__name__} must have its weights, got lazy layers without; run it once on a picture first"
-        )
-    try:
-        # The copy of a scripted module is computed, and would remember from what.
-        with torch.no_grad():
-            copied = copy.deepcopy(module).eval()
-    # A module may hold anything: what cannot be copied raises anything.
-    except Exception as error:
-        raise ValueError(
-            f"{type(module).__name__} cannot be copied ({error}); pass a function that calls it instead"
-        ) from error
-    # Module.requires_grad_ does not exist on scripted modules.
-    for parameter in copied.parameters():
-        parameter.requires_grad_(False)
-    return copied
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((t.device for t in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
-
-
-def _same_device(a: torch.device, b: torch.device) -> bool:
-    return a.type == b.type and (b.index is None or a.index == b.index)
-
-
-def _cuda(device: torch.device | None) -> list[torch.device]:
-    return [device] if device is not None and device.type == "cuda" else []

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.functional import normalize
 
 from fastcloak.system.device import check_fork
 
-__all__ = ["FACE_SIZE", "Ensemble", "Surrogate", "resample_matrix"]
+__all__ = ["FACE_SIZE", "MAX_SIDE", "Ensemble", "Surrogate", "resample_matrix", "unit_features"]
 
 FACE_SIZE = 112
 """Side in pixels of an aligned face, the size every surrogate takes."""
+MAX_SIDE = 1024
+"""Largest side in pixels that a network itself may take."""
 
 
 class Surrogate(nn.Module):
@@ -34,16 +35,10 @@ class Surrogate(nn.Module):
         name: what to call it in tables and files.
         input_size: the side in pixels that the network itself takes; faces are resampled to it from 112.
         embedding_size: D, the length of an embedding.
-        members: the surrogates of an ensemble; of any other surrogate, itself alone.
         folded: whether `prepare` has folded its batch normalisations.
-        notes: what `prepare` did and did not do, in words.
+        notes: what `prepare` did and did not do.
     """
 
-    name: str
-    input_size: int
-    embedding_size: int
-    folded: bool
-    notes: tuple[str, ...]
     scale: Tensor  # [1, 3, 1, 1]
     shift: Tensor  # [1, 3, 1, 1]
     rows: Tensor | None  # [S, 112]
@@ -63,40 +58,35 @@ class Surrogate(nn.Module):
         mean_embedding: Sequence[float] | Tensor | None = None,
         chip: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Wrap a network; `load_model` is the usual way to make one.
+        """Wrap a network; `load_model` is the usual way to make one, and explains the other arguments.
 
         Args:
-            net: float [n, 3, input_size, input_size] -> [n, D]. A module is registered as it is, not copied.
-            name: what to call it.
+            net: float [n, 3, input_size, input_size] -> [n, D]. A module is registered, not copied.
             embedding_size: D.
-            input_size: S, the side in pixels that `net` takes.
-            scale: one number, or three in RGB order, that faces in [0, 1] are multiplied by.
-            shift: one number, or three in RGB order, added after that. (x255 - 127.5) / 128 on faces in 0..255 is
-                scale=255 / 128, shift=-127.5 / 128.
-            bgr: whether `net` takes its channels in the order blue, green, red.
-            mean_embedding: [D], subtracted from every embedding.
             chip: rows [S, 112] and columns [S, 112] of the resampling from 112; None resizes the whole crop.
         """
         super().__init__()
-        self.net = net
-        self.name = name
-        self.input_size = input_size
-        self.embedding_size = embedding_size
-        self.bgr = bgr
+        self.net, self.name, self.bgr = net, name, bgr
+        self.input_size, self.embedding_size = input_size, embedding_size
         self.folded = False
-        self.notes = ()
+        self.notes: tuple[str, ...] = ()
         self._channels_last = False
+        rows, columns = chip or (None, None)
         if chip is None and input_size != FACE_SIZE:
-            chip = (resample_matrix(input_size), resample_matrix(input_size))
-        self.register_buffer("scale", _per_channel("scale", scale), persistent=False)
-        self.register_buffer("shift", _per_channel("shift", shift), persistent=False)
-        self.register_buffer("rows", None if chip is None else chip[0], persistent=False)
-        self.register_buffer("columns", None if chip is None else chip[1], persistent=False)
-        self.register_buffer("mean_embedding", _mean(mean_embedding, embedding_size), persistent=False)
+            rows = columns = resample_matrix(input_size)
+        tensors = {"scale": _per_channel("scale", scale), "shift": _per_channel("shift", shift)}
+        mean = None if mean_embedding is None else _numbers(mean_embedding)
+        if mean is not None and (mean.shape != (embedding_size,) or not mean.isfinite().all()):
+            raise ValueError(
+                f"mean_embedding must be {embedding_size} finite numbers, the network's embedding size, got "
+                f"{list(mean.shape)}"
+            )
+        for key, tensor in {**tensors, "rows": rows, "columns": columns, "mean_embedding": mean}.items():
+            self.register_buffer(key, tensor, persistent=False)
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How pictures lie in memory that go to the network."""
+        """How pictures lie in memory that go to the network; setting it lays out the network's weights too."""
         # A torch.memory_format cannot be kept: pickle looks for its module by name, and where Ray was imported before
         # torch takes the user's script, which other processes do not have.
         return torch.channels_last if self._channels_last else torch.contiguous_format
@@ -104,6 +94,8 @@ class Surrogate(nn.Module):
     @memory_format.setter
     def memory_format(self, memory_format: torch.memory_format) -> None:
         self._channels_last = memory_format == torch.channels_last
+        if isinstance(self.net, nn.Module):
+            self.net.to(memory_format=memory_format)
 
     @property
     def members(self) -> tuple[Surrogate, ...]:
@@ -124,6 +116,12 @@ class Surrogate(nn.Module):
                     return tensor.dtype
         return self.scale.dtype
 
+    @property
+    def takes(self) -> tuple[torch.dtype, torch.memory_format]:
+        """In which dtype and memory format normalised pictures go into the network without another copy."""
+        direct = isinstance(self.net, nn.Module) and self.rows is None and not self.bgr
+        return (self.dtype, self.memory_format) if direct else (self.scale.dtype, torch.contiguous_format)
+
     def forward(self, faces: Tensor) -> Tensor:
         """Raw embeddings of aligned faces.
 
@@ -142,12 +140,6 @@ class Surrogate(nn.Module):
                 f"{faces.dtype}; align the photos first, and divide whole numbers by 255"
             )
         return self.embed(self.normalise(faces)).to(self.scale.dtype)
-
-    @property
-    def takes(self) -> tuple[torch.dtype, torch.memory_format]:
-        """In which dtype and memory format normalised pictures go into the network without another copy."""
-        direct = isinstance(self.net, nn.Module) and self.rows is None and not self.bgr
-        return (self.dtype, self.memory_format) if direct else (self.scale.dtype, torch.contiguous_format)
 
     def normalise(self, faces: Tensor) -> Tensor:
         """Faces * scale + shift, [n, 3, 112, 112]: the part that a fused kernel may do itself."""
@@ -187,7 +179,7 @@ class Ensemble(Surrogate):
     """
 
     def __init__(self, members: Sequence[Surrogate], *, name: str | None = None) -> None:
-        """Combine members, which are registered as they are, not copied.
+        """Combine members, which are registered, not copied.
 
         Raises:
             ValueError: no members, or not all of them on one device.
@@ -198,9 +190,8 @@ class Ensemble(Surrogate):
                 f"members must be one or more on one device, got {len(members)} on {sorted(map(str, devices))}"
             )
         size = sum(member.embedding_size for member in members)
-        super().__init__(
-            nn.ModuleList(members), name=name or "+".join(member.name for member in members), embedding_size=size
-        )
+        name = name or "+".join(member.name for member in members)
+        super().__init__(nn.ModuleList(members), name=name, embedding_size=size)
         self.scale, self.shift = (tensor.to(members[0].device) for tensor in (self.scale, self.shift))
 
     @property
@@ -215,7 +206,7 @@ class Ensemble(Surrogate):
         return self.scale.dtype, torch.contiguous_format
 
     def embed(self, pictures: Tensor) -> Tensor:
-        """Return unit embeddings [n, sum of the members' D] of faces in [0, 1]; every member normalises for itself."""
+        """Return unit embeddings [n, sum of the members' D] of faces in [0, 1]."""
         members = self.members
         units = [F.normalize(member(pictures), dim=1) for member in members]
         return torch.cat(units, 1) / math.sqrt(len(members))
@@ -231,17 +222,9 @@ def resample_matrix(size: int) -> Tensor:
     Both axes of an axis-aligned resampling are independent: rows @ picture @ columns.T. As matrix products its
     gradient is deterministic on every device, which that of grid_sample and interpolate is not.
     """
-    identity = torch.eye(FACE_SIZE, dtype=torch.float64)[None, None]
-    return F.interpolate(identity, (size, FACE_SIZE), mode="bilinear", align_corners=False, antialias=size < FACE_SIZE)[
-        0, 0
-    ].float()
-
-
-def _per_channel(name: str, value: float | Sequence[float] | Tensor) -> Tensor:
-    tensor = _numbers(value).flatten()
-    if tensor.numel() not in (1, 3) or not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name} must be one finite number or three in RGB order, got {value!r}")
-    return tensor.expand(3).reshape(1, 3, 1, 1).clone()
+    identity, shrinks = torch.eye(FACE_SIZE, dtype=torch.float64)[None, None], size < FACE_SIZE
+    made = F.interpolate(identity, (size, FACE_SIZE), mode="bilinear", align_corners=False, antialias=shrinks)
+    return made[0, 0].float()
 
 
 def _numbers(value: Any) -> Tensor:  # empty, which fits nowhere, where there are no numbers
@@ -251,15 +234,11 @@ def _numbers(value: Any) -> Tensor:  # empty, which fits nowhere, where there ar
         return torch.empty(0)
 
 
-def _mean(value: Sequence[float] | Tensor | None, size: int) -> Tensor | None:
-    if value is None:
-        return None
-    tensor = _numbers(value)
-    if tensor.shape != (size,) or not bool(tensor.isfinite().all()):
-        raise ValueError(
-            f"mean_embedding must be {size} finite numbers, the network's embedding size, got {list(tensor.shape)}"
-        )
-    return tensor
+def _per_channel(name: str, value: float | Sequence[float] | Tensor) -> Tensor:
+    tensor = _numbers(value).flatten()
+    if tensor.numel() not in (1, 3) or not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} must be one finite number or three in RGB order, got {value!r}")
+    return tensor.expand(3).reshape(1, 3, 1, 1).clone()
 
 
 def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
@@ -296,4 +275,4 @@ def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 3
             f"{surrogate.name} must give finite embeddings other than zero, got {embeddings[bad][0].tolist()[:4]} ... "
             f"for face {int(bad.nonzero()[0])}; check the network, its scale and shift"
         )
-    return normalize(embeddings, dim=1)
+    return F.normalize(embeddings, dim=1)

@@ -1,4 +1,4 @@
-"""A torch.fx graph that is built one ONNX operation at a time, and followed on the shapes of an example as it is built.
+"""A torch.fx graph that is built one ONNX operation at a time, with the shapes of an example.
 
 A file is read as what it does for one picture: shapes are those of one picture, and computing with them is computing
 with constants. The pictures of a batch stand one after the other along the front axis: where the file has [a, b, c] for
@@ -16,20 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = [
-    "Builder",
-    "Known",
-    "Operation",
-    "Value",
-    "as_tensor",
-    "axis_from_front",
-    "check",
-    "for_each_picture",
-    "whole_numbers",
-]
-
-# A guard against files written to exhaust memory: far above any face network.
-_MAX_NUMBERS = 1 << 24
+__all__ = ["Builder", "Known", "Operation", "Value", "as_tensor", "axis_from_front", "whole_numbers"]
 
 Known = np.ndarray[Any, Any]
 
@@ -82,11 +69,9 @@ class Builder:
         for arg in args:
             node, example = arg, arg
             if isinstance(arg, np.ndarray):
-                name = self._name("constant")
-                constant = as_tensor(arg)
+                name, constant = self._name("constant"), as_tensor(arg)
                 self.root.register_buffer(name, constant)
-                example = constant.to("meta")
-                node = self.graph.get_attr(name)
+                node, example = self.graph.get_attr(name), constant.to("meta")
             elif isinstance(arg, Value):
                 node, example, batch = arg.node, arg.example, batch or arg.batch
             elif isinstance(arg, list):
@@ -134,33 +119,42 @@ class Operation:
     outputs: int = 1
     pictures: int = 0
 
+    def get(self, name: str, default: Any = ...) -> Any:
+        """Return an attribute; one without a default must be given."""
+        if default is ... and name not in self.attributes:
+            raise ValueError(f"{name} must be given")
+        return self.attributes.get(name, default)
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        """Return an attribute that is one of a few words."""
+        got: str = self.get(name, default)
+        if got not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got!r}")
+        return got
+
     def has(self, index: int) -> bool:
         """Whether the optional input is given."""
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def value(self, index: int = 0) -> Value:
         """Return an input that must depend on the picture."""
-        value = self.inputs[index] if self.has(index) else None
-        if not isinstance(value, Value):
-            raise ValueError(f"input {index} must depend on the picture, got {_words(value)}")
-        return value
+        return self._input(index, Value, "depend on the picture")  # type: ignore[no-any-return]
 
     def known(self, index: int) -> Known:
         """Return an input that must not depend on the picture."""
+        return self._input(index, np.ndarray, "be a constant of the file")  # type: ignore[no-any-return]
+
+    def _input(self, index: int, kind: type, expected: str) -> Any:
         value = self.inputs[index] if self.has(index) else None
-        if not isinstance(value, np.ndarray):
-            raise ValueError(f"input {index} must be a constant of the file, got {_words(value)}")
+        if not isinstance(value, kind):
+            got = {np.ndarray: "a constant", Value: "a computed value"}.get(type(value), "nothing")
+            raise ValueError(f"input {index} must {expected}, got {got}")
         return value
 
-    def ints(self, name: str, index: int, since: int, default: Sequence[int] | None = None) -> list[int] | None:
+    def ints(self, name: str, index: int, since: int, default: Any = None) -> Any:
         """Whole numbers that are an attribute before opset `since` and input `index` from then on."""
         got = self.attributes.get(name) if self.opset < since else self.known(index) if self.has(index) else None
-        return list(default) if got is None and default is not None else None if got is None else whole_numbers(got)
-
-    def axes(self, name: str, index: int, since: int, value: Value) -> list[int] | None:
-        """Return axes of a value counted from the front; a batch is refused."""
-        axes = self.ints(name, index, since)
-        return None if axes is None else [axis_from_front(axis, value) for axis in axes]
+        return default if got is None else whole_numbers(got)
 
     def sizes(self, index: int) -> list[int]:
         """Return an input that lists sizes; a front one that is the file's own number of pictures becomes 1."""
@@ -180,23 +174,6 @@ def whole_numbers(given: Known | Sequence[int] | int) -> list[int]:
     if array.dtype.kind not in "iu" and array.size:
         raise ValueError(f"must be whole numbers, got {array.dtype}")
     return [int(number) for number in array.flatten()]
-
-
-def for_each_picture(constant: Tensor, value: Tensor, size: int) -> Tensor:
-    """A constant [a, b] -> [n * a, b] for the n pictures of a value [n * size, ...]."""
-    # Starts at the value, so that it can be traced again, which pickling a graph does.
-    return (value.new_ones((value.shape[0] // size, *[1] * constant.ndim)) * constant).flatten(0, 1)
-
-
-def check(value: Value) -> None:
-    """Raise if a value is absurdly large."""
-    if value.example.numel() > 2 * _MAX_NUMBERS:
-        shape = list(value.shape[1:] if value.batch else value.shape)
-        raise ValueError(f"must make at most {_MAX_NUMBERS} numbers a picture, got shape {shape}")
-
-
-def _words(value: Value | Known | None) -> str:
-    return "nothing" if value is None else "a constant" if isinstance(value, np.ndarray) else "a computed value"
 
 
 def axis_from_front(axis: int, value: Value) -> int:

@@ -1,4 +1,4 @@
-"""DFANet: drops single numbers after each convolution of a surrogate, anew in every forward pass."""
+"""DFANet: drops other single numbers after each convolution of a surrogate in every forward pass."""
 
 import operator
 from typing import Any
@@ -40,8 +40,12 @@ def with_dropout(surrogate: Surrogate, p: float) -> Surrogate:
             f"dropout must be 0 for {surrogate.name}: it goes after the convolutions of networks that torch.fx can "
             f"trace, and this one has none or cannot be traced ({'; '.join(surrogate.notes)})"
         )
-    for node in map(_with_border, convolutions):
+    for node in convolutions:
         users = list(node.users)
+        # Where folding left a constant picture instead of a bias, the sum of both is what is dropped from.
+        constant = users[0].args[1] if len(users) == 1 and users[0].target is operator.add else None
+        if isinstance(constant, fx.Node) and constant.op == "get_attr" and str(constant.target).startswith(BORDER):
+            node, users = users[0], list(users[0].users)
         with net.graph.inserting_after(node):
             dropped = net.graph.call_function(F.dropout, (node, p, True))
         for user in users:
@@ -54,11 +58,3 @@ def _is_conv(net: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(net.get_submodule(str(node.target)), (nn.Conv2d, WinogradConv2d))
     return node.target is F.conv2d
-
-
-def _with_border(node: fx.Node) -> fx.Node:
-    """The node itself, or where folding left it a constant picture instead of a bias, the sum of both."""
-    users = list(node.users)
-    constant = users[0].args[1] if len(users) == 1 and users[0].target is operator.add else None
-    bias = isinstance(constant, fx.Node) and constant.op == "get_attr" and str(constant.target).startswith(BORDER)
-    return users[0] if bias else node

@@ -1,4 +1,4 @@
-"""`prepare`: a frozen copy of a surrogate, as fast as it gets without changing what it computes."""
+"""`prepare`: a frozen copy of a surrogate, as fast as it gets without another result."""
 
 import copy
 import threading
@@ -57,7 +57,7 @@ def prepare(
     change an embedding or where the network cannot be traced; `notes` of the result says so.
 
     Args:
-        surrogate: what `load_model` returns; it stays as it is.
+        surrogate: what `load_model` returns; it is not changed.
         device: where to put it; None leaves it where it is.
         dtype: torch.float32 or torch.bfloat16, what the network computes in; faces and the embeddings that a call
             returns stay float32. None chooses: bfloat16 on CUDA from compute capability 8.0 on, and on a CPU with AMX
@@ -65,25 +65,22 @@ def prepare(
         channels_last: the memory layout of pictures inside the network; None chooses.
 
     Returns:
-        A new Surrogate with `.folded` and `.notes`. A network that is not a torch module is used as it is.
+        A new Surrogate with `.folded` and `.notes`. A network that is not a torch module is used unchanged.
 
     Raises:
-        ValueError: another dtype, or a device that is not here.
+        ValueError: another dtype, or a device that this machine does not have.
     """
     if dtype not in (None, torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     place = surrogate.device if device is None else resolve_device(device)
-    if isinstance(surrogate, Ensemble):
-        members = [
-            prepare(member, device=place, dtype=dtype, channels_last=channels_last) for member in surrogate.members
-        ]
-        ensemble = Ensemble(members, name=surrogate.name)
-        ensemble.folded = all(member.folded for member in members)
-        ensemble.notes = tuple(f"{member.name}: {note}" for member in members for note in member.notes)
-        return ensemble.eval().requires_grad_(False)
-
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        return _prepare(surrogate, place, dtype, channels_last)
+    if not isinstance(surrogate, Ensemble):
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+            return _prepare(surrogate, place, dtype, channels_last)
+    members = [prepare(member, device=place, dtype=dtype, channels_last=channels_last) for member in surrogate.members]
+    ensemble = Ensemble(members, name=surrogate.name)
+    ensemble.folded = all(member.folded for member in members)
+    ensemble.notes = tuple(f"{member.name}: {note}" for member in members for note in member.notes)
+    return ensemble.eval().requires_grad_(False)
 
 
 def _prepare(
@@ -92,7 +89,7 @@ def _prepare(
     # Folding computes in float64, which not every accelerator has.
     prepared = surrogate.copy().to(place if place.type == "cuda" else "cpu").eval().requires_grad_(False)
     if not isinstance(prepared.net, nn.Module):
-        prepared.notes = ("not a torch module: used as it is, in its own dtype and layout",)
+        prepared.notes = ("not a torch module: used unchanged, in its own dtype and layout",)
         return prepared.to(place)
     generator = torch.Generator().manual_seed(0)
     faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=generator, dtype=torch.float32).to(prepared.device)
@@ -105,12 +102,21 @@ def _prepare(
     if place.type == "cpu":
         freeze_prelu(prepared.net)
     prepared.to(place)
-    prepared.net.to(dtype or _faster_dtype(prepared.net, place))
-    if _prefers_channels_last(prepared) if channels_last is None else channels_last:
-        _set_layout(prepared, torch.channels_last)
+    if dtype is None:
+        grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in prepared.net.modules())
+        fast = has_fast_bfloat16(place) and (place.type == "cuda" or not grouped)
+        dtype = torch.bfloat16 if fast else torch.float32
+    prepared.net.to(dtype)
+    if channels_last is None:
+        # GPUs want it for bfloat16 convolutions, CPUs always. Processor time of NCHW over channels_last, one thread,
+        # float32, forward and backward to the picture, 1 to 10 faces: dlib 1.11 to 1.14, iResNet-50 1.03 to 1.05,
+        # MobileFaceNet 1.02 to 1.03.
+        channels_last = place.type == "cpu" or prepared.dtype == torch.bfloat16
+    if channels_last:
+        prepared.memory_format = torch.channels_last
         # Some networks (a `view` of a picture) only work on contiguous memory.
         if not _works(prepared, faces):
-            _set_layout(prepared, torch.contiguous_format)
+            prepared.memory_format = torch.contiguous_format
             notes.append("contiguous: it does not work on channels_last memory")
     if place.type == "cpu" and prepared.dtype == torch.float32:
         notes += _winograd(prepared, faces)
@@ -119,12 +125,17 @@ def _prepare(
 
 
 def _folded(net: nn.Module, pictures: Tensor) -> tuple[nn.Module | None, str]:
-    """Return the folded network and a note; None where it has to stay as it is."""
+    """Return the folded network and a note; None where the given one has to stay."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return None, "not folded: it has forward hooks"
     try:
         expected = net(pictures)
-        traced = copy.deepcopy(net) if isinstance(net, fx.GraphModule) else _trace(copy.deepcopy(net))
+        traced = copy.deepcopy(net)
+        if not isinstance(traced, fx.GraphModule):
+            with _TRACING:
+                tracer = _Tracer()
+                graph = tracer.trace(traced)
+            traced = fx.GraphModule(tracer.root, graph, type(net).__name__)
         left = fold(traced, pictures[:1])
         got = traced.float()(pictures)
     # A caller's network may do anything when it is traced.
@@ -134,13 +145,6 @@ def _folded(net: nn.Module, pictures: Tensor) -> tuple[nn.Module | None, str]:
     if not difference <= _CLOSE:
         return None, f"not folded: that would change embeddings by {difference:.1e}"
     return traced.eval().requires_grad_(False), f"folded, {left} batch normalisations left"
-
-
-def _trace(net: nn.Module) -> fx.GraphModule:
-    with _TRACING:
-        tracer = _Tracer()
-        graph = tracer.trace(net)
-        return fx.GraphModule(tracer.root, graph, type(net).__name__)
 
 
 def _winograd(prepared: Surrogate, faces: Tensor) -> list[str]:
@@ -158,30 +162,9 @@ def _winograd(prepared: Surrogate, faces: Tensor) -> list[str]:
     return [f"no Winograd convolutions: they would change embeddings by {difference:.1e}"]
 
 
-def _set_layout(prepared: Surrogate, memory_format: torch.memory_format) -> None:
-    assert isinstance(prepared.net, nn.Module)
-    prepared.net.to(memory_format=memory_format)
-    prepared.memory_format = memory_format
-
-
 def _works(prepared: Surrogate, faces: Tensor) -> bool:
     try:
         with torch.no_grad():
             return bool(prepared(faces.to(prepared.device)).isfinite().all())
     except RuntimeError:
         return False
-
-
-def _faster_dtype(net: nn.Module, place: torch.device) -> torch.dtype:
-    grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in net.modules())
-    fast = has_fast_bfloat16(place) and (place.type == "cuda" or not grouped)
-    return torch.bfloat16 if fast else torch.float32
-
-
-def _prefers_channels_last(prepared: Surrogate) -> bool:
-    """Choose a layout; GPUs want channels_last for bfloat16 convolutions, CPUs always.
-
-    Processor time of NCHW over channels_last, one thread, float32, forward and backward to the picture, 1 to 10 faces:
-    dlib 1.11 to 1.14, iResNet-50 1.03 to 1.05, MobileFaceNet 1.02 to 1.03.
-    """
-    return prepared.device.type == "cpu" or prepared.dtype == torch.bfloat16

@@ -18,14 +18,12 @@ from torch.nn import functional as F
 
 __all__ = ["WinogradConv2d", "use_winograd"]
 
-LEAST_CHANNELS = 128
-"""Below, the transforms cost more than the multiplications they save: measured, 64 channels gain nothing."""
-
-LEAST_FILLED = 0.7
-"""Share of the 4x4 tiles that the output must fill; 7x7 fills 0.77, 5x5 0.39."""
-
-LEAST_TILES = 16
-"""In a batch, for matrix products that are worth it; a smaller batch goes through the direct convolution."""
+# Below, the transforms cost more than the multiplications they save: measured, 64 channels gain nothing.
+_LEAST_CHANNELS = 128
+# Share of the 4x4 tiles that the output must fill; 7x7 fills 0.77, 5x5 0.39.
+_LEAST_FILLED = 0.7
+# In a batch, for matrix products that are worth it; a smaller batch goes through the direct convolution.
+_LEAST_TILES = 16
 
 _B = [[4, 0, 0, 0, 0, 0], [0, -4, 4, -2, 2, 4], [-5, -4, -4, -1, -1, 0], [0, 1, -1, 2, -2, -5], [1, 1, 1, 1, 1, 0]]
 _B = [*_B, [0, 0, 0, 0, 0, 1]]
@@ -94,7 +92,7 @@ class WinogradConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, H, W] -> [n, O, H, W], float32."""
-        if len(x) * (-(-x.shape[2] // 4)) * (-(-x.shape[3] // 4)) < LEAST_TILES:
+        if len(x) * _tiles(x) < _LEAST_TILES:
             convolved: Tensor = self.direct(x)
             return convolved
         output: Tensor = _Convolve.apply(x, self.weight, self.into, self.out_of)
@@ -115,8 +113,7 @@ def use_winograd(net: nn.Module, pictures: Tensor) -> list[tuple[nn.Module, str,
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         height, width = inputs[0].shape[-2:]
-        tiles = -(-height // 4) * -(-width // 4)
-        if height * width >= LEAST_FILLED * 16 * tiles:
+        if height * width >= _LEAST_FILLED * 16 * _tiles(inputs[0]):
             fits.add(module)
 
     hooks = [module.register_forward_pre_hook(look) for module in net.modules() if _suits(module)]
@@ -138,6 +135,10 @@ def use_winograd(net: nn.Module, pictures: Tensor) -> list[tuple[nn.Module, str,
     return replaced
 
 
+def _tiles(x: Tensor) -> int:  # of one picture
+    return -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+
+
 def _suits(module: nn.Module) -> bool:
     return (
         type(module) is nn.Conv2d
@@ -146,6 +147,6 @@ def _suits(module: nn.Module) -> bool:
         and module.padding in ((1, 1), 1, "same")
         and module.padding_mode == "zeros"
         and module.groups == 1
-        and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
+        and min(module.in_channels, module.out_channels) >= _LEAST_CHANNELS
         and not (module._forward_hooks or module._forward_pre_hooks)
     )
