@@ -17,6 +17,7 @@ TEST = [
     *HEIC,
     *RAY,
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "setuptools>=70.1",
     "scipy>=1.11",
     "quadprog>=0.1.12",
@@ -45,7 +46,7 @@ setup(
     # `kernels` as a top-level package would collide with another package on PyPI.
     packages=[*find_packages(include=["fastcloak", "fastcloak.*"]), "fastcloak.kernels"],
     package_dir={"fastcloak": "fastcloak", "fastcloak.kernels": "kernels"},
-    package_data={"fastcloak": ["py.typed"]},
+    package_data={"fastcloak": ["py.typed"], "fastcloak.evaluation": ["*.css", "*.js"]},
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",

@@ -7,7 +7,7 @@ They run on CUDA tensors, and on CPU tensors when TRITON_INTERPRET=1 is set befo
 
 from fastcloak.kernels.accumulate_step import accumulate_step_
 from fastcloak.kernels.cloak_batch import cloak_batch_
-from fastcloak.kernels.hull_loss import hull_loss
+from fastcloak.kernels.hull import hull_loss
 from fastcloak.kernels.outer_step import outer_step_
 
 __all__ = ["accumulate_step_", "cloak_batch_", "hull_loss", "outer_step_"]

@@ -13,19 +13,8 @@ unrolled (their loads in flight at once).
 import torch
 import triton
 import triton.language as tl
-from fastcloak.kernels.layout import (
-    BLOCK,
-    LAUNCH,
-    UNROLL,
-    check_per_channel,
-    check_pictures,
-    check_state,
-    clip,
-    dense,
-    is_channels_last,
-    other_offset,
-    per_channel,
-)
+from fastcloak.kernels.arguments import FLOATS, check, dense, is_channels_last
+from fastcloak.kernels.layout import BLOCK, LAUNCH, UNROLL, clip, offset, per_channel
 
 
 @triton.jit
@@ -54,8 +43,8 @@ def _cloak_batch_kernel(
     index_stride_b,
     B: tl.constexpr,
     LAST: tl.constexpr,  # out is channels_last, and so is the walk
-    FACES_SAME: tl.constexpr,  # faces have the format of out
-    DELTA_SAME: tl.constexpr,
+    FACES_LAST: tl.constexpr,
+    DELTA_LAST: tl.constexpr,
     SCALED: tl.constexpr,
     UNROLLED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -63,9 +52,8 @@ def _cloak_batch_kernel(
     p = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o < n
-    faces_o = o if FACES_SAME else other_offset(o, HW, LAST)
-    delta_o = o if DELTA_SAME else other_offset(o, HW, LAST)
-    delta = tl.load(delta_in_ptr + p * n + delta_o, mask=inside, other=0.0)
+    faces_o = offset(o, HW, LAST, FACES_LAST)
+    delta = tl.load(delta_in_ptr + p * n + offset(o, HW, LAST, DELTA_LAST), mask=inside, other=0.0)
     scale = per_channel(scale_ptr, o, HW, LAST) if SCALED else 1.0
     shift = per_channel(shift_ptr, o, HW, LAST) if SCALED else 0.0
     faces_ptr += p * N * n
@@ -83,6 +71,7 @@ def _cloak_batch_kernel(
             _cloak_photo(faces_ptr, photo, out, faces_o, o, inside, delta, scale, shift, n, N, SCALED)
 
 
+@torch.library.custom_op("fastcloak::cloak_batch_", mutates_args=("out",))
 def cloak_batch_(
     faces: torch.Tensor,
     delta_in: torch.Tensor,
@@ -103,72 +92,34 @@ def cloak_batch_(
     Raises:
         ValueError: a shape, dtype, device or memory format that the kernel cannot take.
     """
-    torch.ops.fastcloak.cloak_batch_(faces, delta_in, index, out, scale, shift)
-
-
-@torch.library.custom_op(
-    "fastcloak::cloak_batch_",
-    mutates_args=("out",),
-    schema="(Tensor faces, Tensor delta_in, Tensor index, Tensor(a!) out, Tensor? scale, Tensor? shift) -> ()",
-)
-def _launch(
-    faces: torch.Tensor,
-    delta_in: torch.Tensor,
-    index: torch.Tensor,
-    out: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-) -> None:
-    check_state(delta_in=delta_in)
-    check_pictures("faces", faces, delta_in)
-    check_pictures("out", out, delta_in)
-    if faces.dtype != torch.float32:
-        raise ValueError(f"faces must be float32, got {faces.dtype}; convert them")
-    if index.shape != out.shape[:2] or index.dtype != torch.int64 or index.device != out.device:
-        raise ValueError(
-            f"index must be {tuple(out.shape[:2])} int64 on {out.device}, got {tuple(index.shape)} {index.dtype} on "
-            f"{index.device}; convert it"
-        )
-    scaled = scale is not None and shift is not None
-    if scale is not None and shift is not None:
-        check_per_channel("scale", scale, out)
-        check_per_channel("shift", shift, out)
-        scale, shift = scale.contiguous(), shift.contiguous()
-    faces, delta_in = dense(faces), dense(delta_in)
-    last = is_channels_last("out", out)
+    check("out", out, ("P", "b", 3, "H", "W"), FLOATS, out.device)
     P, b, _, H, W = out.shape
-    n = 3 * H * W
+    check("faces", faces, (P, "N", 3, H, W), (torch.float32,), out.device)
+    check("delta_in", delta_in, (P, 3, H, W), (torch.float32,), out.device)
+    check("index", index, (P, b), (torch.int64,), out.device)
+    faces, delta_in = dense(faces), dense(delta_in)
+    scaled = scale is not None and shift is not None
+    pair = [delta_in, delta_in]  # pointers that are not read still need a tensor
+    if scale is not None and shift is not None:
+        check("scale", scale, (3,), (torch.float32,), out.device)
+        check("shift", shift, (3,), (torch.float32,), out.device)
+        pair = [scale.contiguous(), shift.contiguous()]
     with torch.cuda.device_of(out):
-        _cloak_batch_kernel[(P, triton.cdiv(n, BLOCK))](
+        _cloak_batch_kernel[(P, triton.cdiv(3 * H * W, BLOCK))](
             faces,
             delta_in,
             index,
             out,
-            scale if scaled else delta_in,  # a pointer that is not read still needs a tensor
-            shift if scaled else delta_in,
-            n,
+            *pair,
+            3 * H * W,
             H * W,
             faces.shape[1],
-            index.stride(0),
-            index.stride(1),
+            *index.stride(),
             B=b,
-            LAST=last,
-            FACES_SAME=is_channels_last("faces", faces) == last,
-            DELTA_SAME=is_channels_last("delta_in", delta_in) == last,
+            LAST=is_channels_last("out", out),
+            FACES_LAST=is_channels_last("faces", faces),
+            DELTA_LAST=is_channels_last("delta_in", delta_in),
             SCALED=scaled,
             UNROLLED=b <= UNROLL,
-            BLOCK=BLOCK,
             **LAUNCH,
         )
-
-
-@_launch.register_fake
-def _fake(
-    faces: torch.Tensor,
-    delta_in: torch.Tensor,
-    index: torch.Tensor,
-    out: torch.Tensor,
-    scale: torch.Tensor | None,
-    shift: torch.Tensor | None,
-) -> None:
-    return None

@@ -16,17 +16,8 @@ inputs give equal bits.
 import torch
 import triton
 import triton.language as tl
-from fastcloak.kernels.layout import (
-    BLOCK,
-    LAUNCH,
-    check_state,
-    clip,
-    is_channels_last,
-    other_offset,
-    scale_free,
-    sign_of,
-    sum_of_partials,
-)
+from fastcloak.kernels.arguments import check, is_channels_last
+from fastcloak.kernels.layout import BLOCK, LAUNCH, clip, offset, sign_of
 
 
 @triton.jit
@@ -55,10 +46,10 @@ def _outer_step_kernel(
     alpha,
     eps,
     decay,
-    LAST: tl.constexpr,  # delta is channels_last, and so is the walk
-    ACC_SAME: tl.constexpr,  # acc has the format of delta
-    VELOCITY_SAME: tl.constexpr,
-    DELTA_IN_SAME: tl.constexpr,
+    DELTA_LAST: tl.constexpr,  # delta is channels_last, and so is the walk
+    ACC_LAST: tl.constexpr,
+    VELOCITY_LAST: tl.constexpr,
+    DELTA_IN_LAST: tl.constexpr,
     MOMENTUM: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCKS_PADDED: tl.constexpr,
@@ -68,22 +59,28 @@ def _outer_step_kernel(
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o < n
 
-    acc_o = p * n + (o if ACC_SAME else other_offset(o, HW, LAST))
+    acc_o = p * n + offset(o, HW, DELTA_LAST, ACC_LAST)
     g = tl.load(acc_ptr + acc_o, mask=inside, other=0.0)
     if MOMENTUM:
-        g = scale_free(g, sum_of_partials(partial_ptr, p, BLOCKS, BLOCKS_PADDED), n)
-        velocity_o = p * n + (o if VELOCITY_SAME else other_offset(o, HW, LAST))
+        # Second stage of the sum: every program adds the same numbers in the same order.
+        i = tl.arange(0, BLOCKS_PADDED)
+        total = tl.sum(tl.load(partial_ptr + p * BLOCKS + i, mask=i < BLOCKS, other=0.0), axis=0)
+        mean = tl.div_rn(total, n.to(tl.float32))
+        # 1e-30 is the reference's TINY; a NaN mean is not below it.
+        g = tl.div_rn(g, tl.where(mean < 1e-30, 1e-30, mean))
+        velocity_o = p * n + offset(o, HW, DELTA_LAST, VELOCITY_LAST)
         g = decay * tl.load(velocity_ptr + velocity_o, mask=inside, other=0.0) + g
         tl.store(velocity_ptr + velocity_o, g, mask=inside)
 
     delta = tl.load(delta_ptr + p * n + o, mask=inside, other=0.0)
     delta = clip(delta + alpha * sign_of(g), -eps, eps)
     tl.store(delta_ptr + p * n + o, delta, mask=inside)
-    delta_in_o = p * n + (o if DELTA_IN_SAME else other_offset(o, HW, LAST))
+    delta_in_o = p * n + offset(o, HW, DELTA_LAST, DELTA_IN_LAST)
     tl.store(delta_in_ptr + delta_in_o, delta, mask=inside)
     tl.store(acc_ptr + acc_o, tl.zeros([BLOCK], tl.float32), mask=inside)
 
 
+@torch.library.custom_op("fastcloak::outer_step_", mutates_args=("acc", "velocity", "delta", "delta_in"))
 def outer_step_(
     acc: torch.Tensor,
     velocity: torch.Tensor,
@@ -102,34 +99,19 @@ def outer_step_(
     Raises:
         ValueError: a shape, dtype, device or memory format that the kernel cannot take.
     """
-    torch.ops.fastcloak.outer_step_(acc, velocity, delta, delta_in, alpha, eps, decay)
-
-
-@torch.library.custom_op(
-    "fastcloak::outer_step_",
-    mutates_args=("acc", "velocity", "delta", "delta_in"),
-    schema="(Tensor(a!) acc, Tensor(b!) velocity, Tensor(c!) delta, Tensor(d!) delta_in, float alpha, float eps, "
-    "float decay) -> ()",
-)
-def _launch(
-    acc: torch.Tensor,
-    velocity: torch.Tensor,
-    delta: torch.Tensor,
-    delta_in: torch.Tensor,
-    alpha: float,
-    eps: float,
-    decay: float,
-) -> None:
-    check_state(delta=delta, acc=acc, velocity=velocity, delta_in=delta_in)
-    last = is_channels_last("delta", delta)
+    check("delta", delta, ("P", 3, "H", "W"), (torch.float32,), delta.device)
     P, _, H, W = delta.shape
+    formats = {}
+    for name, tensor in (("delta", delta), ("acc", acc), ("velocity", velocity), ("delta_in", delta_in)):
+        check(name, tensor, (P, 3, H, W), (torch.float32,), delta.device)
+        formats[f"{name.upper()}_LAST"] = is_channels_last(name, tensor)
     n = 3 * H * W
     blocks = triton.cdiv(n, BLOCK)
     partial = acc
     with torch.cuda.device_of(delta):
         if decay:
             partial = acc.new_empty((P, blocks))
-            _partial_sums_kernel[(P, blocks)](acc, partial, n, BLOCK=BLOCK, **LAUNCH)
+            _partial_sums_kernel[(P, blocks)](acc, partial, n, **LAUNCH)
         _outer_step_kernel[(P, blocks)](
             acc,
             velocity,
@@ -141,26 +123,9 @@ def _launch(
             alpha,
             eps,
             decay,
-            LAST=last,
-            ACC_SAME=is_channels_last("acc", acc) == last,
-            VELOCITY_SAME=is_channels_last("velocity", velocity) == last,
-            DELTA_IN_SAME=is_channels_last("delta_in", delta_in) == last,
             MOMENTUM=decay != 0,
             BLOCKS=blocks,
             BLOCKS_PADDED=triton.next_power_of_2(blocks),
-            BLOCK=BLOCK,
+            **formats,
             **LAUNCH,
         )
-
-
-@_launch.register_fake
-def _fake(
-    acc: torch.Tensor,
-    velocity: torch.Tensor,
-    delta: torch.Tensor,
-    delta_in: torch.Tensor,
-    alpha: float,
-    eps: float,
-    decay: float,
-) -> None:
-    return None

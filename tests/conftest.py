@@ -17,14 +17,18 @@ if not torch.cuda.is_available():
 
 # Attempts are noted in a file, since the code under test may swallow the exception, and may be another process.
 _NO_NETWORK = Path(__file__).parent / "no_network"
-if "FASTCLOAK_TEST_NETWORK" not in os.environ:
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+if os.environ.get("FASTCLOAK_TEST_WORKER") != _WORKER:  # programs that tests start share their test's file
+    os.environ["FASTCLOAK_TEST_WORKER"] = _WORKER
     os.environ["FASTCLOAK_TEST_NETWORK"] = tempfile.mkstemp(prefix="fastcloak-network-")[1]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_NO_NETWORK), os.environ.get("PYTHONPATH")]))
-    sys.path.insert(0, str(_NO_NETWORK))
-    # Another module of this name may have been imported at Python's start.
-    sys.modules.pop("sitecustomize", None)
-    import_module("sitecustomize")
-    sys.path.remove(str(_NO_NETWORK))
+    paths = [str(_NO_NETWORK), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    if "sitecustomize" not in sys.modules or Path(sys.modules["sitecustomize"].__file__).parent != _NO_NETWORK:
+        sys.path.insert(0, str(_NO_NETWORK))
+        # Another module of this name may have been imported at Python's start.
+        sys.modules.pop("sitecustomize", None)
+        import_module("sitecustomize")
+        sys.path.remove(str(_NO_NETWORK))
     atexit.register(os.remove, os.environ["FASTCLOAK_TEST_NETWORK"])
 NETWORK_LOG = Path(os.environ["FASTCLOAK_TEST_NETWORK"])
 

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcloak import fit, fit_many, load_model
-from fastcloak.fitting.objective import RIDGE, spread_slope
 from fastcloak.fitting.options import AUGMENTATIONS
 from fastcloak.models import prepare, with_dropout
 from tests.conftest import TinyNet, smooth_faces
@@ -17,9 +16,6 @@ ALL = {
     "decay": 0.9,
     "augment": AUGMENTATIONS,
     "dropout": 0.1,
-    "smoothing": 1.0,
-    "spread": 0.1,
-    "normalise": True,
     "average": 0.5,
     "lower": -0.1,
     "upper": 0.5,
@@ -58,9 +54,6 @@ def class_center_gradient(net, faces):
 
 def prepared(net, name="tiny"):
     return prepare(load_model(net, name=name))
-
-
-# Dropout ------------------------------------------------------------------------------------------------------------
 
 
 def test_dropout_drops_a_share_after_every_convolution_and_is_unbiased():
@@ -113,9 +106,6 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-# Average ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("share", "taken"), [(1.0, slice(0, 5)), (0.5, slice(2, 5)), (0.1, slice(4, 5))])
 def test_average_is_eps_times_the_sign_of_the_mean_of_the_last_masks(tiny_net, faces, share, taken):
     options = {"preset": "plain", "inner_steps": 2, "alpha": 5 / 255}
@@ -133,58 +123,12 @@ def test_average_of_no_steps_or_no_budget_is_an_empty_mask(tiny_net, faces):
         assert not fit(faces, tiny_net, average=1.0, **options).delta.any()
 
 
-# Smoothing, spread --------------------------------------------------------------------------------------------------
-
-
-def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):
-    """One full-batch step on class_center from zero, written independently."""
-    delta = fit(faces, tiny_net, smoothing=2.0, **ONE_STEP).delta
-    gradient = class_center_gradient(tiny_net, faces)
-    reach = torch.arange(-20, 21)
-    kernel = torch.exp(-(reach**2) / (2 * 2.0**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, -1)
-    rows = F.conv1d(gradient.reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
-    blurred = F.conv1d(rows.reshape(-1, 1, 112), kernel, padding=20).view(3, 112, 112).mT
-    inside = (..., slice(20, -20), slice(20, -20))  # at the border the rows of the library's matrix sum to one
-    assert (delta[inside].sign() == blurred[inside].sign()).float().mean() > 0.999
-    assert (delta.sign() == gradient.sign()).float().mean() < 0.95
-
-
-def test_spread_is_the_gradient_of_the_log_determinant():
-    generator = torch.Generator().manual_seed(0)
-    last = F.normalize(torch.randn(2, 5, 7, generator=generator), dim=-1)
-    features = torch.randn(2, 2, 7, generator=generator)
-    index = torch.tensor([[3, 0], [1, 4]])
-    exact = features.double().requires_grad_()
-    total = 0
-    for p in range(2):
-        Z = last[p].double().clone()
-        Z[index[p]] = F.normalize(exact[p], dim=-1)
-        total = total + torch.logdet(Z @ Z.mT + RIDGE * torch.eye(5, dtype=torch.float64))
-    (expected,) = torch.autograd.grad(total, exact)
-    torch.testing.assert_close(spread_slope(features, last, index), expected.float(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(last[0, 3], F.normalize(features[0, 0], dim=0))  # remembered for the next step
-
-
-def test_spread_drives_cloaked_photos_apart(tiny_net, faces):
-    def likeness(**options):
-        z = F.normalize(tiny_net(fit(faces, tiny_net, preset="plain", steps=12, **options).apply(faces)))
-        return (z @ z.T)[~torch.eye(6, dtype=torch.bool)].mean()
-
-    assert 1 - likeness(spread=1.0) > 2 * (1 - likeness())
-
-
-# Ensembles ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ensemble", ["gradient", "turns"])
-def test_an_ensemble_of_twins_is_one_of_them_with_normalised_gradients(tiny_net, faces, ensemble):
+def test_twins_that_are_summed_or_take_turns_give_the_same_cloak(tiny_net, faces):
     twins = [load_model(tiny_net, name="a"), load_model(tiny_net, name="b")]
     options = {"preset": "plain", "steps": 3, "inner_steps": 3, "batch_size": 2, "warmup": 1}
-    both = fit(faces, twins, ensemble=ensemble, **options)
-    one = fit(faces, tiny_net, normalise=True, **options)
-    assert (both.delta != one.delta).float().mean() < 0.002
-    assert both.info["losses"] == pytest.approx(one.info["losses"], rel=1e-4)
+    summed, turns = (fit(faces, twins, ensemble=ensemble, **options) for ensemble in ("gradient", "turns"))
+    assert (summed.delta != turns.delta).float().mean() < 0.002
+    assert summed.info["losses"] == pytest.approx(turns.info["losses"], rel=1e-4)
 
 
 def test_members_weigh_the_same_whatever_the_size_of_their_gradients(tiny_net, faces):
@@ -219,9 +163,6 @@ def test_members_take_turns_across_steps(faces):
     assert fit(faces, nets, steps=4, inner_steps=1).info["image_gradients"] == 8
 
 
-# Together -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["ga", "opom"])
 @pytest.mark.parametrize("ensemble", ["loss", "gradient", "turns"])
 def test_all_boosters_work_together(tiny_net, faces, method, ensemble):
@@ -236,7 +177,7 @@ def test_all_boosters_work_together(tiny_net, faces, method, ensemble):
 
 def test_many_people_share_views_and_differ_little_from_one_by_one(tiny_net):
     people = {"ann": smooth_faces(4, 1), "bob": smooth_faces(4, 2)}
-    options = {"steps": 3, "inner_steps": 2, "augment": ("geometry", "color"), "smoothing": 1.0, "decay": 1.0}
+    options = {"steps": 3, "inner_steps": 2, "augment": ("geometry", "color"), "decay": 1.0}
     together = fit_many(people, tiny_net, memory_budget=1 << 30, **options)
     for name, photos in people.items():
         one = fit(photos, tiny_net, **options)
@@ -259,9 +200,7 @@ def test_boosters_run_compiled(tiny_net, faces):
         ({"augment": ("flip", "mirror")}, "augment must be names out of mix, photo, color, blur, jpeg, geometry, flip"),
         ({"augment": 3}, "augment must be names"),
         ({"dropout": 1.0}, "dropout must be in"),
-        ({"smoothing": -1}, "smoothing must be a width in pixels"),
-        ({"average": 1.5}, "average must be the share of the steps"),
-        ({"spread": float("nan")}, "spread must be in"),
+        ({"average": 1.5}, "average must be in"),
         ({"ensemble": "mean"}, "ensemble must be one of loss, gradient, turns"),
     ],
 )

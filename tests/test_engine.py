@@ -10,26 +10,28 @@ from fastcloak.ops.engine import Progress, launchers, network, resolve_engine
 from fastcloak.system.errors import EngineError
 from tests.conftest import smooth_faces
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile on a CPU needs a C++ compiler"
 )
 
 
 def test_auto_is_eager_on_a_cpu_and_a_graph_on_cuda():
-    assert resolve_engine("auto", torch.device("cpu")) == "eager"
-    assert resolve_engine("auto", torch.device("cuda")) == "cudagraph"
-    assert resolve_engine("compile", torch.device("cpu")) == "compile"
+    assert resolve_engine("auto", CPU) == "eager"
+    assert resolve_engine("auto", CUDA) == "cudagraph"
+    assert resolve_engine("compile", CPU) == "compile"
 
 
-def test_wishes_that_cannot_be_met_are_refused_with_words(tiny_net, faces):
+def test_wishes_that_cannot_be_met_are_refused_with_a_hint():
     with pytest.raises(ValueError, match="'cudagraph' needs a CUDA device, got cpu; use 'eager'"):
-        fit(faces, tiny_net, engine="cudagraph", device="cpu")
+        resolve_engine("cudagraph", CPU)
     with pytest.raises(ValueError, match="engine must be one of auto, eager, compile, cudagraph, got 'fast'"):
-        fit(faces, tiny_net, engine="fast")
+        resolve_engine("fast", CPU)
 
 
 @needs_compiler
-def test_compile_learns_the_same_cloak_and_says_so(tiny_net, faces):
+@pytest.mark.promise("P14")
+def test_compile_fits_the_same_cloak(tiny_net, faces):
     options = {"steps": 3, "warmup": 1, "batch_size": 2, "device": "cpu"}
     eager, compiled = (fit(faces, tiny_net, engine=engine, **options) for engine in ("eager", "compile"))
     assert compiled.info["engine"] == "compile"
@@ -69,23 +71,20 @@ def test_more_networks_than_torch_would_recompile_for():
         assert network("compile", lambda x, i=i: x * i)(torch.ones(3)).sum() == 3 * i
 
 
-def test_eager_launches_the_step_itself():
-    calls = []
+def test_on_a_cpu_a_step_runs_when_it_is_launched_and_progress_is_immediate():
+    calls, ticks = [], []
     step = launchers("eager", {"step": lambda: calls.append(1)})["step"]
     assert calls == []
     step()
     assert calls == [1]
-
-
-def test_progress_on_a_cpu_is_immediate():
-    ticks = []
-    progress = Progress(torch.device("cpu"), lambda: ticks.append(1))
+    progress = Progress(CPU, lambda: ticks.append(1))
     progress.launched()
     assert ticks == [1]
     progress.wait()
     assert ticks == [1]
 
 
+@pytest.mark.promise("P7")
 def test_buffers_are_kept_for_the_next_pass_and_leak_nothing_into_it(tiny_net):
     # Three passes of one size, then one of another: each cloak must be that of a fresh start.
     people = {str(i): smooth_faces(4 if i < 3 else 5, seed=i) for i in range(4)}
@@ -94,5 +93,5 @@ def test_buffers_are_kept_for_the_next_pass_and_leak_nothing_into_it(tiny_net):
     for name, photos in people.items():
         alone = fit(photos, tiny_net, **options)
         assert torch.equal(cloaks[name].delta, alone.delta)
-        assert cloaks[name].info["losses"] == alone.info["losses"]
-        assert cloaks[name].info["hull_gap"] == alone.info["hull_gap"]
+        for key in ("losses", "hull_gap"):
+            assert cloaks[name].info[key] == alone.info[key]

@@ -1,10 +1,9 @@
-import gc
 import math
-import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from torch import nn
 
 import fastcloak
 from fastcloak import FitManyError, fit, fit_many
-from fastcloak.fitting.options import configure
-from fastcloak.fitting.outliers import strangers
+from fastcloak.fitting.options import FitOptions, configure, declared
+from fastcloak.protection.outliers import strangers
 from tests.conftest import smooth_faces
 
 EPS = 8 / 255
@@ -160,7 +159,7 @@ def test_info_records_the_cost_and_what_ran(tiny_net, faces):
     "options",
     [
         {"method": "ga", "objective": "convex_hull", "warmup": 0, "decay": 0.9},
-        {"method": "ga", "objective": "affine_hull", "normalise": True, "batch_size": 2},
+        {"method": "ga", "objective": "affine_hull", "batch_size": 2},
         {"method": "opom", "objective": "fi_uap"},
     ],
     ids=lambda options: f"{options['method']}-{options['objective']}",
@@ -197,12 +196,6 @@ def test_schedule_uses_every_photo_equally_often(tiny_net):
     for first in range(0, 24, 6):
         assert sorted(drawn[first : first + 6]) == list(range(6))
     assert drawn[:6] != drawn[6:12]
-
-
-def test_same_seed_same_cloak_and_another_seed_another(tiny_net, faces):
-    first, again, other = (fit(faces, tiny_net, seed=seed) for seed in (3, 3, 4))
-    assert torch.equal(first.delta, again.delta)
-    assert differing(first, other) > 0.1
 
 
 @pytest.mark.parametrize("method", ["ga", "opom"])
@@ -249,14 +242,6 @@ def test_one_bad_person_does_not_lose_the_others(tiny_net, faces):
     assert isinstance(caught.value.errors["black"], FloatingPointError)
 
 
-@pytest.mark.parametrize("empty", [{"steps": 0}, {"eps": 0.0}])
-def test_no_steps_or_no_eps_changes_nothing(tiny_net, faces, empty):
-    cloak = fit(faces, tiny_net, **empty)
-    assert not cloak.delta.any()
-    assert torch.equal(cloak.apply(faces), faces)
-    assert cloak.info["image_gradients"] == 0
-
-
 @pytest.mark.parametrize("average", [0.0, 0.5])
 def test_nan_gradients_stop_with_the_step(tiny_net, faces, average):
     options = {"method": "opom", "objective": "fi_uap", "steps": 8, "average": average}
@@ -286,42 +271,15 @@ def test_nan_embeddings_are_refused_before_the_first_step(faces, value):
         fit(faces, lambda x: x.mean((2, 3)) * value)
 
 
-def test_the_callers_world_is_left_as_it_was(tiny_net, faces):
-    tiny_net.train()
-    tiny_net.body[3].weight.requires_grad_(False)
-    before = {name: tensor.clone() for name, tensor in tiny_net.state_dict().items()}
-    flags = [(p.requires_grad, p.grad) for p in tiny_net.parameters()]
-    photos = faces.clone()
-    torch.manual_seed(5)
-    np.random.seed(5)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.is_grad_enabled()
-    cloak = fit(faces, tiny_net, steps=2)
-    with pytest.raises(FloatingPointError):
-        fit(faces, lambda x: x.mean((2, 3)) * math.nan, steps=2)
-    with torch.no_grad():
-        assert torch.equal(fit(faces, tiny_net, steps=2).delta, cloak.delta)
-        assert not torch.is_grad_enabled()
-    with torch.inference_mode():
-        assert torch.equal(fit(faces, tiny_net, steps=2).delta, cloak.delta)
-    assert tiny_net.training
-    assert all(module.training for module in tiny_net.modules())
-    assert flags == [(p.requires_grad, p.grad) for p in tiny_net.parameters()]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_net.state_dict().items())
-    assert torch.equal(faces, photos)
-    assert torch.equal(states[0], torch.get_rng_state())
-    assert np.array_equal(states[1], np.random.get_state()[1])
-    assert torch.is_grad_enabled() == states[2]
-
-
-def test_progress_is_told_every_step(tiny_net, faces):
-    told = []
-    fit(faces, tiny_net, steps=4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    told.clear()
+def test_progress_is_called_after_every_step(tiny_net, faces):
+    calls = []
+    fit(faces, tiny_net, steps=4, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    calls.clear()
     people = {"a": faces, "b": faces, "c": smooth_faces(3)}
-    tell = {"progress": lambda done, total: told.append((done, total)), "memory_budget": 10**9}
-    fit_many(people, tiny_net, steps=2, **tell)
-    assert told == [(2, 6), (4, 6), (5, 6), (6, 6)]
+    counted = {"progress": lambda done, total: calls.append((done, total)), "memory_budget": 10**9}
+    fit_many(people, tiny_net, steps=2, **counted)
+    assert calls == [(2, 6), (4, 6), (5, 6), (6, 6)]
 
 
 def test_silent_where_there_is_no_terminal(tiny_net, faces, capfd):
@@ -376,22 +334,13 @@ def test_same_seed_same_cloak_in_another_process():
     assert len(hashes.pop()) == 65
 
 
-def test_memory_does_not_grow_over_a_thousand_steps(tiny_net, faces):
-    options = {"objective": "class_center", "inner_steps": 1}
-    fit(faces, tiny_net, steps=50, **options)
-    gc.collect()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fit(faces, tiny_net, steps=1000, **options)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KB; one step's tensors are 2 MB
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"eps": 8}, r"eps must be in \[0, 1\].*255, got 8"),
         ({"eps": math.nan}, "eps must be"),
         ({"alpha": 2}, "alpha must be"),
-        ({"steps": -1}, "steps must be a whole number, 0 or more, got -1"),
+        ({"steps": -1}, "steps must be a whole number, 0 or more, .*got -1"),
         ({"steps": 1.5}, "steps must be a whole number.*got 1.5"),
         ({"steps": "16"}, "steps must be a whole number.*got '16'"),
         ({"steps": 10**12}, "steps must be"),
@@ -399,11 +348,8 @@ def test_memory_does_not_grow_over_a_thousand_steps(tiny_net, faces):
         ({"steps": True}, "steps must be a whole number.*got True"),
         ({"eps": "8"}, "eps must be .*got '8'"),
         ({"eps": True}, "eps must be .*got True"),
-        ({"eps": None}, "eps must be .*got None"),
         ({"seed": 2**64}, "seed must be"),
-        ({"seed": None}, "seed must be"),
         ({"random_start": "False"}, "random_start must be True or False, got 'False'"),
-        ({"normalise": "no"}, "normalise must be True or False"),
         ({"warmup": 2.5}, "warmup must be"),
         ({"decay": True}, "decay must be"),
         ({"lower": -math.inf}, "lower must be"),
@@ -414,7 +360,7 @@ def test_memory_does_not_grow_over_a_thousand_steps(tiny_net, faces):
         ({"objective": "hull"}, "objective must be one of fi_uap"),
         ({"decay": -1}, "decay must be"),
         ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
-        ({"method": "opom", "batch_size": 2}, "belong to method 'ga'"),
+        ({"method": "opom", "batch_size": 2}, "batch_size must be left out: 'opom'"),
         ({"method": "opom", "preset": "fast"}, "preset 'fast' belongs to method 'ga'"),
         ({"preset": "best"}, "preset must be one of plain, fast, balanced, strong, got 'best'"),
         ({"preset": ["fast"]}, "preset must be one of"),
@@ -457,10 +403,11 @@ def test_zero_start_works_where_it_can(tiny_net, faces):
 def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
     def cost(**options):
         config = configure(options)
-        return config.steps * config.inner() * config.batch(10)
+        return config.steps * config.inner_steps * config.batch(10)
 
     assert [cost(preset=preset) for preset in ("plain", "fast", "balanced", "strong")] == [160, 160, 640, 1280]
-    assert configure({}) == configure({"preset": "fast", "decay": None})
+    assert configure({}) == configure({"preset": "fast", "decay": None, "eps": None})
+    assert {*get_type_hints(FitOptions), "preset", "eps", "seed"} == set(declared())
     assert configure({"method": "opom"}).preset == "plain"
     config = configure({"preset": "strong", "steps": 3, "augment": "flip", "decay": 0})
     assert (config.steps, config.augment, config.decay, config.ensemble) == (3, ("flip",), 0, "turns")
@@ -501,8 +448,8 @@ def test_photos_unlike_most_others_are_named(faces, caplog, named):
     assert strangers(both[7:9], bound) == ([0, 1] if bound else [])  # of an unknown network two photos say nothing
 
 
-def test_a_photo_of_someone_else_is_told_and_strict_refuses_it(tiny_net, faces, caplog, monkeypatch):
-    monkeypatch.setattr("fastcloak.fitting.fitter.strangers", lambda features, bound: [2])
+def test_a_photo_of_someone_else_is_named_and_strict_refuses_it(tiny_net, faces, caplog, monkeypatch):
+    monkeypatch.setattr("fastcloak.fitting.run.strangers", lambda features, bound: [2])
     people = {"anna": {f"{i}.jpg": face for i, face in enumerate(faces)}}
     cloak = fit_many(people, tiny_net, steps=2, inner_steps=1)["anna"]
     assert "anna: photos that are unlike most of the others" in caplog.text
@@ -514,7 +461,7 @@ def test_a_photo_of_someone_else_is_told_and_strict_refuses_it(tiny_net, faces, 
 
 
 @pytest.mark.parametrize("option", [{"eps": 0.0}, {"eps": 0.3 / 255}, {"steps": 0}, {"alpha": 0.0}])
-def test_a_fit_of_nothing_works_and_is_told(tiny_net, faces, caplog, option):
+def test_a_fit_of_nothing_works_and_is_named(tiny_net, faces, caplog, option):
     cloak = fit(faces, tiny_net, **{"steps": 1, "inner_steps": 1, **option})
     assert "protects nothing" in caplog.text
     assert cloak.idle is not None

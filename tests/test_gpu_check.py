@@ -96,7 +96,6 @@ def test_every_kernel_and_rung_has_a_row(dry_run):
     assert kernels == {
         ("cloak_batch_", ""),
         ("accumulate_step_", ""),
-        ("accumulate_step_", "normalise"),
         ("outer_step_", ""),
         ("outer_step_", "momentum"),
         *(("hull_loss", objective) for objective in ("fi_uap", "class_center", "affine_hull", "convex_hull")),

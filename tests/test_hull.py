@@ -1,51 +1,24 @@
+"""Hulls and their nearest points, against SciPy and quadprog and by their duality gap."""
+
 import numpy as np
 import pytest
 import quadprog
 import scipy.linalg
 import torch
-from torch.nn.functional import normalize
 
 from bench.speed import hull_solvers
-from fastcloak.ops.hull import affine_weights, build_hull, convex_weights, interior_point
+from fastcloak.ops.hull import build_hull, convex_weights, interior_point
+from tests.hulls import SETS, make_set
 
-SETS = ("random", "duplicate", "near_duplicate", "collinear", "rank_two", "inside")
-
-
-def make_set(kind, P=3, b=4, K=10, D=64, seed=0):
-    """Points [P, K, D] and features [P, b, D], unit rows in float64."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    common = normalize(randn(P, 1, D), dim=-1)
-    points = common + randn(P, K, D) * 0.7 / D**0.5
-    half = K // 2
-    if kind == "duplicate":
-        points[:, half:] = points[:, : K - half]
-    if kind == "near_duplicate":
-        points[:, half:] = points[:, : K - half] + 1e-4 * randn(P, K - half, D)
-    if kind == "collinear":
-        points = common + torch.rand(P, K, 1, generator=generator, dtype=torch.float64) * randn(P, 1, D) / D**0.5
-    if kind == "rank_two":
-        points = randn(P, K, 2) @ randn(P, 2, D) / D**0.5
-    points = normalize(points, dim=-1)
-    chosen = torch.randint(0, K, (b,), generator=generator)
-    features = points[:, chosen] + 0.5 * randn(P, b, D) / D**0.5
-    if kind == "inside":
-        features = torch.softmax(randn(P, b, K), -1) @ points
-        return points, features
-    return points, normalize(features, dim=-1)
+# convex_weights takes the interior point's answer where the active set has none: both must be right alone.
+both_solvers = pytest.mark.parametrize("solve", [convex_weights, interior_point])
+every_set = pytest.mark.parametrize("kind", SETS)
 
 
 def nearest_convex(points, features, lower=0.0, upper=1.0, solve=convex_weights, **options):
     center = points.mean(1, keepdim=True)
     centred = points - center
     return solve(centred @ centred.mT, (features - center) @ centred.mT, lower, upper, **options)
-
-
-# convex_weights takes the interior point's answer where the active set has none: both must be right alone.
-both_solvers = pytest.mark.parametrize("solve", [convex_weights, interior_point])
 
 
 def quadprog_point(points, z, lower=0.0, upper=1.0):
@@ -58,32 +31,19 @@ def quadprog_point(points, z, lower=0.0, upper=1.0):
     return torch.from_numpy(w), torch.from_numpy(w @ A)
 
 
-@pytest.mark.parametrize("kind", SETS)
+@every_set
 def test_affine_point_equals_scipy_least_squares(kind):
     points, features = make_set(kind)
-    w = affine_weights(features, points)
-    assert (w.sum(-1) - 1).abs().max() < 1e-6
+    hull = build_hull(points, "affine_hull")
+    nearest = hull.center[:, None] + (features - hull.center[:, None]) @ hull.points.mT @ hull.points
     for p in range(len(points)):
         origin, directions = points[p, 0].numpy(), (points[p, 1:] - points[p, 0]).numpy()
         for i in range(features.shape[1]):
             along, *_ = scipy.linalg.lstsq(directions.T, features[p, i].numpy() - origin, cond=1e-10)
-            np.testing.assert_allclose((w[p, i] @ points[p]).numpy(), origin + along @ directions, atol=1e-6)
+            np.testing.assert_allclose(nearest[p, i].numpy(), origin + along @ directions, atol=1e-6)
 
 
-def test_affine_weights_of_independent_points_equal_the_kkt_system():
-    points, features = make_set("random")
-    K = points.shape[1]
-    w = affine_weights(features, points)
-    kkt = torch.zeros(K + 1, K + 1, dtype=torch.float64)
-    kkt[:K, K] = kkt[K, :K] = 1
-    for p in range(len(points)):
-        kkt[:K, :K] = points[p] @ points[p].T
-        for i in range(features.shape[1]):
-            rhs = torch.cat((points[p] @ features[p, i], torch.ones(1, dtype=torch.float64)))
-            torch.testing.assert_close(w[p, i], torch.linalg.solve(kkt, rhs)[:K], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("kind", SETS)
+@every_set
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.02, 0.3), (-0.3, 1.0)])
 @both_solvers
 def test_convex_point_equals_quadprog(kind, bounds, solve):
@@ -101,7 +61,7 @@ def test_convex_point_equals_quadprog(kind, bounds, solve):
                 torch.testing.assert_close(w[p, i], exact_w, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", SETS)
+@every_set
 @pytest.mark.parametrize("K", [2, 3, 10, 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @both_solvers
@@ -141,21 +101,22 @@ def test_the_active_set_answers_most_problems_and_the_interior_point_the_rest(mo
 def test_gap_bounds_the_distance_to_the_nearest_point():
     points, features = make_set("random")
     exact, _ = nearest_convex(points, features)
+    gaps = {}
     for steps in (0, 1, 2, 4):
-        w, gap = nearest_convex(points, features, solve=interior_point, steps=steps)
+        w, gaps[steps] = nearest_convex(points, features, solve=interior_point, steps=steps)
         error = ((w - exact) @ points).norm(dim=-1)
-        assert (error <= (2 * gap).sqrt() + 1e-7).all()
-    assert nearest_convex(points, features, solve=interior_point, steps=0)[1].max() > 1e-3  # the certificate can fail
+        assert (error <= (2 * gaps[steps]).sqrt() + 1e-7).all()
+    assert gaps[0].max() > 1e-3  # the certificate can fail
 
 
 def test_convex_weights_of_two_points_by_hand():
     # Points 0 and 2 on a line: the nearest point to 0.5 is 0.75 * 0 + 0.25 * 2, to 5 it is the end.
     points = torch.tensor([[[0.0], [2.0]]], dtype=torch.float64)
     features = torch.tensor([[[0.5], [5.0]]], dtype=torch.float64)
-    w, _ = nearest_convex(points, features)
-    torch.testing.assert_close(w, torch.tensor([[[0.75, 0.25], [0.0, 1.0]]], dtype=torch.float64), atol=1e-7, rtol=0)
-    w, _ = nearest_convex(points, features, 0.1, 0.9)
-    torch.testing.assert_close(w, torch.tensor([[[0.75, 0.25], [0.1, 0.9]]], dtype=torch.float64), atol=1e-7, rtol=0)
+    for bounds, second in (((0.0, 1.0), [0.0, 1.0]), ((0.1, 0.9), [0.1, 0.9])):
+        w, _ = nearest_convex(points, features, *bounds)
+        expected = torch.tensor([[[0.75, 0.25], second]], dtype=torch.float64)
+        torch.testing.assert_close(w, expected, atol=1e-7, rtol=0)
 
 
 def test_nan_features_give_a_nan_gap_and_do_not_hang():
@@ -164,15 +125,6 @@ def test_nan_features_give_a_nan_gap_and_do_not_hang():
     _, gap = nearest_convex(points, features)
     assert gap[0, 0].isnan()
     assert gap[1].max() < 1e-10
-
-
-@pytest.mark.parametrize("kind", SETS)
-def test_affine_basis_spans_the_hull(kind):
-    points, features = make_set(kind)
-    hull = build_hull(points, "affine_hull")
-    offset = features - hull.center[:, None]
-    got = hull.center[:, None] + offset @ hull.points.mT @ hull.points
-    torch.testing.assert_close(got, affine_weights(features, points) @ points, atol=1e-8, rtol=0)
 
 
 def test_convex_hull_points_are_centred_features():

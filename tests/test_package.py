@@ -50,7 +50,7 @@ def test_imports_point_down():
     for path in files:
         relative = path.relative_to(ROOT)
         room = relative.parts[0] if relative.parts[0] == "kernels" else relative.parts[1].removesuffix(".py")
-        if room == "__init__":
+        if room in ("__init__", "__main__"):
             continue
         arrows |= {(room, other) for other in imported_rooms(path) if other != room}
         assert room in ROOMS, path
@@ -103,6 +103,7 @@ def test_public_names_are_pinned():
         "Enrolment",
         "Evaluation",
         "FaceNotFoundError",
+        "FastcloakError",
         "FitInterrupted",
         "FitManyError",
         "MissingExtraError",
@@ -174,6 +175,7 @@ def test_kernels_import_from_either_install(kind, tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {"fastcloak/kernels/__init__.py", "fastcloak/models/onnx/reader.py", "fastcloak/py.typed"} <= set(names)
+    assert {"fastcloak/evaluation/page.css", "fastcloak/evaluation/page.js"} <= set(names)
     assert not [name for name in names if name.startswith(("kernels/", "tests/", "bench/"))]
     code = "import fastcloak, fastcloak.kernels as k; print(fastcloak.__file__, k.__file__)"
     done = subprocess.run(
@@ -230,3 +232,12 @@ def test_a_forked_process_that_would_hang_is_refused_and_one_thread_works():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "5 0\n", done.stderr
+
+
+def test_every_promise_has_a_test():
+    marked = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.promise":
+                marked |= {argument.value for argument in node.args}
+    assert marked == {f"P{number}" for number in range(1, 18)}

@@ -88,9 +88,7 @@ def in_python(code, *arguments, check=True, **options):
     return done
 
 
-# P1 -----------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.promise("P1")
 @settings(max_examples=40)
 @given(
     eps=amounts,
@@ -99,7 +97,7 @@ def in_python(code, *arguments, check=True, **options):
     method=st.sampled_from([{"method": "opom"}, {"preset": "plain"}, {"preset": "balanced"}]),
     more=st.sampled_from([{}, {"decay": 0.5}, {"average": 1.0}, {"dtype": "bfloat16"}, {"objective": "affine_hull"}]),
 )
-def test_p01_no_fit_exceeds_eps(eps, alpha, steps, method, more):
+def test_no_fit_exceeds_eps(eps, alpha, steps, method, more):
     if method.get("preset"):
         method = {**method, "inner_steps": 1}
     try:
@@ -118,6 +116,7 @@ def test_p01_no_fit_exceeds_eps(eps, alpha, steps, method, more):
     assert loaded.eps == eps
 
 
+@pytest.mark.promise("P1")
 @settings(max_examples=60)
 @given(
     eps=amounts,
@@ -125,7 +124,7 @@ def test_p01_no_fit_exceeds_eps(eps, alpha, steps, method, more):
     dtype=st.sampled_from([torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     as_array=st.booleans(),
 )
-def test_p01_no_stored_picture_moves_by_more(eps, seed, dtype, as_array):
+def test_no_stored_picture_moves_by_more(eps, seed, dtype, as_array):
     levels = torch.from_numpy(random_pixels(seed)).permute(2, 0, 1)
     faces = levels if dtype == torch.uint8 else (levels / 255).to(dtype)
     before = faces.clone()
@@ -141,8 +140,6 @@ def test_p01_no_stored_picture_moves_by_more(eps, seed, dtype, as_array):
         assert change <= eps + torch.finfo(dtype).eps + torch.finfo(torch.float32).eps
 
 
-# P2, P3 -------------------------------------------------------------------------------------------------------------
-
 places = st.builds(
     face_at,
     st.floats(-60, 260),
@@ -152,6 +149,8 @@ places = st.builds(
 )
 
 
+@pytest.mark.promise("P2")
+@pytest.mark.promise("P3")
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
@@ -161,7 +160,7 @@ places = st.builds(
     eps=st.sampled_from([0.0, 0.4 / 255, 0.5 / 255, 1 / 255, 7.3 / 255, 8 / 255, 16 / 255, 1.0]) | st.floats(0, 0.2),
     grey=st.booleans(),
 )
-def test_p02_p03_any_photo_with_faces_anywhere(seed, height, width, faces, eps, grey):
+def test_any_photo_with_faces_anywhere(seed, height, width, faces, eps, grey):
     photo = random_pixels(seed, height, width)
     if grey:
         photo[...] = photo[..., :1]
@@ -177,6 +176,7 @@ def test_p02_p03_any_photo_with_faces_anywhere(seed, height, width, faces, eps, 
         assert (protected == protected[..., :1]).all()
 
 
+@pytest.mark.promise("P2")
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 99),
@@ -184,7 +184,7 @@ def test_p02_p03_any_photo_with_faces_anywhere(seed, height, width, faces, eps, 
     suffix=st.sampled_from([".png", ".tif", ".webp", ".bmp", ".jpg"]),
     orientation=st.integers(1, 8),
 )
-def test_p02_photo_files_keep_size_mode_and_orientation(seed, mode, suffix, orientation):
+def test_photo_files_keep_size_mode_and_orientation(seed, mode, suffix, orientation):
     assume("A" not in mode or suffix not in (".bmp", ".jpg"))
     pixels = random_pixels(seed)
     pixels[0], pixels[:, 0] = 255, 0  # so that a turn or a mirror shows
@@ -214,9 +214,7 @@ def test_p02_photo_files_keep_size_mode_and_orientation(seed, mode, suffix, orie
     assert change.max() > 4
 
 
-# P4 -----------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.promise("P4")
 @settings(max_examples=20)
 @given(
     empty=st.sampled_from([{"steps": 0}, {"eps": 0.0}, {"steps": 0, "eps": 0.0}]),
@@ -224,7 +222,7 @@ def test_p02_photo_files_keep_size_mode_and_orientation(seed, mode, suffix, orie
     seed=st.integers(0, 9),
     place=places,
 )
-def test_p04_no_steps_or_no_eps_changes_nothing(empty, more, seed, place):
+def test_no_steps_or_no_eps_changes_nothing(empty, more, seed, place):
     cloak = fit(smooth_faces(2), TinyNet(), seed=seed, **{"steps": 2, **more, **empty})
     assert not cloak.delta.any()
     photo, crop = random_pixels(seed, 90, 70), random_pixels(seed)
@@ -234,9 +232,6 @@ def test_p04_no_steps_or_no_eps_changes_nothing(empty, more, seed, place):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         floats = torch.from_numpy(crop).permute(2, 0, 1).div(255).to(dtype)
         assert torch.equal(cloak.apply(floats), floats)
-
-
-# P5 -----------------------------------------------------------------------------------------------------------------
 
 
 class Fails(Exception):
@@ -304,12 +299,13 @@ def condition(net):
     }
 
 
+@pytest.mark.promise("P5")
 @pytest.mark.parametrize("how", ["forward", "forward nan", "backward", "backward nan", "nothing"])
 @pytest.mark.parametrize("error", [Fails, KeyboardInterrupt])
 @pytest.mark.parametrize(
     "options", [{"method": "opom"}, {"preset": "balanced", "dropout": 0.1, "ensemble": "gradient"}]
 )
-def test_p05_the_callers_world_is_as_before_also_after_an_exception(how, error, options):
+def test_the_callers_world_is_as_before_also_after_an_exception(how, error, options):
     if error is KeyboardInterrupt and how.endswith(("nan", "nothing")):
         error = Fails
     net, faces = TinyNet(), smooth_faces(4)
@@ -351,7 +347,8 @@ def test_p05_the_callers_world_is_as_before_also_after_an_exception(how, error, 
         assert torch.equal(faces, pictures)
 
 
-def test_p05_whoever_calls_in_other_modes_gets_them_back_and_the_same_cloak(tiny_net, faces):
+@pytest.mark.promise("P5")
+def test_whoever_calls_in_other_modes_gets_them_back_and_the_same_cloak(tiny_net, faces):
     expected = fit(faces, tiny_net, steps=2)
     try:
         torch.set_default_dtype(torch.float64)
@@ -369,22 +366,19 @@ def test_p05_whoever_calls_in_other_modes_gets_them_back_and_the_same_cloak(tiny
         torch.set_grad_enabled(True)
 
 
-# P6 -----------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.promise("P6")
 @settings(max_examples=15)
 @given(
     options=st.sampled_from(
         [
             *({"preset": preset} for preset in ("plain", "fast", "balanced")),
             *({"method": "opom"}, {"dropout": 0.2}, {"augment": ("photo", "blur", "jpeg")}),
-            {"spread": 0.1, "smoothing": 1.0},
         ]
     ),
     seed=st.integers(-(2**63), 2**63 - 1),
     others=st.integers(0, 2**32 - 1),
 )
-def test_p06_a_seed_decides_the_cloak_whatever_else_drew_numbers(options, seed, others):
+def test_a_seed_decides_the_cloak_whatever_else_drew_numbers(options, seed, others):
     faces, first = smooth_faces(4), None
     for noise in (0, others):
         torch.manual_seed(noise)
@@ -396,16 +390,14 @@ def test_p06_a_seed_decides_the_cloak_whatever_else_drew_numbers(options, seed, 
         assert cloak.info["losses"] == first.info["losses"]
 
 
-# P7 -----------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.promise("P7")
 @settings(max_examples=10)
 @given(
     photos=st.lists(st.integers(2, 4), min_size=2, max_size=5),
     mine=st.integers(0, 4),
     options=st.sampled_from([{"method": "opom"}, {"preset": "plain", "inner_steps": 2}, {"inner_steps": 2}]),
 )
-def test_p07_alone_or_among_others(photos, mine, options):
+def test_alone_or_among_others(photos, mine, options):
     people = {f"person {i}": smooth_faces(N, seed=i) for i, N in enumerate(photos)}
     me = f"person {mine % len(photos)}"
     alone = fit(people[me], TinyNet(), steps=2, **options)
@@ -416,9 +408,6 @@ def test_p07_alone_or_among_others(photos, mine, options):
     shared = fit_many(people, TinyNet(), steps=2, memory_budget=10**9, **options)[me]
     assert (shared.delta != alone.delta).float().mean() <= 0.01
     assert shared.info["losses"] == pytest.approx(alone.info["losses"], rel=1e-3)
-
-
-# P8 -----------------------------------------------------------------------------------------------------------------
 
 
 class Spoils(torch.autograd.Function):
@@ -438,6 +427,7 @@ class Spoils(torch.autograd.Function):
         return grad
 
 
+@pytest.mark.promise("P8")
 @settings(max_examples=25)
 @given(
     step=st.integers(1, 6),
@@ -447,7 +437,7 @@ class Spoils(torch.autograd.Function):
     objective=st.sampled_from(["fi_uap", "class_center", "affine_hull", "convex_hull"]),
     decay=st.sampled_from([0.0, 0.9]),
 )
-def test_p08_one_bad_number_stops_with_the_step(step, value, where, options, objective, decay):
+def test_one_bad_number_stops_with_the_step(step, value, where, options, objective, decay):
     net = TinyNet()
 
     def network(x):
@@ -466,8 +456,9 @@ def test_p08_one_bad_number_stops_with_the_step(step, value, where, options, obj
     assert f"step {expected} of 6" in str(caught.value)
 
 
+@pytest.mark.promise("P8")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_p08_a_bad_number_in_a_photo_is_refused_before_the_first_step(tiny_net, value):
+def test_a_bad_number_in_a_photo_is_refused_before_the_first_step(tiny_net, value):
     faces = smooth_faces(3)
     faces[1, 2, 50, 60] = value
     with pytest.raises(ValueError, match=r"NaN|\[0, 1\]"):
@@ -476,8 +467,6 @@ def test_p08_a_bad_number_in_a_photo_is_refused_before_the_first_step(tiny_net, 
         random_cloak().apply(faces)
 
 
-# P9 -----------------------------------------------------------------------------------------------------------------
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
@@ -485,13 +474,14 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.promise("P9")
 @settings(max_examples=60)
 @given(
     eps=st.floats(0, 1),
     info=st.dictionaries(st.text(max_size=9), json_values, max_size=5),
     odd=st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 0.5, 1.0]),
 )
-def test_p09_save_and_load_is_exact(eps, info, odd):
+def test_save_and_load_is_exact(eps, info, odd):
     delta = random_cloak(1, eps).delta
     delta.view(-1)[::7] = odd if abs(odd) <= eps else 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -504,8 +494,9 @@ def test_p09_save_and_load_is_exact(eps, info, odd):
     assert json.dumps(loaded.info) == json.dumps(info)
 
 
+@pytest.mark.promise("P9")
 @pytest.mark.parametrize("part", ["cloaks", "networks"])
-def test_p09_damaged_files_give_a_typed_error_or_load_exactly(part, tmp_path):
+def test_damaged_files_give_a_typed_error_or_load_exactly(part, tmp_path):
     # In this process, which a crash would end: bench/reliability/__main__.py has thousands, each in a child.
     reader, seen = READERS[part](tmp_path), set()
     for case in cases_of(part, 250 if part == "cloaks" else 70):
@@ -516,12 +507,10 @@ def test_p09_damaged_files_give_a_typed_error_or_load_exactly(part, tmp_path):
     assert {"typed_errors", "exact_loads"} <= seen
 
 
-# P10 ----------------------------------------------------------------------------------------------------------------
-
-
-def test_p10_kill_9_while_saving_leaves_the_old_cloak_or_the_new(tmp_path):
+@pytest.mark.promise("P10")
+def test_kill_9_while_saving_leaves_the_old_cloak_or_the_new(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from bench.reliability import save_kills\n"
+        "import sys; from pathlib import Path; from bench.reliability.__main__ import save_kills\n"
         "tally, left = save_kills(Path(sys.argv[1]), 12)\n"
         "print(tally.counts['exact_loads'], tally.failures, left)\n"
     )
@@ -536,23 +525,22 @@ def test_p10_kill_9_while_saving_leaves_the_old_cloak_or_the_new(tmp_path):
     assert torch.equal(load(tmp_path / "me.safetensors").delta, random_cloak().delta)
 
 
-def test_p10_kill_9_during_a_fit_and_resume_gives_the_cloak_of_an_uninterrupted_run(tmp_path):
+@pytest.mark.promise("P10")
+def test_kill_9_during_a_fit_and_resume_gives_the_cloak_of_an_uninterrupted_run(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from bench.reliability import fit_kills\n"
+        "import sys; from pathlib import Path; from bench.reliability.__main__ import fit_kills\n"
         "tally, left = fit_kills(Path(sys.argv[1]), 2, every_step=True, steps=12, before=1.2)\n"
         "print(tally.counts['runs'] == tally.counts['exact_loads'] >= 2, tally.failures)\n"
     )
     assert in_python(code, tmp_path).stdout == "True []\n"
 
 
-# P11 ----------------------------------------------------------------------------------------------------------------
-
 FULL = """
 import resource, sys
 from pathlib import Path
 import fastcloak
 from tests.test_promises import random_cloak, random_pixels
-from fastcloak.photos import Photo, write_photo
+from fastcloak.photos.files import Photo, write_photo
 folder = Path(sys.argv[1])
 writes = {
     "me.safetensors": random_cloak(1).save,
@@ -572,7 +560,8 @@ for limit in (0, 1, 8, 4096, 30_000):
 """
 
 
-def test_p11_a_full_disk_is_a_clear_error_and_leaves_no_litter(tmp_path):
+@pytest.mark.promise("P11")
+def test_a_full_disk_is_a_clear_error_and_leaves_no_litter(tmp_path):
     random_cloak(0).save(tmp_path / "me.safetensors")
     Image.fromarray(random_pixels(0)).save(tmp_path / "photo.png")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -607,7 +596,8 @@ assert main(["protect", str(folder / "me.safetensors"), str(folder / "photo.png"
 """
 
 
-def test_p11_a_read_only_folder_is_a_clear_error_and_leaves_no_litter():
+@pytest.mark.promise("P11")
+def test_a_read_only_folder_is_a_clear_error_and_leaves_no_litter():
     with tempfile.TemporaryDirectory() as parent:  # pytest's own folders are closed to other users
         Path(parent).chmod(0o755)
         folder = Path(parent) / "readonly"
@@ -623,10 +613,8 @@ def test_p11_a_read_only_folder_is_a_clear_error_and_leaves_no_litter():
     assert "Traceback" not in done.stderr
 
 
-# P12 ----------------------------------------------------------------------------------------------------------------
-
-
-def test_p12_damaged_photos_are_refused_with_words_or_are_valid_photos(tmp_path):
+@pytest.mark.promise("P12")
+def test_damaged_photos_are_refused_with_words_or_are_valid_photos(tmp_path):
     reader, seen = READERS["photos"](tmp_path), set()
     for case in cases_of("photos", 180):
         if case[0] != "bomb":
@@ -636,7 +624,8 @@ def test_p12_damaged_photos_are_refused_with_words_or_are_valid_photos(tmp_path)
     assert len(seen) == 3
 
 
-def test_p12_bombs_are_refused_within_limits():
+@pytest.mark.promise("P12")
+def test_bombs_are_refused_within_limits():
     # In a child with a limit of memory; a file that takes more than a minute is a hang.
     tally = reliability.fuzz("photos", [("bomb", i) for i in range(4)], seed=2)["bomb"]
     assert not tally.failures
@@ -644,6 +633,7 @@ def test_p12_bombs_are_refused_within_limits():
     assert tally.counts["typed_errors"] >= 2
 
 
+@pytest.mark.promise("P12")
 @settings(max_examples=40)
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"]),
@@ -652,7 +642,7 @@ def test_p12_bombs_are_refused_within_limits():
     orientation=st.integers(0, 9),
     content=st.sampled_from(["whole", "half", "wrong suffix"]),
 )
-def test_p12_every_mode_and_size_is_handled_or_refused_with_words(mode, suffix, size, orientation, content):
+def test_every_mode_and_size_is_handled_or_refused_with_words(mode, suffix, size, orientation, content):
     picture = Image.new(mode, size)
     exif = Image.Exif()
     exif[274] = orientation
@@ -678,9 +668,6 @@ def test_p12_every_mode_and_size_is_handled_or_refused_with_words(mode, suffix, 
     assert photo.pixels.dtype == np.uint8
 
 
-# P13 ----------------------------------------------------------------------------------------------------------------
-
-
 def resident():
     """Bytes of memory that this process has now, not at its peak."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -692,8 +679,9 @@ def live_tensors():
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
+@pytest.mark.promise("P13")
 @pytest.mark.parametrize("options", [{"preset": "plain"}, {"preset": "balanced", "batch_size": 2}])
-def test_p13_memory_is_flat_over_a_thousand_steps(options):
+def test_memory_is_flat_over_a_thousand_steps(options):
     counts, sizes = {}, {}
 
     def look(done, total):
@@ -706,7 +694,8 @@ def test_p13_memory_is_flat_over_a_thousand_steps(options):
     assert sizes[1000] - sizes[100] < 4 * 2**20  # a step's tensors are 2 MB: one kept per step would be 1.8 GB
 
 
-def test_p13_memory_is_flat_over_a_thousand_photos_and_cloaks(tmp_path):
+@pytest.mark.promise("P13")
+def test_memory_is_flat_over_a_thousand_photos_and_cloaks(tmp_path):
     cloak, photo, face = random_cloak(), random_pixels(0, 150, 130), face_at(60, 70, 90)
 
     def once():
@@ -722,9 +711,7 @@ def test_p13_memory_is_flat_over_a_thousand_photos_and_cloaks(tmp_path):
     assert resident() - before < 8 * 2**20  # one cloak kept per round would be 150 MB
 
 
-# P14 ----------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.promise("P14")
 @settings(max_examples=8)
 @given(
     P=st.integers(1, 3),
@@ -733,7 +720,7 @@ def test_p13_memory_is_flat_over_a_thousand_photos_and_cloaks(tmp_path):
     alpha=st.floats(0, 0.125, width=32),
     seed=st.integers(0, 99),
 )
-def test_p14_a_step_given_a_gradient_is_the_same_on_every_backend(P, b, H, alpha, seed):
+def test_a_step_given_a_gradient_is_the_same_on_every_backend(P, b, H, alpha, seed):
     # Whole numbers: their sums are exact in any order.
     generator = torch.Generator().manual_seed(seed)
     grads = torch.randint(-9, 10, (P, b, 3, H, H), generator=generator).float()
@@ -747,6 +734,7 @@ def test_p14_a_step_given_a_gradient_is_the_same_on_every_backend(P, b, H, alpha
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.promise("P14")
 @settings(max_examples=10)
 @given(
     P=st.integers(1, 3),
@@ -756,10 +744,11 @@ def test_p14_a_step_given_a_gradient_is_the_same_on_every_backend(P, b, H, alpha
     objective=st.sampled_from(["fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull"]),
     seed=st.integers(0, 99),
 )
-def test_p14_smooth_values_are_within_twice_pytorchs_own_error(P, b, K, D, objective, seed):
+def test_smooth_values_are_within_twice_pytorchs_own_error(P, b, K, D, objective, seed):
     check_hull_loss(*clean_and_cloaked(P, b, K, D, seed=seed), objective)
 
 
+@pytest.mark.promise("P14")
 @settings(max_examples=1)  # Triton's interpreter takes 5 s; tests/test_fitting.py and test_engine.py have more
 @given(
     objective=st.sampled_from(["fi_uap", "class_center", "affine_hull", "convex_hull"]),
@@ -767,7 +756,7 @@ def test_p14_smooth_values_are_within_twice_pytorchs_own_error(P, b, K, D, objec
     photos=st.integers(2, 3),
     seed=st.integers(0, 9),
 )
-def test_p14_whole_fits_of_both_backends_agree(objective, method, photos, seed):
+def test_whole_fits_of_both_backends_agree(objective, method, photos, seed):
     faces = smooth_faces(photos, seed)
     options = {"objective": objective, "warmup": 0, "steps": 1, "seed": seed, "engine": "eager", **method}
     plain, fused = (fit(faces, TinyNet(), backend=backend, **options) for backend in ("reference", "triton"))
@@ -777,19 +766,19 @@ def test_p14_whole_fits_of_both_backends_agree(objective, method, photos, seed):
     assert fused.info["losses"] == pytest.approx(plain.info["losses"], rel=1e-4)
 
 
-# P15, P17 -----------------------------------------------------------------------------------------------------------
-
 GOOD = {"a.png": "RGB", "b.png": "L", "c.bmp": "RGB", "d.tif": "RGBA", "e.jpg": "RGB"}
 BAD = {"0.jpg": b"", "b2.png": b"no photo", "z.tif": b"II*\0\xff\xff\xff\xff", "bc.webp": b"RIFF\0\0\0\0WEBPVP8 "}
 
 
+@pytest.mark.promise("P15")
+@pytest.mark.promise("P17")
 @settings(max_examples=12)
 @given(
     good=st.sets(st.sampled_from(sorted(GOOD)), min_size=1),
     bad=st.sets(st.sampled_from(sorted(BAD)), min_size=1),
     truncated=st.booleans(),
 )
-def test_p15_p17_bad_photos_stop_no_folder_and_no_original_changes(good, bad, truncated):
+def test_bad_photos_stop_no_folder_and_no_original_changes(good, bad, truncated):
     with tempfile.TemporaryDirectory() as folder:
         photos, out, cloak = Path(folder) / "photos", Path(folder) / "out", Path(folder) / "me.safetensors"
         photos.mkdir()
@@ -816,7 +805,8 @@ def test_p15_p17_bad_photos_stop_no_folder_and_no_original_changes(good, bad, tr
             assert after == before
 
 
-def test_p17_protect_photo_writes_over_its_source_only_when_asked(tmp_path):
+@pytest.mark.promise("P17")
+def test_protect_photo_writes_over_its_source_only_when_asked(tmp_path):
     source = tmp_path / "me.png"
     Image.fromarray(random_pixels(0)).save(source)
     before = source.read_bytes()
@@ -829,15 +819,13 @@ def test_p17_protect_photo_writes_over_its_source_only_when_asked(tmp_path):
     assert source.read_bytes() != before
 
 
-# P16 ----------------------------------------------------------------------------------------------------------------
-
-
 def forget_attempts():
     noted = NETWORK_LOG.read_text()
     NETWORK_LOG.write_text("")
     return noted
 
 
+@pytest.mark.promise("P16")
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -850,14 +838,15 @@ def forget_attempts():
     ],
 )
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_p16_the_guard_of_the_tests_refuses_other_machines(attempt):
+def test_the_guard_of_the_tests_refuses_other_machines(attempt):
     with pytest.raises(OSError, match="tests must not use the network"):
         attempt()
     noted = forget_attempts()
     assert "192.0.2.1" in noted or "example.com" in noted or "2001:db8::1" in noted
 
 
-def test_p16_the_guard_reaches_programs_that_tests_start_and_swallowed_errors():
+@pytest.mark.promise("P16")
+def test_the_guard_reaches_programs_that_tests_start_and_swallowed_errors():
     code = (
         "import socket\n"
         "try:\n"
@@ -869,7 +858,8 @@ def test_p16_the_guard_reaches_programs_that_tests_start_and_swallowed_errors():
     assert "192.0.2.1" in forget_attempts()
 
 
-def test_p16_sockets_of_this_machine_work_in_tests():
+@pytest.mark.promise("P16")
+def test_sockets_of_this_machine_work_in_tests():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = ("localhost", server.getsockname()[1])
         with socket.create_connection(address, timeout=5) as client, server.accept()[0] as other:
@@ -884,7 +874,8 @@ NETWORK_MODULES = {"socket", "ssl", "urllib", "http", "requests", "httpx", "aioh
 NETWORK_MODULES |= {"socketserver", "asyncio", "huggingface_hub", "gdown", "wget", "websockets", "urllib3"}
 
 
-def test_p16_no_source_imports_anything_that_could_reach_a_network():
+@pytest.mark.promise("P16")
+def test_no_source_imports_anything_that_could_reach_a_network():
     for path in [*(ROOT / "fastcloak").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
@@ -900,7 +891,8 @@ def test_p16_no_source_imports_anything_that_could_reach_a_network():
                 assert first != "hub", f"{path}: torch.hub"
 
 
-def test_p16_a_whole_use_looks_for_no_other_machine(tmp_path):
+@pytest.mark.promise("P16")
+def test_a_whole_use_looks_for_no_other_machine(tmp_path):
     crops = tmp_path / "crops"
     crops.mkdir()
     for i in range(2):
@@ -911,7 +903,7 @@ def test_p16_a_whole_use_looks_for_no_other_machine(tmp_path):
         ["fit", str(crops), "-o", str(cloak), "--steps", "1", "--preset", "plain"],
         ["info", str(cloak)],
         ["protect", str(cloak), str(crops), "-o", str(out)],
-        ["check", str(crops), str(out), "--model", "sface"],
+        ["check", str(crops), str(out), "--models", "sface"],
     ):
         assert main(arguments) == 0
     assert not NETWORK_LOG.read_text()

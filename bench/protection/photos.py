@@ -33,7 +33,7 @@ from bench.protection.summary import laid_out
 from fastcloak import fit_many
 from fastcloak.cli.options import MODEL_HELP, parse_model
 from fastcloak.cloak import Cloak
-from fastcloak.evaluation.postprocessing import AS_SAVED, SURVIVALS, jpeg, resized
+from fastcloak.evaluation.postprocessing import AS_SAVED, POST_PROCESSING, jpeg, resized
 from fastcloak.evaluation.protocol import embed, random_mask
 from fastcloak.models import Surrogate
 from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, align, similarity_transform
@@ -54,7 +54,7 @@ BOOTSTRAPS = 2000
 
 
 FILES: dict[str, Callable[[Pixels], Pixels]] = {
-    **SURVIVALS,
+    **POST_PROCESSING,
     "JPEG 85": lambda pixels: jpeg(pixels, 85),
     "JPEG 95, 4:4:4": lambda pixels: jpeg(pixels, 95, subsampling="4:4:4"),
 }

@@ -37,7 +37,6 @@ P, B, SIDE, D, K = 1, 10, 112, 512, 10
 BUDGETS = {
     # At most 128 registers let 8 programs of 64 threads share an SM, which one launch of a single person never fills.
     "_accumulate_step_kernel": 128,
-    "_add_scale_free_kernel": 64,
     "_partial_sums_kernel": 64,
     "_outer_step_kernel": 64,
     "_cloak_batch_kernel": 128,
@@ -99,7 +98,7 @@ def kernel_functions() -> list[Any]:
 
 
 def kernel_files() -> list[str]:
-    return ["hull_loss", "accumulate_step", "outer_step", "cloak_batch"]
+    return ["hull", "accumulate_step", "outer_step", "cloak_batch"]
 
 
 @contextmanager
@@ -170,7 +169,6 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
     acc, velocity, delta, delta_in = state
     one = pictures(torch.float32, b=1)
     yield "float32 b=1", _call(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
-    yield "float32 normalise", _call(kernels.accumulate_step_, grads.float(), *state_last[:2], 0.1, 0.2, True)
     yield "float32 b=1", _call(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
     yield "plain", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
     yield "momentum", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
@@ -204,11 +202,8 @@ def traffic(launch: Launch) -> tuple[int, int, int, int]:
         return read, written, least, written
 
     if launch.name == "_accumulate_step_kernel":
-        read = size["grads_ptr"] + size["delta_in_ptr"] + (0 if a["NORMALISE"] else size["acc_ptr"])
-        written = size["delta_in_ptr"] + (size["g_ptr"] + size["partial_ptr"] if a["NORMALISE"] else size["acc_ptr"])
-        again = 12 if a["SCALED"] else 0
-    elif launch.name == "_add_scale_free_kernel":
-        read, written, again = size["acc_ptr"] + size["g_ptr"], size["acc_ptr"], 4 * a["BLOCKS"]
+        read = size["grads_ptr"] + size["delta_in_ptr"] + size["acc_ptr"]
+        written, again = size["delta_in_ptr"] + size["acc_ptr"], 12 if a["SCALED"] else 0
     elif launch.name == "_partial_sums_kernel":
         read, written, again = size["acc_ptr"], size["partial_ptr"], 0
     elif launch.name == "_outer_step_kernel":
@@ -232,9 +227,9 @@ def scalars_allowed(launch: Launch) -> tuple[int, int]:
     loads, stores = 0, 0
     if a.get("SCALED"):
         loads += 6 if launch.name == "_cloak_batch_kernel" else 3
-    if launch.name == "_add_scale_free_kernel" or a.get("MOMENTUM"):
+    if a.get("MOMENTUM"):
         loads += max(1, a["BLOCKS_PADDED"] // (32 * launch.options["num_warps"]))
-    if launch.name == "_partial_sums_kernel" or a.get("NORMALISE"):
+    if launch.name == "_partial_sums_kernel":
         stores += 1
     return loads, stores
 

@@ -8,56 +8,59 @@ from itertools import count
 from pathlib import Path
 
 import fastcloak
-from fastcloak.cli.options import fit_options, models
-from fastcloak.cli.output import OK, print_json, say
+from fastcloak.cli.options import add_fit_options, fit_options, models, path_argument
+from fastcloak.cli.output import OK, print_result
 
 
-def run_fit(arguments: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("photos", nargs="+", metavar="PHOTO", type=path_argument, help="photos of the person, or a folder of them")
+    output = "the cloak file, such as me.safetensors; replaces an older cloak, and no other file"
+    add("-o", "--output", type=path_argument, required=True, help=output)
+    add_fit_options(parser)
+    state = "folder for the state of the fit, saved about once a second: the same command goes on from there after any "
+    add("--checkpoint", metavar="DIR", type=path_argument, help=f"{state}stop; it is removed at the end")
+    add("--restart", action="store_true", help="begin again, whatever is in the folder of --checkpoint")
+
+
+def run(arguments: argparse.Namespace) -> int:
     from fastcloak.fitting.claim import clear
+    from fastcloak.photos.inputs import photo_files
 
-    _check_cloak_may_go_to(arguments.output)
-    if arguments.restart and arguments.checkpoint is None:
+    output, checkpoint = arguments.output, arguments.checkpoint
+    _check_cloak_may_go_to(output)
+    if arguments.restart and checkpoint is None:
         raise ValueError("--restart needs --checkpoint DIR: without one there is nothing to go on from")
     arguments.kept = "; no cloak was written"
     try:
-        cloak = _fitted(arguments)
+        cloak = fastcloak.fit(
+            photo_files(arguments.photos),
+            models(arguments.models),
+            **fit_options(arguments),
+            progress=False if arguments.json else None,
+            checkpoint=checkpoint,
+            resume=not arguments.restart,
+        )
     except (fastcloak.FitInterrupted, fastcloak.CheckpointError) as stop:
-        arguments.kept = _keep_unfinished(stop, arguments.output, arguments.checkpoint)
+        arguments.kept = _keep_unfinished(stop, output, checkpoint)
         if isinstance(stop, fastcloak.CheckpointError):
             raise OSError(f"{stop}{arguments.kept}") from stop
         raise
-    cloak.save(arguments.output)
-    arguments.kept = f"; the cloak is in {arguments.output}"
-    if arguments.checkpoint is not None:
-        clear(arguments.checkpoint)
-    if arguments.json:
-        print_json({"cloak": str(arguments.output), "eps": cloak.eps, **cloak.info}, arguments.json)
-    else:
-        info = cloak.info
-        say(
-            f"{arguments.output}: a cloak from {info['photos']} photos, learnt on {' + '.join(info['models'])} with "
-            f"{info['image_gradients']} image-gradients in {info['seconds']:.1f} s"
-        )
+    cloak.save(output)
+    arguments.kept = f"; the cloak is in {output}"
+    if checkpoint is not None:
+        clear(checkpoint)
+    info = cloak.info
+    line = f"{output}: a cloak from {info['photos']} photos, fitted on {' + '.join(info['models'])} with "
+    line += f"{info['image_gradients']} image-gradients in {info['seconds']:.1f} s"
+    print_result(arguments.json, {"cloak": str(output), "eps": cloak.eps, **info}, line)
     return OK
-
-
-def _fitted(arguments: argparse.Namespace) -> fastcloak.Cloak:
-    from fastcloak.photos.inputs import photo_files
-
-    return fastcloak.fit(
-        photo_files(arguments.photos),
-        models(arguments.model or ["sface"]),
-        **fit_options(arguments),
-        progress=False if arguments.json else None,
-        checkpoint=arguments.checkpoint,
-        resume=not arguments.restart,
-    )
 
 
 def _keep_unfinished(
     stop: fastcloak.FitInterrupted | fastcloak.CheckpointError, output: Path, folder: Path | None
 ) -> str:
-    """Writes the best cloak of a fit that was stopped, never over an older one; says where it is."""
+    """Writes the best cloak of a fit that was stopped, never over an older one; returns where it is, in words."""
     goes_on = f"; the same command goes on from what is saved in {folder}" if folder is not None else ""
     if "" in stop.cloaks:
         stop.cloaks[""].save(output)

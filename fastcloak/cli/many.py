@@ -9,36 +9,69 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fastcloak.cli.options import fit_options, models
-from fastcloak.cli.output import TO_TURN, counts, exit_code, print_json, reasons, say, tell
+from fastcloak.cli.options import (
+    add_fit_options,
+    add_protect_options,
+    fit_options,
+    models,
+    path_argument,
+    protect_options,
+)
+from fastcloak.cli.output import TO_TURN, counts, exit_code, print_error, print_result, reasons
 from fastcloak.evaluation.text import plain_name
 
 MOST_ERRORS_SHOWN = 20
+
+
+def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_people(parser, "folder for the cloaks and index/, new or of an earlier run")
+    gpus = "GPUs of a worker, also a part of one (default: 1 if there are any, else 0)"
+    parser.add_argument("--gpus-per-worker", type=float, help=gpus)
+    batch = "people that a worker gets at once, and fits again if it is lost (default: 16, with a GPU 64)"
+    parser.add_argument("--people-per-batch", type=int, help=batch)
+    add_fit_options(parser)
+
+
+def add_protect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cloaks", type=path_argument, help="the folder that fit-many wrote")
+    _add_people(parser, "folder for the protected photos, in a folder per person")
+    add_protect_options(parser)
+
+
+def _add_people(parser: argparse.ArgumentParser, output: str) -> None:
+    add = parser.add_argument
+    people = "folder with a folder of photos for each person; or a manifest, .jsonl with lines such as "
+    people += '{"person": "anna", "photos": ["anna/1.jpg"]}, or .parquet with these columns'
+    add("people", type=path_argument, help=people)
+    add("-o", "--output", type=path_argument, required=True, help=output)
+    cluster = "of a Ray cluster that this machine is in: auto or HOST:6379 (default: RAY_ADDRESS, else this machine)"
+    add("--address", help=cluster)
+    workers = "people at a time; 0: in this process, without Ray (default: one per GPU or CPU)"
+    add("--workers", type=int, help=workers)
 
 
 def run_fit_many(arguments: argparse.Namespace) -> int:
     from fastcloak.scale.index import INDEX
     from fastcloak.scale.jobs import fit_dataset
 
-    arguments.kept = f"; who is finished has a cloak in {arguments.output}, and the same command goes on"
-    with _people_bar("fitting", arguments) as told:
+    output = arguments.output
+    arguments.kept = f"; people who are finished have a cloak in {output}, and the same command goes on"
+    with _people_bar("fitting", arguments) as show:
         summary = fit_dataset(
             arguments.people,
-            models(arguments.model or ["sface"]),
-            arguments.output,
+            models(arguments.models),
+            output,
+            address=arguments.address,
             concurrency=arguments.workers,
             num_gpus=arguments.gpus_per_worker,
             people_per_batch="auto" if arguments.people_per_batch is None else arguments.people_per_batch,
-            address=arguments.address,
-            progress=told,
+            progress=show,
             **fit_options(arguments),
         )
-    if arguments.json:
-        print_json({"cloaks": str(arguments.output), **summary.to_json()}, arguments.json)
-    else:
-        lines = [(summary.fitted, "people fitted"), (summary.done_before, "done before"), (summary.failed, "failed")]
-        say(*counts(arguments.output, [*lines, *reasons(summary.reasons)]))
-        say(f"{summary.people_per_hour:.0f} people per hour; a row for each: {arguments.output / INDEX}")
+    lines = [(summary.fitted, "people fitted"), (summary.done_before, "done before"), (summary.failed, "failed")]
+    rate = f"{summary.people_per_hour:.0f} people per hour; a row for each: {output / INDEX}"
+    result = {"cloaks": str(output), **summary.to_json()}
+    print_result(arguments.json, result, *counts(output, [*lines, *reasons(summary.reasons)]), rate)
     return exit_code(summary.failed, summary.people)
 
 
@@ -46,54 +79,48 @@ def run_protect_many(arguments: argparse.Namespace) -> int:
     from fastcloak.protection.album import ALREADY, FAILED
     from fastcloak.scale.jobs import protect_dataset
 
-    arguments.kept = f"; what is finished is in {arguments.output}, and the same command goes on"
-    with _people_bar("protecting", arguments) as told:
+    output = arguments.output
+    arguments.kept = f"; what is finished is in {output}, and the same command goes on"
+    with _people_bar("protecting", arguments) as show:
         summary = protect_dataset(
             arguments.people,
             arguments.cloaks,
-            arguments.output,
-            concurrency=arguments.workers,
+            output,
             address=arguments.address,
-            progress=told,
-            who=arguments.who,
-            quality=arguments.quality,
-            strip_gps=arguments.strip_gps,
-            strip_metadata=arguments.strip_metadata,
-            overwrite=arguments.overwrite,
-            again=arguments.again,
-            dry_run=arguments.dry_run,
+            concurrency=arguments.workers,
+            progress=show,
+            **protect_options(arguments),
         )
-    if arguments.json:
-        print_json({"protected": str(arguments.output), **summary.to_json()}, arguments.json)
-    else:
-        lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
-        photos = [(number, f"photos {status}") for status, number in summary.photos.items()]
-        photos.append((summary.uncertain, TO_TURN))
-        say(*counts(arguments.output, [*lines, *photos, *reasons(summary.reasons)]))
+    lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
+    lines += [(number, f"photos {status}") for status, number in summary.photos.items()]
+    lines.append((summary.uncertain, TO_TURN))
+    result = {"protected": str(output), **summary.to_json()}
+    print_result(arguments.json, result, *counts(output, [*lines, *reasons(summary.reasons)]))
     failed, of = summary.failed + summary.photos[FAILED], summary.people + summary.photos.total()
     return exit_code(failed, of, summary.photos[ALREADY] + summary.uncertain)
 
 
 @contextlib.contextmanager
 def _people_bar(doing: str, arguments: argparse.Namespace) -> Iterator[Callable[[dict[str, Any], int | None], None]]:
-    """A bar of people, above which the first errors are written; what is yielded takes their rows."""
+    """A bar of people, with the first errors above it; yields the callback for their rows."""
     from tqdm import tqdm
 
-    shown = 0
+    errors = 0
     with tqdm(desc=doing, unit="person", disable=True if arguments.json else None) as bar:
 
-        def told(row: dict[str, Any], total: int | None) -> None:
-            nonlocal shown
+        def show(row: dict[str, Any], total: int | None) -> None:
+            nonlocal errors
             bar.total = total
             bar.update()
-            errors = [f"{row['person']}: {row['error']}"] if row["error"] else []
-            for outcome in map(json.loads, row["photos"] or () if isinstance(row["photos"], list) else ()):
-                errors += filter(None, [outcome["error"] and f"{outcome['source']}: {outcome['error']}"])
-            for error in errors if not arguments.json else ():
-                shown += 1
-                if shown <= MOST_ERRORS_SHOWN:
-                    bar.write(plain_name(error), file=sys.stderr)
+            failures = [(row["person"], row["error"])]
+            if isinstance(row["photos"], list):  # of protect_dataset; fit_dataset counts them
+                failures += [(photo["source"], photo["error"]) for photo in map(json.loads, row["photos"])]
+            for what, error in failures:
+                if error and not arguments.json:
+                    errors += 1
+                    if errors <= MOST_ERRORS_SHOWN:
+                        bar.write(plain_name(f"{what}: {error}"), file=sys.stderr)
 
-        yield told
-    if shown > MOST_ERRORS_SHOWN:
-        tell(f"{shown - MOST_ERRORS_SHOWN} more errors")
+        yield show
+    if errors > MOST_ERRORS_SHOWN:
+        print_error(f"{errors - MOST_ERRORS_SHOWN} more errors")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastcloak.evaluation.text import plain_name
+from fastcloak.system.files import atomic_write
 
-OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 
 
 class Stream:
@@ -57,14 +58,26 @@ class PlainFormatter(logging.Formatter):
         return plain_name(super().formatMessage(record))
 
 
-def say(*lines: str) -> None:
+def print_lines(*lines: str) -> None:
     """Prints lines to stdout, whatever file names they hold."""
     print("\n".join(map(plain_name, lines)), flush=True)
 
 
-def tell(line: str) -> None:
+def print_error(line: str) -> None:
     """Prints a line to stderr, whatever file names it holds."""
     print(plain_name(line), file=sys.stderr)
+
+
+def print_result(to: str | None, value: Any, *lines: str) -> None:
+    """Prints lines; or with `--json` the value instead, or writes it to a file."""
+    if not to:
+        print_lines(*lines)
+        return
+    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
+    if to == "-":
+        print(text)
+    else:
+        atomic_write(Path(to), text.encode() + b"\n")
 
 
 def drop_output(stream: TextIO) -> None:
@@ -77,7 +90,7 @@ REASONS = {
     "PersonNotFoundError": "not the enrolled person",
     "PhotoError": "cannot be read or written as a photo",
     "CloakFileError": "the cloak file is damaged or foreign",
-    "CheckpointError": "what was learnt could not be saved",
+    "CheckpointError": "the state of the fit could not be saved",
     "EngineError": "the engine cannot run the network",
     "AlteredFileError": "a network's file was changed",
     "MissingExtraError": "a part of fastcloak is not installed",
@@ -85,7 +98,7 @@ REASONS = {
     "OutOfMemoryError": "not enough memory",
     "MemoryError": "not enough memory",
     "FloatingPointError": "the network gives numbers that are not finite",
-    "FileExistsError": "the place is taken",
+    "FileExistsError": "the name is taken",
     "FileNotFoundError": "not there",
     "PermissionError": "not permitted",
     "OSError": "cannot be read or written",
@@ -93,8 +106,6 @@ REASONS = {
     "Exception": "unexpected error",
 }
 """Kinds of error, and of built-in ones those that they derive from, in words."""
-
-
 TO_TURN = "photos to turn upright and protect again"
 
 
@@ -117,13 +128,3 @@ def exit_code(failed: int, of: int, left_out: int = 0) -> int:
     if not failed:
         return SOME_FAILED if left_out else OK
     return SOME_FAILED if failed < of else FAILED
-
-
-def print_json(value: Any, to: str) -> None:
-    from fastcloak.system.files import atomic_write
-
-    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
-    if to == "-":
-        print(text)
-    else:
-        atomic_write(Path(to), text.encode() + b"\n")

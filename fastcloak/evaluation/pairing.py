@@ -1,17 +1,17 @@
-"""Whether two photos show the same picture, whatever a service did to one: saved, resized, made grey or brighter.
+"""Which protected photo belongs to which original, and whether the two show the same picture.
 
-Both are made small, 24 pixels on the long side, and the differences a and b between neighbouring pixels are compared:
+They do whatever a service did to one: saved, resized, made grey or brighter. Both are made small, 24 pixels on the long
+side, and the differences a and b between neighbouring pixels are compared:
 
     likeness = 2 <a, b> / (|a|^2 + |b|^2)
 
-It is 1 for the same picture, and lower for another scene, another pose, another place in the picture or another
-contrast.
+It is 1 for the same picture, and lower for another scene, another pose, another position or another contrast.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,134 +22,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastcloak.evaluation.postprocessing import Pixels
 from fastcloak.evaluation.text import plain_name
 from fastcloak.photos.files import read_photo
-from fastcloak.photos.inputs import is_empty, photo_files, pictures, saved_faces
-
-Pixels = npt.NDArray[np.uint8]
-Read = Callable[[], tuple[Pixels, Pixels]]
-
-
-def paired(originals: Any, protected: Any) -> tuple[list[tuple[str, Read]], list[str]]:
-    """For each photo its name and what reads its two versions; and the originals without a protected one."""
-    given = originals, protected
-    paths = [Path(one) if isinstance(one, (str, PathLike)) and not is_empty(one) else None for one in given]
-    before, after = paths
-    if before is not None and after is not None:
-        if before.is_dir() and after.is_dir():
-            return _paired_files(before, after)
-        for path in (before, after):
-            if not path.exists():
-                raise FileNotFoundError(f"{path} must be a photo or a folder of photos, got no such path; check it")
-        if before.is_dir() or after.is_dir():
-            raise ValueError(
-                f"originals and protected must both be folders, or both one photo, got {before} and {after}; name two "
-                "of a kind"
-            )
-        return [(before.name, _reader([before], [after], 0))], []
-    lists = [one if path is None else photo_files(path) for one, path in zip(given, paths, strict=True)]
-    for one in lists:
-        # Whatever has no length is refused with words.
-        if one is not None and not isinstance(one, (Tensor, np.ndarray, list, tuple)):
-            next(pictures(one))
-    counts = [0 if is_empty(one) else len(one) for one in lists]
-    if counts[0] == 0:
-        raise ValueError("originals must hold at least one photo, got none")
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"protected photos must match the originals one to one, got {counts[1]} for {counts[0]} originals"
-        )
-    return [(_listed_name(lists[0], i), _reader(lists[0], lists[1], i)) for i in range(counts[0])], []
-
-
-def _listed_name(images: Any, index: int) -> str:
-    image = images[index]
-    return str(image) if isinstance(image, (str, PathLike)) else f"photo {index + 1}"
-
-
-def _reader(originals: Any, protected: Any, index: int) -> Read:
-    return lambda: (_read(originals, index), _read(protected, index))
-
-
-def _read(images: Any, index: int) -> Pixels:  # [H, W, 3]
-    if isinstance(images[index], (str, PathLike)):
-        return read_photo(images[index]).pixels
-    ((_, picture),) = pictures(images[index : index + 1])
-    if picture.is_floating_point():
-        picture = (picture * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
-
-
-def _paired_files(originals: Path, protected: Path) -> tuple[list[tuple[str, Read]], list[str]]:
-    before, after = _tree(originals), _tree(protected)
-    strangers = sorted(set(after) - set(before))
-    if strangers or not set(before) & set(after):
-        different = strangers + sorted(set(before) - set(after))
-        shown = ", ".join(plain_name(str(name)) for name in different[:5])
-        raise ValueError(
-            f"{protected} must hold the same photos as {originals}, by name, got differences: "
-            f"{shown}{' ...' if len(different) > 5 else ''}; take the others out"
-        )
-    pairs, omitted = [], []
-    for name, files in before.items():
-        for file in files:
-            partners = after.get(name, [])
-            # a.heic becomes a.jpg; but where there are a.jpg and a.png, each has its own.
-            own = [partner for partner in partners if partner.name == file.name] or partners
-            shown = file.relative_to(originals).as_posix()
-            if len(own) == 1 and (len(files) == 1 or own[0].name == file.name):
-                pairs.append((shown, _reader([file], [own[0]], 0)))
-            else:
-                omitted.append(shown)
-    if not pairs:
-        raise ValueError(
-            f"{protected} must hold each photo of {originals} once, got several of every name; rename some"
-        )
-    return pairs, omitted
-
-
-def _tree(folder: Path) -> dict[Path, list[Path]]:
-    """Photos of a folder and its subfolders, but for hidden ones: relative path without suffix -> files."""
-    found: dict[Path, list[Path]] = {}
-    for file in photo_files(folder, recursive=True):
-        found.setdefault(file.relative_to(folder).with_suffix(""), []).append(file)
-    return found
-
-
-def read_distractors(distractors: Any) -> tuple[Tensor, list[str], dict[str, str]]:
-    """[M, 3, 112, 112] uint8, the name of each, and the files that could not be used."""
-    failed: dict[str, str] = {}
-    if isinstance(distractors, Mapping):
-        groups = {str(name): saved_faces(images) for name, images in distractors.items()}
-    elif is_empty(distractors) or not isinstance(distractors, (str, PathLike)):
-        groups = {"distractors": saved_faces(distractors)}
-    else:
-        groups = {}
-        for file in photo_files(distractors, recursive=True):
-            try:
-                groups[str(file)] = saved_faces([file])
-            except (ValueError, OSError) as error:
-                failed[str(file)] = str(error)
-        if not groups:
-            raise ValueError(
-                f"distractors must hold at least one photo with a face, got none in {distractors}; name others"
-            )
-        return torch.cat(list(groups.values())), list(groups), failed
-    names = [f"{name}[{i}]" for name, faces in groups.items() for i in range(len(faces))]
-    return torch.cat(list(groups.values())) if groups else saved_faces(None), names, failed
-
-
-__all__ = [
-    "COPY_SIDE",
-    "LEAST_LIKENESS",
-    "check_same_face",
-    "check_same_picture",
-    "edges",
-    "likeness",
-]
+from fastcloak.photos.inputs import is_empty, photo_files, pictures
 
 Floats = npt.NDArray[np.float32]
-Box = npt.NDArray[np.float64]
+Box = npt.NDArray[np.float64]  # (left, top, width, height), in shares of a photo
+Pair = tuple[str, Any, Any]  # name, original, protected: for `read`
 
 # Measured on LFW photos of 250 pixels, whole and cut to the face. Protected photos, with masks of 8 to 32 grey levels,
 # reach 0.83 or more: as saved, after JPEG 20 and 75, at a half and a third of the size, grey, with 0.6 of the contrast
@@ -179,12 +59,93 @@ TURNS = {
 }
 
 
+def paired(originals: Any, protected: Any) -> tuple[list[Pair], list[str]]:
+    """Pair one person's photos, and name the originals without a protected one; nothing is read yet."""
+    given = originals, protected
+    paths = [Path(one) if isinstance(one, (str, PathLike)) and not is_empty(one) else None for one in given]
+    before, after = paths
+    if before is not None and after is not None:
+        if before.is_dir() and after.is_dir():
+            return _paired_folders(before, after)
+        for file in (before, after):
+            if not file.exists():
+                raise FileNotFoundError(f"{file} must be a photo or a folder of photos, got no such path; check it")
+        if before.is_dir() or after.is_dir():
+            raise ValueError(
+                f"originals and protected must both be folders, or both one photo, got {before} and {after}; name two "
+                "of a kind"
+            )
+        return [(before.name, [before], [after])], []
+    lists = []
+    for one, path in zip(given, paths, strict=True):
+        photos = one if path is None else photo_files(path)
+        # Whatever has no length is refused with a clear message.
+        if photos is not None and not isinstance(photos, (Tensor, np.ndarray, list, tuple)):
+            next(pictures(photos))
+        lists.append(list(photos.values()) if isinstance(photos, Mapping) else photos)
+    counts = [0 if is_empty(one) else len(one) for one in lists]
+    if counts[0] == 0:
+        raise ValueError("originals must hold at least one photo, got none")
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"protected photos must match the originals one to one, got {counts[1]} for {counts[0]} originals"
+        )
+    pairs = []
+    for i, image in enumerate(lists[0]):
+        name = str(image) if isinstance(image, (str, PathLike)) else f"photo {i + 1}"
+        pairs.append((name, lists[0][i : i + 1], lists[1][i : i + 1]))
+    return pairs, []
+
+
+def read(images: Any) -> Pixels:
+    """Read the only photo of a stack or list, [H, W, 3]."""
+    if isinstance(images[0], (str, PathLike)):
+        return read_photo(images[0]).pixels
+    ((_, picture),) = pictures(images)
+    if picture.is_floating_point():
+        picture = (picture * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+
+
+def _paired_folders(originals: Path, protected: Path) -> tuple[list[Pair], list[str]]:
+    before, after = _tree(originals), _tree(protected)
+    strangers = sorted(set(after) - set(before))
+    if strangers or not set(before) & set(after):
+        different = strangers + sorted(set(before) - set(after))
+        shown = ", ".join(plain_name(str(name)) for name in different[:5]) + " ..." * (len(different) > 5)
+        raise ValueError(
+            f"{protected} must hold the same photos as {originals}, by name, got differences: {shown}; take the others "
+            "out"
+        )
+    pairs: list[Pair] = []
+    omitted = []
+    for name, files in before.items():
+        for file in files:
+            partners = after.get(name, [])
+            # a.heic becomes a.jpg; but where there are a.jpg and a.png, each has its own.
+            own = [partner for partner in partners if partner.name == file.name] or partners
+            shown = file.relative_to(originals).as_posix()
+            if len(own) == 1 and (len(files) == 1 or own[0].name == file.name):
+                pairs.append((shown, [file], own))
+            else:
+                omitted.append(shown)
+    if not pairs:
+        raise ValueError(
+            f"{protected} must hold each photo of {originals} once, got several of every name; rename some"
+        )
+    return pairs, omitted
+
+
+def _tree(folder: Path) -> dict[Path, list[Path]]:
+    """Photos of a folder and its subfolders, but for hidden ones: relative path without suffix -> files."""
+    found: dict[Path, list[Path]] = {}
+    for file in photo_files(folder, recursive=True):
+        found.setdefault(file.relative_to(folder).with_suffix(""), []).append(file)
+    return found
+
+
 def check_same_picture(original: Pixels, protected: Pixels) -> None:
     """Refuse two photos of which one cannot come from the other by saving, resizing and small changes.
-
-    Args:
-        original: [H, W, 3], uint8, RGB.
-        protected: the same, of any size.
 
     Raises:
         ValueError: another shape, turned, mirrored, or another picture.
@@ -208,11 +169,6 @@ def check_same_picture(original: Pixels, protected: Pixels) -> None:
 
 def check_same_face(original: Pixels, protected: Pixels, box: Box) -> None:
     """Refuse two photos whose faces are not the same picture, or, if they have one size, what is around the face.
-
-    Args:
-        original: [H, W, 3], uint8, RGB.
-        protected: the same, of any size.
-        box: (left, top, width, height) of the face, in shares of the photo.
 
     Raises:
         ValueError: the face, or what is around it, is another picture.
@@ -238,7 +194,7 @@ def check_same_face(original: Pixels, protected: Pixels, box: Box) -> None:
 
 
 def edges(picture: Image.Image, width: int, height: int) -> Floats:
-    """Differences between neighbouring pixels, across and down, of a grey picture made small, [K]."""
+    """Differences [K] between neighbouring pixels, across and down, of a grey picture made small."""
     grey = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS), np.float32)
     return np.concatenate([np.diff(grey, axis=1).ravel(), np.diff(grey, axis=0).ravel()])
 

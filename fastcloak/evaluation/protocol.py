@@ -32,19 +32,6 @@ from fastcloak.models import Surrogate, unit_features
 from fastcloak.models.load import load_models
 from fastcloak.photos.inputs import is_empty, saved_faces
 
-__all__ = [
-    "Evaluation",
-    "embed",
-    "evaluate",
-    "evaluate_photos",
-    "is_empty",
-    "load_models",
-    "person_rates",
-    "protection_ranks",
-    "random_mask",
-    "saved_faces",
-]
-
 # A random generator takes seeds from here to beyond the end by more than a checksum of 32 bits adds to them.
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
 
@@ -60,7 +47,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> Evaluation:
-    """Judge cloaks on photos they were not learnt from, beside no mask and a random sign mask of the same strength.
+    """Judge cloaks on photos they were not fitted on, next to no mask and a random sign mask of the same strength.
 
     The rates are averaged over the pairs of a person first and over people second, so that every person weighs the
     same however many photos there are. With M distractors no rank exceeds M + 1: fewer than 5 make Top-5 protection 0.
@@ -83,7 +70,7 @@ def evaluate(
 
     Raises:
         ValueError: cloaks and probes name different people, fewer than two photos of a person, no distractors for a
-            person, two models of one name, a reserved label, or a batch size or seed that is not a whole number.
+            person, two models of one name, a reserved label, or a batch size or seed that is no whole number.
         TypeError: cloaks or probes that are not name -> cloak and name -> photos.
         FloatingPointError: an embedding that is not finite or has no direction.
     """
@@ -107,12 +94,12 @@ def evaluate(
     return evaluate_photos(
         clean,
         {
-            RANDOM: {name: random_mask(cloaks[name], name, seed).apply(pixels) for name, pixels in clean.items()},
-            label: {name: cloaks[name].apply(pixels) for name, pixels in clean.items()},
+            RANDOM: {name: random_mask(cloaks[name], name, seed).apply(faces) for name, faces in clean.items()},
+            label: {name: cloaks[name].apply(faces) for name, faces in clean.items()},
         },
         models,
         distractors,
-        learnt_on={label: {model for cloak in cloaks.values() for model in cloak.info.get("models", ())}},
+        fitted_on={label: {model for cloak in cloaks.values() for model in cloak.info.get("models", ())}},
         batch_size=batch_size,
         device=device,
     )
@@ -124,29 +111,18 @@ def evaluate_photos(
     models: Any,
     distractors: Any = None,
     *,
-    learnt_on: Mapping[str, Collection[str]] | None = None,
+    fitted_on: Mapping[str, Collection[str]] | None = None,
     batch_size: int = 32,
     device: torch.device | str | None = None,
 ) -> Evaluation:
-    """Judge pictures that are already protected, by whatever means, beside their originals.
+    """Judge pictures that are already protected, by whatever means, next to their originals, as `evaluate` does.
 
     Args:
         originals: person -> clean photos, two or more; whatever `load_faces` takes.
         protected: label -> person -> the same photos in the same order, protected. "clean" is reserved.
-        models: as in `evaluate`.
-        distractors: as in `evaluate`.
-        learnt_on: label -> names of the models its masks were learnt on: its white-box rows. It goes by name: the same
+        models, distractors, batch_size, device: as in `evaluate`.
+        fitted_on: label -> names of the models its masks were fitted on: its white-box rows. It goes by name: the same
             network under another name is not recognised. An ensemble is white box if any of its members is.
-        batch_size: pictures per forward pass.
-        device: where models are loaded; whatever `load_model` takes.
-
-    Returns:
-        For each model the row "clean" and one row per label.
-
-    Raises:
-        ValueError: as in `evaluate`; or no people; or a label that lacks or adds people or photos.
-        TypeError: originals or a label that are not name -> photos.
-        FloatingPointError: as in `evaluate`.
     """
     batch_size = _whole("batch_size", batch_size, 1)
     _check_named("originals", "photos", originals)
@@ -157,19 +133,26 @@ def evaluate_photos(
     if not originals:
         raise ValueError("originals must hold at least one person, got none")
     clean = {name: saved_faces(images) for name, images in originals.items()}
-    for name, pixels in clean.items():
-        if len(pixels) < 2:
-            raise ValueError(f"{name!r} must have 2 or more probe photos to form a pair, got {len(pixels)}")
+    for name, faces in clean.items():
+        if len(faces) < 2:
+            raise ValueError(f"{name!r} must have 2 or more probe photos to form a pair, got {len(faces)}")
     posted = {CLEAN: clean}
     for label, people in protected.items():
         if set(people) != set(clean):
             differences = _sorted(set(people) ^ set(clean))
             raise ValueError(f"{label!r} must hold the people of the originals, got differences {differences}")
         posted[label] = {name: saved_faces(people[name]) for name in clean}
-        for name in clean:
-            _check_paired(clean[name], posted[label][name], f"{label!r} pictures of {name!r}")
-    strangers = clean if is_empty(distractors) else _distractor_pixels(distractors)
-    crowd = {name: sum(len(p) for other, p in strangers.items() if other != name) for name in clean}
+        for name, faces in posted[label].items():
+            if len(faces) != len(clean[name]):
+                raise ValueError(
+                    f"{label!r} pictures of {name!r} must match the originals one to one, got {len(faces)} for "
+                    f"{len(clean[name])} originals"
+                )
+    strangers: Mapping[Any, Tensor] = clean
+    if not is_empty(distractors):
+        groups = distractors if isinstance(distractors, Mapping) else {None: distractors}
+        strangers = {name: saved_faces(images) for name, images in groups.items() if not is_empty(images)}
+    crowd = {name: sum(len(faces) for other, faces in strangers.items() if other != name) for name in clean}
     for name, count in crowd.items():
         if count == 0:
             raise ValueError(f"distractors must hold photos of people other than {name!r}, got none; pass some")
@@ -177,41 +160,34 @@ def evaluate_photos(
     rows = []
     for surrogate in load_models(models, device):
         names = {surrogate.name, *(member.name for member in surrogate.members)}
-        clean_features = _embed_people(surrogate, clean, CLEAN, batch_size)
-        stranger_features = (
-            clean_features if strangers is clean else _embed_people(surrogate, strangers, "distractor", batch_size)
-        )
+        gallery = _embed_people(surrogate, clean, CLEAN, batch_size)
+        others = gallery if strangers is clean else _embed_people(surrogate, strangers, "distractor", batch_size)
         for label, people in posted.items():
-            features = clean_features if label == CLEAN else _embed_people(surrogate, people, label, batch_size)
-            per_person = {
-                name: person_rates(features[name], clean_features[name], _others(stranger_features, name))
-                for name in clean
-            }
+            probes = gallery if label == CLEAN else _embed_people(surrogate, people, label, batch_size)
+            per_person = {}
+            for name in clean:
+                crowd_features = torch.cat([group for other, group in others.items() if other != name])  # [M, D]
+                per_person[name] = person_rates(probes[name], gallery[name], crowd_features)
+            mean = PersonRates(*(sum(rate) / len(clean) for rate in zip(*per_person.values(), strict=True)))
             rows.append(
                 Row(
                     model=surrogate.name,
                     mask=label,
-                    white_box=not names.isdisjoint((learnt_on or {}).get(label, ())),
-                    largest_change=max(_largest_change(clean[name], people[name]) for name in clean),
-                    **_mean(per_person.values())._asdict(),
+                    white_box=not names.isdisjoint((fitted_on or {}).get(label, ())),
+                    largest_change=max(int((people[name].short() - clean[name]).abs().max()) for name in clean),
+                    **mean._asdict(),
                     per_person=per_person,
                 )
             )
-    pairs = sum(len(pixels) * (len(pixels) - 1) for pixels in clean.values())
+    pairs = sum(len(faces) * (len(faces) - 1) for faces in clean.values())
     return Evaluation(tuple(clean), pairs, min(crowd.values()), tuple(rows))
 
 
 def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
     """Make the control of a cloak: a mask of random signs, +-eps.
 
-    Args:
-        cloak: whose eps it takes.
-        name: of the person. The signs depend on it and on the seed only: a person's random mask stays the same whoever
-            else is evaluated, so control rows can be merged.
-        seed: of the signs.
-
-    Raises:
-        ValueError: a seed that is not a whole number of 64 bits.
+    The signs depend on the person's name and the seed only. So a person's random mask stays the same whoever else is
+    evaluated, and control rows can be merged.
     """
     seed = _whole("seed", seed, LEAST_SEED, LARGEST_SEED)
     # Names may be numbers, or file names that are no proper Unicode.
@@ -224,20 +200,10 @@ def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
 
 
 def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: str = "faces") -> Tensor:
-    """Compute the unit features z = f(x) / |f(x)| of aligned faces, without a graph.
-
-    Args:
-        surrogate: the face network f.
-        faces: [N, 3, 112, 112], uint8, or float in [0, 1].
-        batch_size: pictures per forward pass.
-        owner: what to call these pictures in an error, such as "photos of 'ann'".
-
-    Returns:
-        [N, D] float32 on the surrogate's device, rows of length 1.
+    """Compute the unit features [N, D] of aligned faces, [N, 3, 112, 112] uint8, or float in [0, 1].
 
     Raises:
-        ValueError: a batch size that is not a whole number of 1 or more.
-        FloatingPointError: an embedding that is not finite, or is zero and so has no direction.
+        FloatingPointError: an embedding that is not finite, or is zero and so has no direction; `owner` says of whom.
     """
     batch_size = _whole("batch_size", batch_size, 1)
     try:
@@ -246,37 +212,24 @@ def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: s
         raise FloatingPointError(f"{owner}: {error}") from None
 
 
-def protection_ranks(probe_features: Tensor, gallery_features: Tensor, distractor_features: Tensor) -> Tensor:
+def protection_ranks(probes: Tensor, gallery: Tensor, distractors: Tensor) -> Tensor:
     """Rank of every gallery picture among the distractors, for every probe.
 
     rank[i, j] = 1 + #{m : <probe_i, distractor_m> > <probe_i, gallery_j>}. A distractor that ties does not push the
     target back, and gallery pictures do not compete with each other: each pair has a gallery of its own.
-
-    Args:
-        probe_features: [N, D] float, rows of length 1.
-        gallery_features: [G, D] float, rows of length 1; G >= 1.
-        distractor_features: [M, D] float, rows of length 1.
-
-    Returns:
-        [N, G] int64, 1 to M + 1.
+    Features are [N, D], [G, D] and [M, D] with rows of length 1; ranks are [N, G], 1 to M + 1.
     """
-    similarity = probe_features @ torch.cat((gallery_features, distractor_features)).T  # [N, G + M]
-    targets, distractors = similarity[:, : len(gallery_features)], similarity[:, len(gallery_features) :]
+    similarity = probes @ torch.cat((gallery, distractors)).T  # [N, G + M]
+    targets, others = similarity[:, : len(gallery)], similarity[:, len(gallery) :]
     # One target at a time: [N, M] comparisons in memory instead of [N, G, M].
-    return torch.stack([1 + (distractors > target[:, None]).sum(1) for target in targets.T], dim=1)
+    return torch.stack([1 + (others > target[:, None]).sum(1) for target in targets.T], dim=1)
 
 
 def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> PersonRates:
-    """Rates of one person on one network, over the ordered pairs i != j.
-
-    Args:
-        features: [N, D] float, unit features of the posted pictures; N >= 2.
-        clean: [N, D], of the clean pictures, in the same order.
-        distractors: [M, D], of other people's pictures.
-    """
+    """Rates of one person on one network, over the ordered pairs i != j; of unit features [N, D], [N, D] and [M, D]."""
     n = len(clean)
     both = protection_ranks(features, torch.cat((clean, features)), distractors)  # [N, 2 N]
-    pairs = _pairs(n)
+    pairs = ~torch.eye(n, dtype=torch.bool)  # [N, N], the ordered pairs i != j
     ranks, links = both[:, :n][pairs], both[:, n:][pairs]
     return PersonRates(
         protection_top1=(ranks > 1).double().mean().item(),
@@ -287,13 +240,13 @@ def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> Person
 
 
 def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    expected = f"{name} must be a whole number, {least} or more" + ("" if most is None else f", at most {most}")
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise ValueError(f"{expected}, got {value!r}") from None
-    if isinstance(value, bool) or number < least or (most is not None and number > most):
-        raise ValueError(f"{expected}, got {value!r}")
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        at_most = "" if most is None else f", at most {most}"
+        raise ValueError(f"{name} must be a whole number, {least} or more{at_most}, got {value!r}")
     return number
 
 
@@ -310,37 +263,9 @@ def _sorted(names: Collection[Any]) -> list[Any]:
     return sorted(names, key=str)
 
 
-def _mean(people: Collection[PersonRates]) -> PersonRates:
-    return PersonRates(*(sum(rate) / len(people) for rate in zip(*people, strict=True)))
-
-
-def _pairs(n: int) -> Tensor:
-    return ~torch.eye(n, dtype=torch.bool)  # [N, N], the ordered pairs i != j
-
-
-def _distractor_pixels(distractors: Any) -> dict[str | None, Tensor]:
-    if isinstance(distractors, Mapping):
-        return {name: saved_faces(images) for name, images in distractors.items() if not is_empty(images)}
-    return {None: saved_faces(distractors)}
-
-
-def _others(features: Mapping[Any, Tensor], name: str) -> Tensor:
-    return torch.cat([group for other, group in features.items() if other != name])  # [M, D]
-
-
 def _embed_people(surrogate: Surrogate, people: Mapping[Any, Tensor], label: str, batch_size: int) -> dict[Any, Tensor]:
-    return {
-        name: embed(
-            surrogate, pixels, batch_size=batch_size, owner=f"{label} pictures" + (f" of {name!r}" * (name is not None))
-        )
-        for name, pixels in people.items()
-    }
-
-
-def _check_paired(clean: Tensor, posted: Tensor, what: str) -> None:
-    if len(clean) != len(posted):
-        raise ValueError(f"{what} must match the originals one to one, got {len(posted)} for {len(clean)} originals")
-
-
-def _largest_change(clean: Tensor, posted: Tensor) -> int:
-    return int((posted.short() - clean.short()).abs().max())
+    features = {}
+    for name, faces in people.items():
+        owner = f"{label} pictures" if name is None else f"{label} pictures of {name!r}"
+        features[name] = embed(surrogate, faces, batch_size=batch_size, owner=owner)
+    return features

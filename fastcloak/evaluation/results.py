@@ -1,4 +1,4 @@
-"""What an evaluation found: its rows, tables and JSON.
+"""What an evaluation and a check found, as plain numbers.
 
 A rate is a share of a person's ordered pairs of photos; `fastcloak.evaluation.protocol` says how it is counted.
 """
@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, NamedTuple
 
-from fastcloak.evaluation.text import aligned, percent
+from fastcloak.evaluation.text import Table, as_text, percent
 from fastcloak.protection.enrolment import FALSE_ACCEPT_RATE
 
-__all__ = [
-    "CLEAN",
-    "RANDOM",
-    "Evaluation",
-    "PersonRates",
-    "Row",
-    "aligned",
-    "percent",
-]
-
 # The names of the two control rows: no mask, and a random sign mask.
-CLEAN = "clean"
-RANDOM = "random"
+CLEAN, RANDOM = "clean", "random"
+# Three strangers at the false accept rate: fewer pairs say nothing of a threshold.
+LEAST_PAIRS = math.ceil(3 / FALSE_ACCEPT_RATE)
 
 
 class PersonRates(NamedTuple):
@@ -45,8 +36,8 @@ class Row:
     """One network (`model`) judging one kind of picture (`mask`); the four rates are the mean over people.
 
     `mask` is "clean" (no mask), "random" (a random sign mask) or the label given to the evaluation. `white_box` says
-    that a cloak in this row was learnt on a network of this name, alone or among others: such rows show how well the
-    learning went, not protection from strangers. It goes by name: the same network under another name is not marked.
+    that a cloak in this row was fitted on a network of this name, alone or among others: such rows show how well the
+    fit went, not protection from strangers. It goes by name: the same network under another name is not marked.
     `largest_change` is measured on the rounded pictures, in grey levels. In a clean row, linkage is simply the rate at
     which the network recognises the person.
     """
@@ -97,49 +88,31 @@ class Evaluation:
 
     def table(self) -> str:
         """Lay the rows out in aligned columns, rates in percent, the rows of a model together."""
-        header = ("model", "mask", "change", "Top-1", "Top-5", "linkage", "cosine")
-        lines = [
+        models = list(dict.fromkeys(row.model for row in self.rows))
+        rows = [
             (
-                row.model + ("*" if row.white_box else ""),
+                row.model + "*" * row.white_box,
                 row.mask,
                 str(row.largest_change),
-                percent(row.protection_top1),
-                percent(row.protection_top5),
-                percent(row.linkage_top1),
+                *map(percent, (row.protection_top1, row.protection_top5, row.linkage_top1)),
                 f"{row.mean_similarity:.3f}",
             )
-            for model in dict.fromkeys(row.model for row in self.rows)
-            for row in self.rows
-            if row.model == model
+            for row in sorted(self.rows, key=lambda row: models.index(row.model))
         ]
-        return "\n".join(
-            [
-                *aligned(header, lines, left=2),
-                "",
-                f"{len(self.people)} people, {self.pairs} pairs, each against {self.distractors} or more distractors; "
-                "every person weighs the same.",
-                "change: largest change of a pixel, grey levels.  * white box: learnt on this model.",
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
-                "linkage: % of pairs where the posted pictures of a person match each other first; lower is better.",
-                "cosine: mean similarity of a posted picture to another, clean picture of the person.",
-            ]
+        notes = (
+            f"{len(self.people)} people, {self.pairs} pairs, each against {self.distractors} or more distractors; "
+            "every person weighs the same.",
+            "change: largest change of a pixel, grey levels.  * white box: fitted on this model.",
+            "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
+            "linkage: % of pairs where the posted pictures of a person match each other first; lower is better.",
+            "cosine: mean similarity of a posted picture to another, clean picture of the person.",
         )
+        header = ("model", "mask", "change", "Top-1", "Top-5", "linkage", "cosine")
+        return "\n".join(as_text(Table("", header, rows, notes, left=2)))
 
     def to_json(self) -> dict[str, Any]:
         """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`."""
-        return {
-            "people": list(map(str, self.people)),
-            "pairs": self.pairs,
-            "distractors": self.distractors,
-            "rows": [
-                {**asdict(row), "per_person": {str(name): rates._asdict() for name, rates in row.per_person.items()}}
-                for row in self.rows
-            ],
-        }
-
-
-# So many pairs let at least three strangers through at the false accept rate: fewer say nothing of a threshold.
-LEAST_PAIRS = math.ceil(3 / FALSE_ACCEPT_RATE)
+        return {**plain(vars(self)), "people": list(map(str, self.people))}
 
 
 @dataclass(frozen=True)
@@ -160,8 +133,9 @@ class Side:
         nearest: the largest of those cosines.
         recognised: whether the network recognises the person in the photo; None also where no threshold is known.
         accepted: share of the pairs of a photo and another original that reach the threshold.
-        linked: share of the pairs of two posted photos, both as they are on this side, that reach the threshold.
+        linked: share of the pairs of two posted photos, both of this side, that reach the threshold.
         rates: of these photos among the distractors; None with fewer than two photos or without distractors.
+        no_face: in how many photos no face was found.
     """
 
     own: tuple[float | None, ...]
@@ -171,35 +145,31 @@ class Side:
     accepted: float | None
     linked: float | None
     rates: PersonRates | None
-
-    @property
-    def no_face(self) -> int:
-        """In how many photos no face was found."""
-        return self.own.count(None)
+    no_face: int
 
 
 @dataclass(frozen=True)
-class SurvivalCheck:
-    """One network after one change of the photos (`survival`): the originals and the protected ones."""
+class PostProcessingCheck:
+    """One network after one post-processing, called `name`: the originals and the protected photos."""
 
-    survival: str
+    name: str
     before: Side
     after: Side
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """One network; `white_box` says that the cloak was learnt on a network of this name, None that it is not known."""
+    """One network; `white_box` says that the cloak was fitted on a network of this name, None that it is not known."""
 
     model: str
     white_box: bool | None
     threshold: Threshold | None
-    survivals: tuple[SurvivalCheck, ...]
+    post_processing: tuple[PostProcessingCheck, ...]
 
     @property
-    def as_saved(self) -> SurvivalCheck:
-        """The photos as they are."""
-        return self.survivals[0]
+    def as_saved(self) -> PostProcessingCheck:
+        """The photos without post-processing."""
+        return self.post_processing[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,10 +196,8 @@ class PhotoCheck:
         largest_change: of a pixel, in grey levels.
         psnr: peak signal to noise ratio of the whole photo, in dB; infinite where nothing changed.
         ssim: structural similarity of the whole photo, 1 where nothing changed.
-        face_psnr: the same within the face's box.
-        face_ssim: the same within the face's box.
+        face_change, face_psnr, face_ssim: the same within the face's box.
         pictures: for a report.
-        face_change: as `largest_change`, within the face's box.
     """
 
     name: str
@@ -239,12 +207,25 @@ class PhotoCheck:
     largest_change: int | None
     psnr: float | None
     ssim: float | None
+    face_change: int | None
     face_psnr: float | None
     face_ssim: float | None
-    pictures: FacePictures | None = None
-    face_change: int | None = None
+    pictures: FacePictures | None
 
     @property
     def unchanged(self) -> bool:
-        """Whether the face is as in the original, pixel by pixel: it was not protected."""
+        """Whether the face is that of the original, pixel by pixel: it was not protected."""
         return self.face_change == 0
+
+
+def plain(value: Any) -> Any:
+    """Results as dicts, lists, strings and numbers; without pictures, and None for what is infinite."""
+    if is_dataclass(value):
+        value = {name: one for name, one in vars(value).items() if name != "pictures"}
+    elif isinstance(value, PersonRates):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(one) for one in value]
+    return None if value == math.inf else value

@@ -1,32 +1,17 @@
-"""What a check found: its numbers, and what they say in words, tables and JSON.
+"""What a check found: its numbers, and what they say in sentences, tables and JSON.
 
 `fastcloak.evaluation.check` says what is counted.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastcloak.evaluation.results import LEAST_PAIRS, ModelCheck, PhotoCheck, Side
-from fastcloak.evaluation.text import aligned, counted, decibel, percent, plain_name, short
+from fastcloak.evaluation.results import LEAST_PAIRS, ModelCheck, PhotoCheck, PostProcessingCheck, Side, plain
+from fastcloak.evaluation.text import Bad, Good, Table, as_text, counted, decibel, mean, percent, plain_name
 from fastcloak.protection.enrolment import SAME_PERSON
-
-__all__ = [
-    "LEAST_PAIRS",
-    "Check",
-    "ModelCheck",
-    "PhotoCheck",
-    "Side",
-    "counted",
-    "decibel",
-    "plain_name",
-    "recognised_words",
-    "short",
-    "starred",
-]
 
 
 @dataclass(frozen=True)
@@ -36,7 +21,7 @@ class Check:
     Attributes:
         photos: those that were checked.
         distractors: how many photos of other people there were.
-        learnt_on: the networks that the cloak was learnt on; None: no cloak was given.
+        fitted_on: the networks that the cloak was fitted on; None: no cloak was given.
         models: one entry per network.
         omitted: originals of which there is no protected photo.
         failed: photos that could not be checked -> why.
@@ -45,7 +30,7 @@ class Check:
 
     photos: tuple[PhotoCheck, ...]
     distractors: int
-    learnt_on: tuple[str, ...] | None
+    fitted_on: tuple[str, ...] | None
     models: tuple[ModelCheck, ...]
     omitted: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -56,8 +41,18 @@ class Check:
         """Whether every photo that was given was checked, and some distractor is left if any was given."""
         return not self.omitted and not self.failed and bool(self.distractors or not self.left_out)
 
+    @property
+    def post_processing(self) -> tuple[str, ...]:
+        """The names of the post-processings that were tried, the first being none."""
+        return tuple(one.name for one in self.models[0].post_processing)
+
+    @property
+    def judges(self) -> list[ModelCheck]:
+        """The networks whose threshold is known."""
+        return [model for model in self.models if model.threshold is not None]
+
     def headline(self) -> str:
-        """Say in one sentence how many networks recognise the person, after one on photos that are as they were."""
+        """Say in one sentence how many networks recognise the person, after one on photos that were not changed."""
         if not self.photos:
             return "No photo was checked, so that nothing is known of these photos."
         changed = [i for i, photo in enumerate(self.photos) if not photo.unchanged]
@@ -68,54 +63,62 @@ class Check:
         return f"{same} {self._recognition(changed)}" if changed else same
 
     def _recognition(self, changed: Sequence[int]) -> str:
+        count, judges = len(self.photos), self.judges
         if all(own is None for own in self.models[0].as_saved.after.own):
-            return f"The detector used here finds no face in {counted(len(self.photos), 'protected photo')}."
-
-        judges = [model for model in self.models if model.threshold is not None]
+            return f"The detector used here finds no face in {counted(count, 'protected photo')}."
         if not judges:
             return "Whether these networks recognise the person is not known: none has a threshold, see below."
-        fooled = [model for model in judges if _missed([model.as_saved.after.recognised[i] for i in changed])]
-        other = "" if len(changed) == len(self.photos) else "other "
-        where = f"the {other}{len(changed)} photos" if len(changed) > 1 else "the other photo"
-        in_one, in_any = ("in at least one of ", "in any of ") if len(changed) > 1 else ("in ", "in ")
+        in_one = in_any = " in the other photo" if count > 1 else ""
+        if len(changed) > 1:
+            where = f"of the {'' if len(changed) == count else 'other '}{len(changed)} photos"
+            in_one, in_any = f" in at least one {where}", f" in any {where}"
+        fooled = []
+        for model in judges:
+            recognised = [model.as_saved.after.recognised[i] for i in changed]
+            if True not in recognised and False in recognised:
+                fooled.append(starred(model))
         if not fooled:
-            who = {1: "the one network", 2: "both networks"}.get(len(judges), f"all {len(judges)} networks") + " asked"
-            return f"Recognised by {who}{f' {in_one}{where}' * (len(self.photos) > 1)}."
-        names = f": {', '.join(map(starred, fooled))}" if len(fooled) < len(judges) else ""
-        anywhere = f" {in_any}{where}" if len(self.photos) > 1 else ""
-        return f"Not recognised by {len(fooled)} of {counted(len(judges), 'network')}{anywhere}{names}."
+            who = {1: "the one network", 2: "both networks"}.get(len(judges), f"all {len(judges)} networks")
+            return f"Recognised by {who} asked{in_one}."
+        names = f": {', '.join(fooled)}" if len(fooled) < len(judges) else ""
+        return f"Not recognised by {len(fooled)} of {counted(len(judges), 'network')}{in_any}{names}."
 
     def summary(self) -> list[str]:
-        """Say in sentences what was found: the headline, what it means, and what is left after saving and resizing."""
+        """Say in sentences what was found: the headline, what it means, and what is left after post-processing."""
         lines = [self.headline()]
-        judges = [model for model in self.models if model.threshold is not None]
+        judges = self.judges
         if judges:
-            cases = {name: _cases(_afters(judges, i)) for i, name in enumerate(self.survivals)}
             before = _cases([model.as_saved.before for model in judges])
+            after = {
+                name: _cases([model.post_processing[i].after for model in judges])
+                for i, name in enumerate(self.post_processing)
+            }
+            as_saved = self.post_processing[0]
             lines.append(
-                "Photo by photo and network by network: not recognised in "
-                f"{_of(cases[self.survivals[0]])}; before protection in {_of(before)}."
+                f"Photo by photo and network by network: not recognised in {_of(after[as_saved])}; "
+                f"before protection in {_of(before)}."
             )
-            worst = min(self.survivals, key=lambda name: cases[name][0] / max(cases[name][1], 1))
-            if cases[worst][1] and worst != self.survivals[0]:
+            worst = min(after, key=lambda name: after[name][0] / max(after[name][1], 1))
+            if after[worst][1] and worst != as_saved:
                 lines.append(
-                    f"Of the changes that were tried, {worst} undoes most: then not recognised in {_of(cases[worst])}."
+                    f"Of the post-processing that was tried, {worst} undoes most: "
+                    f"then not recognised in {_of(after[worst])}."
                 )
             linked = [
-                f"{starred(model)} {percent(share)}%"
+                f"{starred(model)} {percent(model.as_saved.after.linked)}%"
                 for model in judges
-                if (share := model.as_saved.after.linked) is not None
+                if model.as_saved.after.linked is not None
             ]
             if linked:
                 lines.append(f"Pairs of two protected photos that a network takes for one person: {', '.join(linked)}.")
             lines.append(self.definition())
-        unfound = max((model.as_saved.after.no_face for model in self.models), default=0)
-        if unfound:
+        no_face = max((model.as_saved.after.no_face for model in self.models), default=0)
+        if no_face:
             lines.append(
-                f"In {counted(unfound, 'protected photo')} no face was found; they are in no number but this one."
+                f"In {counted(no_face, 'protected photo')} no face was found; they are in no number but this one."
             )
         if self.left_out:
-            few = ", ".join(map(plain_name, self.left_out[:5])) + " ..." * (len(self.left_out) > 5)
+            few = _listed(self.left_out[:5]) + " ..." * (len(self.left_out) > 5)
             given = counted(self.distractors + len(self.left_out), "distractor")
             lines.append(
                 f"Left out: {len(self.left_out)} of {given}. They show the person or are copies of these photos: {few}."
@@ -144,20 +147,14 @@ class Check:
         """Say in words what the networks make of a protected photo as it was saved: "not recognised by 3 of 4 ..."."""
         if self.photos[photo].unchanged:
             return "not protected: nothing was changed"
-        found = [model.as_saved.after.recognised[photo] for model in self.models]
         if self.models[0].as_saved.after.own[photo] is None:
             return "no face found"
-        judged = [one for one in found if one is not None]
+        judged = [model.as_saved.after.recognised[photo] for model in self.judges]
         if not judged:
             return "no threshold known"
         if all(judged):
             return f"recognised by {len(judged)} of {counted(len(judged), 'network')}"
         return f"not recognised by {judged.count(False)} of {counted(len(judged), 'network')}"
-
-    @property
-    def survivals(self) -> tuple[str, ...]:
-        """The names of the changes that were tried, the first being none."""
-        return tuple(one.survival for one in self.models[0].survivals)
 
     def limits(self) -> list[str]:
         """Say in sentences what the numbers do not tell."""
@@ -165,27 +162,24 @@ class Check:
             return []
         asked = ", ".join(model.model for model in self.models)
         lines = [f"Only these networks were asked: {asked}. Nothing is promised for any other network or service."]
-        if self.learnt_on is None:
-            lines.append("The cloak was not given, so it is not known which of them it was learnt on.")
+        if self.fitted_on is None:
+            lines.append("The cloak was not given, so it is not known which of them it was fitted on.")
         else:
-            known = [model.model for model in self.models if model.white_box]
-            learnt = ", ".join(map(plain_name, self.learnt_on)) or "no network that it names"
+            white_box = ", ".join(model.model for model in self.models if model.white_box)
+            marked = "None of the networks here has that name."
+            if white_box:
+                marked = f"Networks marked * ({white_box}) show how well that went, not protection from strangers."
             lines.append(
-                f"The cloak was learnt on {learnt}. "
-                + (
-                    f"Networks marked * ({', '.join(known)}) show how well that went, not protection from strangers. "
-                    if known
-                    else "None of the networks here has that name. "
-                )
-                + "It goes by name: the same network under another name is not marked."
+                f"The cloak was fitted on {_listed(self.fitted_on) or 'no network that it names'}. {marked} "
+                "It goes by name: the same network under another name is not marked."
             )
-        for model in self.models:
-            lines.append(
-                f"{model.model}: no threshold is known, and {LEAST_PAIRS} pairs of an original and a distractor are "
-                "needed to estimate one: verification is left out."
-                if model.threshold is None
-                else f"{model.model}: threshold {model.threshold.value:.3f}, {model.threshold.origin}."
-            )
+        lines += [
+            f"{model.model}: no threshold is known, and {LEAST_PAIRS} pairs of an original and a distractor are "
+            "needed to estimate one: verification is left out."
+            if model.threshold is None
+            else f"{model.model}: threshold {model.threshold.value:.3f}, {model.threshold.origin}."
+            for model in self.models
+        ]
         lines.append(
             f"Top-1, Top-5 and linkage are among {counted(self.distractors, 'distractor')}: real collections are far "
             "larger, so that there the clean photo is found less often, protected or not."
@@ -193,15 +187,13 @@ class Check:
             else "Without photos of other people (distractors) there is no Top-1, Top-5 and linkage among them."
         )
         if self.distractors or self.left_out:
-            judges = [model.model for model in self.models if model.model in SAME_PERSON]
+            certain = " or ".join(model.model for model in self.models if model.model in SAME_PERSON)
+            rest = "; whether others show the person, no network here can tell beyond doubt."
+            if certain:
+                rest = f", and what {certain} takes for the person beyond doubt. Others may be left."
             lines.append(
                 "Distractors that show the person make protection look better than it is. Left out are copies of these "
-                "photos"
-                + (
-                    f", and what {' or '.join(judges)} takes for the person beyond doubt. Others may be left."
-                    if judges
-                    else "; whether others show the person, no network here can tell beyond doubt."
-                )
+                f"photos{rest}"
             )
         lines.append(
             "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
@@ -217,141 +209,135 @@ class Check:
         )
         return lines
 
-    def table(self) -> str:
-        """Lay everything out as text: the summary, a row per network, what is left after each change, the limits."""
-        if not self.photos:
-            return "\n".join([*self.summary(), *self.omissions()])
-        return "\n".join(
-            [
-                *self.summary(),
-                "",
-                *self._model_table(),
-                "",
-                "Photos in which the person is recognised, after / before protection:",
-                *self._survival_table(),
-                "",
-                *self._photo_table(),
-                "",
-                f"{counted(len(self.photos), 'photo')}, {counted(self.distractors, 'distractor')}.",
-                "own: mean cosine of a protected photo with its original; others: with the other originals.",
-                "accepted: % of pairs of a protected photo and another original that reach the threshold.",
-                "linked: the same for pairs of two protected photos.  before: the same pairs of originals.",
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
-                "linkage: % of pairs where the protected photos match each other first; lower is better.",
-                *self.limits(),
-                *self.omissions(),
-            ]
-        )
-
     def omissions(self) -> list[str]:
         """Say what was not checked, and why."""
         lines = []
         if self.omitted:
-            names = ", ".join(map(plain_name, self.omitted))
-            lines.append(f"Not checked, since there is no protected photo of that name: {names}.")
+            lines.append(f"Not checked, since there is no protected photo of that name: {_listed(self.omitted)}.")
         lines += [f"Not checked: {plain_name(name)}: {plain_name(why)}" for name, why in self.failed.items()]
         return lines
 
-    def _model_table(self) -> list[str]:
-        header = ("network", "threshold", "own", "others", "before", "accepted", "before", "linked", "before")
-        rates = ("Top-1", "Top-5", "linkage")
-        lines = []
+    def network_table(self) -> Table:
+        """A row per network, on the photos as saved."""
+        rows = []
         for model in self.models:
-            before, after = model.as_saved.before, model.as_saved.after
-            lines.append(
-                (
-                    starred(model),
-                    "-" if model.threshold is None else f"{model.threshold.value:.3f}",
-                    short(after.own),
-                    short(after.others),
-                    short(before.others),
-                    *(_share(share) for share in (after.accepted, before.accepted, after.linked, before.linked)),
-                    *(("-",) * 3 if after.rates is None else map(percent, after.rates[:3])),
-                )
-            )
-        return aligned((*header, *rates), lines, left=1)
-
-    def _survival_table(self) -> list[str]:
-        header = ("photos", *map(starred, self.models))
-        lines = [
-            (
-                name,
-                *(
-                    f"{recognised_words(model.survivals[i].after)} / {recognised_words(model.survivals[i].before)}"
-                    for model in self.models
-                ),
-            )
-            for i, name in enumerate(self.survivals)
+            threshold = "-" if model.threshold is None else f"{model.threshold.value:.3f}"
+            numbers = self._numbers(model.as_saved)
+            rows.append((starred(model), *numbers.values(), threshold))
+        notes = [
+            f"{counted(len(self.photos), 'photo')}, {counted(self.distractors, 'distractor')}. "
+            "In brackets: the same of the originals, before protection.",
+            "own: mean cosine of a protected photo with its original; others: with the other originals.",
+            "accepted: % of pairs of a protected photo and another original that reach the threshold.",
+            "linked: % of pairs of two protected photos that reach the threshold.",
         ]
-        return aligned(header, lines, left=1)
+        if "Top-1" in numbers:
+            notes += [
+                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
+                "linkage: % of pairs where the protected photos match each other first; lower is better.",
+            ]
+        if any(model.white_box for model in self.models):
+            notes.append("* the cloak was fitted on this network (white box).")
+        return Table("Networks, photos as saved", ("network", *numbers, "threshold"), rows, notes)
 
-    def _photo_table(self) -> list[str]:
+    def post_processing_table(self) -> Table:
+        """How often each network recognises the person after each post-processing."""
+        rows = []
+        for i, name in enumerate(self.post_processing):
+            row = [name]
+            for one in (model.post_processing[i] for model in self.models):
+                no_face = f", no face in {one.after.no_face}" if one.after.no_face else ""
+                row.append(_recognised_in(one) + no_face)
+            rows.append(row)
+        note = (
+            "In how many photos the person is recognised; in brackets the originals after the same. "
+            "A dash: no threshold is known."
+        )
+        return Table("What is left after post-processing", ("photos", *map(starred, self.models)), rows, [note])
+
+    def number_table(self) -> Table:
+        """The numbers of `network_table` after each post-processing."""
+        rows: list[Sequence[str]] = []
+        for model in self.models:
+            rows.append((starred(model),))
+            for one in model.post_processing:
+                numbers = self._numbers(one)
+                rows.append((one.name, str(one.after.no_face), *numbers.values()))
+        note = "As in the first table. no face: in how many protected photos none was found."
+        return Table("All numbers", ("photos", "no face", *numbers), rows, [note])
+
+    def _numbers(self, one: PostProcessingCheck) -> dict[str, str]:
+        after, before = one.after, one.before
+        found = _recognised_in(one)
+        if True in after.recognised:
+            found = Bad(found)
+        elif False in after.recognised and not any(photo.unchanged for photo in self.photos):
+            found = Good(found)
+        numbers = {
+            "recognised in": found,
+            "own": mean(after.own),
+            "others": _both(mean(after.others), mean(before.others)),
+            "accepted": _both(percent(after.accepted), percent(before.accepted)),
+            "linked": _both(percent(after.linked), percent(before.linked)),
+        }
+        if self.models[0].as_saved.after.rates is not None:
+            for i, name in enumerate(("Top-1", "Top-5", "linkage")):
+                # There are none where post-processing leaves fewer than two faces.
+                rates = [None if side.rates is None else side.rates[i] for side in (after, before)]
+                numbers[name] = _both(*map(percent, rates))
+        return numbers
+
+    def photo_table(self) -> Table:
+        """A row per photo, as saved."""
         header = ("photo", "as saved", "change", "PSNR", "SSIM", "face PSNR", "face SSIM")
-        lines = [
-            (
-                plain_name(photo.name),
-                self.verdict(i),
-                "-" if photo.largest_change is None else str(photo.largest_change),
-                decibel(photo.psnr),
-                short([photo.ssim]),
-                decibel(photo.face_psnr),
-                short([photo.face_ssim]),
-            )
-            for i, photo in enumerate(self.photos)
-        ]
-        return aligned(header, lines, left=2)
+        rows = []
+        for i, photo in enumerate(self.photos):
+            change = "-" if photo.largest_change is None else str(photo.largest_change)
+            quality = (decibel(photo.psnr), mean([photo.ssim]), decibel(photo.face_psnr), mean([photo.face_ssim]))
+            rows.append((plain_name(photo.name), self.verdict(i), change, *quality))
+        return Table("Photos", header, rows, left=2)
+
+    def cosine_table(self, photo: int) -> Table:
+        """Cosines of one photo with the originals, on each network after each post-processing."""
+        header = ("photo", "verdict", "before", "nearest original", "other originals", "own original")
+        name, coloured = plain_name(self.photos[photo].name), not self.photos[photo].unchanged
+        rows: list[Sequence[str]] = []
+        for model in self.models:
+            known = "no threshold known" if model.threshold is None else f"threshold {model.threshold.value:.3f}"
+            rows.append((f"{starred(model)}, {known}",))
+            for one in model.post_processing:
+                after, before = one.after, one.before
+                cosines = (
+                    _both(mean([after.nearest[photo]]), mean([before.nearest[photo]])),
+                    _both(mean([after.others[photo]]), mean([before.others[photo]])),
+                    mean([after.own[photo]]),
+                )
+                rows.append((one.name, _seen(after, photo, coloured), _seen(before, photo, False), *cosines))
+        note = "In brackets: the original after the same post-processing."
+        return Table(f"Cosines of {name} with the originals", header, rows, [note])
+
+    def table(self) -> str:
+        """Lay everything out as text: the summary, tables of networks, post-processing and photos, the limits."""
+        lines = self.summary()
+        if self.photos:
+            for table in (self.network_table(), self.post_processing_table(), self.photo_table()):
+                lines += ["", *as_text(table)]
+            lines.append("")
+        return "\n".join([*lines, *self.limits(), *self.omissions()])
 
     def to_json(self) -> dict[str, Any]:
         """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`; infinite PSNR becomes null."""
-        return {
-            "summary": self.summary(),
-            "limits": self.limits(),
-            "photos": [
-                {
-                    name: None if value == math.inf else value
-                    for name, value in vars(photo).items()
-                    if name != "pictures"
-                }
-                | {"verdict": self.verdict(i)}
-                for i, photo in enumerate(self.photos)
-            ],
-            "distractors": self.distractors,
-            "learnt_on": None if self.learnt_on is None else list(self.learnt_on),
-            "models": [
-                {
-                    "model": model.model,
-                    "white_box": model.white_box,
-                    "threshold": None if model.threshold is None else asdict(model.threshold),
-                    "survivals": [
-                        {"survival": one.survival, "before": _side_json(one.before), "after": _side_json(one.after)}
-                        for one in model.survivals
-                    ],
-                }
-                for model in self.models
-            ],
-            "omitted": list(self.omitted),
-            "failed": dict(self.failed),
-            "left_out": list(self.left_out),
-        }
-
-
-def recognised_words(side: Side) -> str:
-    """Say in how many of the photos the person is recognised, of those with a face: "3 of 10", or "-"."""
-    judged = [one for one in side.recognised if one is not None]
-    return f"{judged.count(True)} of {len(judged)}" if judged else "-"
+        photos = [{**plain(photo), "verdict": self.verdict(i)} for i, photo in enumerate(self.photos)]
+        return {"summary": self.summary(), "limits": self.limits(), **plain(self), "photos": photos}
 
 
 def starred(model: ModelCheck) -> str:
-    """Name a network, with a star if the cloak was learnt on it."""
-    return model.model + ("*" if model.white_box else "")
+    """Name a network, with a star if the cloak was fitted on it."""
+    return model.model + "*" * bool(model.white_box)
 
 
-def _missed(recognised: Sequence[bool | None]) -> bool:
-    return True not in recognised and False in recognised
-
-
-def _afters(models: Sequence[ModelCheck], survival: int) -> list[Side]:
-    return [model.survivals[survival].after for model in models]
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(plain_name, names))
 
 
 def _cases(sides: Sequence[Side]) -> tuple[int, int]:
@@ -364,13 +350,23 @@ def _of(cases: tuple[int, int]) -> str:
     return f"{cases[0]} of {counted(cases[1], 'case')}"
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else percent(share)
+def _both(after: str, before: str) -> str:
+    return "-" if after == before == "-" else f"{after} ({before})"
 
 
-def _side_json(side: Side) -> dict[str, Any]:
-    return {
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in vars(side).items()},
-        "rates": None if side.rates is None else side.rates._asdict(),
-        "no_face": side.no_face,
-    }
+def _recognised_in(one: PostProcessingCheck) -> str:
+    sides = []
+    for side in (one.after, one.before):
+        hidden, judged = _cases([side])
+        sides.append(f"{judged - hidden} of {judged}" if judged else "-")
+    return _both(*sides)
+
+
+def _seen(side: Side, photo: int, coloured: bool) -> str:
+    recognised = side.recognised[photo]
+    if side.own[photo] is None:
+        return "no face found"
+    if recognised is None:
+        return "-"
+    words, tone = ("recognised", Bad) if recognised else ("not recognised", Good)
+    return tone(words) if coloured else words

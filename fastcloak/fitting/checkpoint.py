@@ -4,8 +4,8 @@
     person-NAME.safetensors   the cloak of a person who is finished, an ordinary cloak file
     pass-HASH.state           a pass: who is in it, and the state after its last saved step or the hashes of its cloaks
 
-Every file is written whole or not at all, and carries a hash or is named in one: what is damaged is fitted anew. Of
-photos only hashes are kept (with `spread`, also features).
+Every file is written whole or not at all, and carries a hash or is named in one: what is damaged is fitted again. Of
+photos only hashes are kept.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fastcloak.cloak import Cloak, digest, load
-from fastcloak.fitting.claim import CURE, as_checkpoint_error, claim, sha256_hex
+from fastcloak.fitting.claim import HINT, as_checkpoint_error, claim, sha256_hex
+from fastcloak.fitting.state import Tensors
 from fastcloak.system.errors import CloakFileError
-from fastcloak.system.files import atomic_write
+from fastcloak.system.files import atomic_write, safe_name
 
 log = logging.getLogger("fastcloak")
 
@@ -35,10 +36,6 @@ SECONDS = 1.0
 """Time between two saved states, at least: what a kill can cost. Steps take from a millisecond to seconds."""
 SHARE = 0.05
 """Of the time that may go into writing states, at most."""
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
-_LONGEST = 64
-
-State = dict[str, torch.Tensor]
 
 
 class Checkpoint:
@@ -76,24 +73,24 @@ class Checkpoint:
         was, now = self._faces.get(name), digest(faces, {})
         if was not in (None, now) and (name in self._cloaks or name in self.begun):
             whose = f"the photos of {name!r}" if name else "images"
-            raise ValueError(f"{whose} must be those that the checkpoint {self.folder} was begun with; {CURE}")
+            raise ValueError(f"{whose} must be those that the checkpoint {self.folder} was begun with; {HINT}")
         self._faces[name] = now
         if name not in self._cloaks:
             return None
-        path = self.folder / _file_name(name)
+        path = self.folder / _cloak_file(name)
         try:
             if hashlib.sha256(path.read_bytes()).hexdigest() not in self._cloaks[name]:
                 raise CloakFileError(f"{path} was altered or damaged")
             return load(path)
         except (OSError, CloakFileError) as error:
-            log.warning("a finished cloak cannot be used, that person is fitted anew: %s", error)
+            log.warning("a finished cloak cannot be used, that person is fitted again: %s", error)
             return None
 
     def start(self, names: Sequence[str]) -> Pass:
-        """A pass of these people: from its saved state where there is one for all of them together, else anew."""
+        """A pass of these people, from its saved state where there is one for all of them together."""
         path = self._path(names)
         if any(self.begun.get(name, tuple(names)) != tuple(names) for name in names):
-            log.warning("the saved state of %s is of a pass with other people: they begin anew", ", ".join(names))
+            log.warning("the saved state of %s is of a pass with other people: they begin again", ", ".join(names))
         for others in {self.begun[name] for name in names if name in self.begun} - {tuple(names)}:
             self._path(others).unlink(missing_ok=True)
         read = self._read(path) if self.begun.get(names[0]) == tuple(names) else None
@@ -107,7 +104,7 @@ class Checkpoint:
         """What the file of a pass says besides its tensors."""
         return {"identity": self._identity, "people": {name: self._faces[name] for name in names}, **more}
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], State] | None:
+    def _read(self, path: Path) -> tuple[dict[str, Any], Tensors] | None:
         """Record and tensors of a pass; None, with a warning, of a file that is damaged or of another fit."""
         try:
             with safe_open(path, framework="pt") as file:
@@ -120,7 +117,7 @@ class Checkpoint:
             if record["identity"] != self._identity:
                 raise ValueError("it belongs to another fit")
         except (SafetensorError, ValueError, KeyError, RuntimeError, OSError, OverflowError, MemoryError) as error:
-            log.warning("%s cannot be used, its people are fitted anew: %s", path, error)
+            log.warning("%s cannot be used, its people are fitted again: %s", path, error)
             return None
         return record, state
 
@@ -129,21 +126,23 @@ class Pass:
     """A pass under way.
 
     Attributes:
-        state: what `Loop.state` gave after the last saved step; empty where there is none.
+        state: what `State.save` gave after the last saved step; empty where there is none.
         seconds: what it took to get there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, path: Path, names: Sequence[str], state: State, seconds: float) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, path: Path, names: Sequence[str], state: Tensors, seconds: float
+    ) -> None:
         self.state, self.seconds = state, seconds
         self._checkpoint, self._path, self._names = checkpoint, path, names
         self._began = self._saved = time.monotonic()
         self._took = 0.0
 
-    def save(self, state: Callable[[], State]) -> None:
+    def save(self, state: Callable[[], Tensors]) -> None:
         """To call after each step: saves the state where the last one is old enough.
 
         Raises:
-            CheckpointError: it cannot be written; the last one is as it was.
+            CheckpointError: it cannot be written; the last one is unchanged.
         """
         if time.monotonic() - self._saved < max(SECONDS, self._took / SHARE):
             return
@@ -161,7 +160,7 @@ class Pass:
         """
         hashes: dict[str, str] = {}
         for name, cloak in cloaks.items():
-            path = self._checkpoint.folder / _file_name(name)
+            path = self._checkpoint.folder / _cloak_file(name)
             with as_checkpoint_error():
                 cloak.save(path)
                 hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -170,7 +169,7 @@ class Pass:
         else:
             self._path.unlink(missing_ok=True)
 
-    def _write(self, names: Sequence[str], tensors: State, **more: Any) -> None:
+    def _write(self, names: Sequence[str], tensors: Tensors, **more: Any) -> None:
         metadata = {"record": json.dumps(self._checkpoint.record(names, **more))}
         metadata["sha256"] = _seal(tensors, metadata)
         with as_checkpoint_error():
@@ -194,16 +193,11 @@ def open_checkpoint(folder: str | os.PathLike[str], fit: Mapping[str, Any], resu
         yield Checkpoint(Path(folder), identity)
 
 
-def _file_name(name: str) -> str:
-    """A file for each name: none outside the folder, none for two names, whatever the file system folds together."""
-    raw = name.encode("utf-8", "surrogatepass")
-    quoted = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in raw)
-    if len(quoted) > _LONGEST:  # "=" is in no quoted name
-        quoted = f"{quoted[:_LONGEST]}={hashlib.sha256(raw).hexdigest()[:32]}"
-    return f"person-{quoted}.safetensors"
+def _cloak_file(name: str) -> str:
+    return f"person-{safe_name(name, caseless=True)}.safetensors"
 
 
-def _seal(tensors: State, metadata: Mapping[str, str]) -> str:
+def _seal(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     """SHA-256 over the metadata other than the hash itself, and names, dtypes, shapes and values of the tensors."""
     hashed = sorted((name, value) for name, value in metadata.items() if name != "sha256")
     return sha256_hex(json.dumps([hashed, [[name, digest(tensors[name], {})] for name in sorted(tensors)]]))

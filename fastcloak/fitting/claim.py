@@ -1,4 +1,4 @@
-"""Whose a checkpoint's folder is: one fit at a time, and the same fit as before."""
+"""A checkpoint's folder belongs to one fit at a time, and to the same fit as before."""
 
 from __future__ import annotations
 
@@ -32,21 +32,16 @@ FORMAT = "fastcloak.checkpoint"
 SCHEMA = 1
 CLOSE = 1e-2
 """Distance of two embeddings of one picture, over their length, that counts as rounding; as when a model is loaded."""
-CURE = "name another folder, or begin anew with resume=False (fastcloak fit: --restart)"
+HINT = "name another folder, or begin again with resume=False (fastcloak fit: --restart)"
 
 
 @contextmanager
 def claim(
-    folder: str | os.PathLike[str], fit: Mapping[str, Any], *, resume: bool = True, cure: str = CURE
+    folder: str | os.PathLike[str], fit: Mapping[str, Any], *, resume: bool = True, hint: str = HINT
 ) -> Iterator[str]:
     """Keep a folder to oneself, and to fits like this one; `open_checkpoint` has arguments and errors.
 
-    Args:
-        folder, fit, resume: as there.
-        cure: what to do about a folder of another fit, in words.
-
-    Returns:
-        What tells this folder's work from that of any other, 32 hexadecimal digits.
+    Yields what tells this folder's work from that of any other, 32 hexadecimal digits.
     """
     folder = Path(folder)
     with as_checkpoint_error():
@@ -66,7 +61,7 @@ def claim(
             _empty(folder)
         wanted = json.loads(json.dumps(dict(fit)))
         if marker.exists():
-            identity = _identity(marker, wanted, cure)
+            identity = _identity(marker, wanted, hint)
         else:
             identity = secrets.token_hex(16)
             described = {"format": FORMAT, "schema": SCHEMA, "identity": identity, "fit": wanted}
@@ -85,15 +80,10 @@ def clear(folder: str | os.PathLike[str]) -> None:
 
 
 def fingerprint(surrogate: Surrogate, loaded: Surrogate, config: FitConfig, **more: Any) -> dict[str, Any]:
-    """What must be the same for a fit to go on, for JSON.
+    """What must be the same for a fit to go on, for JSON; `more` is device, backend, versions ...
 
-    A network is known by its names, its weights and its embedding of a picture: a function has no weights to compare.
-
-    Args:
-        surrogate: the prepared one.
-        loaded: as it was loaded; preparing it may round differently.
-        config: the options.
-        more: device, backend, versions ...
+    A network is known by its names, its weights as they were loaded (preparing may round differently) and its embedding
+    of a picture: a function has no weights to compare.
     """
     picture = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(0)).repeat_interleave(SHAPE[1] // 7, 2)
     picture = picture.repeat_interleave(SHAPE[2] // 7, 3).to(surrogate.device)
@@ -106,7 +96,7 @@ def fingerprint(surrogate: Surrogate, loaded: Surrogate, config: FitConfig, **mo
     return {**asdict(config), **more, **network}
 
 
-def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
+def _identity(marker: Path, fit: Mapping[str, Any], hint: str) -> str:
     """The identity of the fit that a folder is of, if it is this one."""
     try:
         described = json.loads(marker.read_bytes())
@@ -114,7 +104,7 @@ def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
             raise ValueError(f"schema {described['schema']!r}, this version reads {SCHEMA}")
         identity, was = str(described["identity"]), dict(described["fit"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{marker} is damaged or no checkpoint ({error}); {cure}") from error
+        raise ValueError(f"{marker} is damaged or no checkpoint ({error}); {hint}") from error
     differ = []
     for name in sorted({*was, *fit}):
         a, b = was.get(name), fit.get(name)
@@ -124,7 +114,7 @@ def _identity(marker: Path, fit: Mapping[str, Any], cure: str) -> str:
         elif a != b:
             differ.append("the network had other weights" if name == "weights" else f"{name} was {a!r} and is {b!r}")
     if differ:
-        raise ValueError(f"the checkpoint {marker.parent} is of another fit: {'; '.join(differ)}; {cure}")
+        raise ValueError(f"the checkpoint {marker.parent} is of another fit: {'; '.join(differ)}; {hint}")
     return identity
 
 
@@ -151,7 +141,6 @@ def sha256_hex(text: str) -> str:
 
 @contextmanager
 def as_checkpoint_error() -> Iterator[None]:
-    """Turn errors of the disk into CheckpointError."""
     """Turns what writing raises into a CheckpointError that names the file."""
     try:
         yield
@@ -170,8 +159,8 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            words = "checkpoint: another fit is using this folder; wait for it, or name another"
-            raise CheckpointError(errno.EWOULDBLOCK, words, str(folder)) from None
+            message = "checkpoint: another fit is using this folder; wait for it, or name another"
+            raise CheckpointError(errno.EWOULDBLOCK, message, str(folder)) from None
         except OSError as error:  # a file system without locks
             log.debug("%s cannot be locked: %s", folder, error)
         yield

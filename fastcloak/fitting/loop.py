@@ -1,4 +1,19 @@
-"""The loops of OPOM and GA-OPOM for P persons with N photos each, on buffers that never move.
+"""The loops of OPOM and GA-OPOM for P persons with N photos each.
+
+    delta <- mean of the start noise                                            State.begin
+    for t = 1 .. T:                                                             one signed step: Loop._step
+        acc <- 0,  delta_in <- delta
+        for m = 1 .. M:                                                         inner steps
+            x <- clip(faces[index_m] + delta_in, 0, 1)                          cloak_batch_
+            g <- gradient of the distance of x from the person's hull           objective.py
+            acc <- acc + mean of g over the batch                               accumulate_step_
+            delta_in <- clip(delta_in + inner_alpha sign(mean g), -eps, eps)    accumulate_step_
+        delta <- clip(delta + alpha sign(acc), -eps, eps)                       outer_step_
+
+With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc.
+
+OPOM is M = 1 with all photos as the batch and no look-ahead. Source: OPOM (Zhong and Deng, TPAMI 2022), Algorithm 1;
+GA-OPOM (Liu et al., arXiv 2401.01575), Algorithm 1.
 
 Dimension letters: P persons, N photos of one person, b photos in a batch, D feature length.
 """
@@ -6,254 +21,159 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import partial
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
-from fastcloak.cloak import SHAPE
-from fastcloak.fitting.objective import Member
+from fastcloak.fitting.objective import Batch, Gradient, HullDistance, combined, in_grey, through_views
 from fastcloak.fitting.options import FitConfig
-from fastcloak.fitting.state import Learnt, draws, float32_at_most
+from fastcloak.fitting.state import Learnt, State, Tensors
 from fastcloak.models import Surrogate, with_dropout
-from fastcloak.ops.augment import Views, blur_matrix
 from fastcloak.ops.engine import Progress, launchers, network
-from fastcloak.ops.hull import build_hull
 
-TINY = 1e-30
-"""Smallest mean |g| that a gradient is divided by: an all-zero gradient stays zero."""
+
+class Kind(NamedTuple):
+    """In what steps differ: those of one kind are one sequence of launches.
+
+    Attributes:
+        objective: of `fastcloak.fitting.options.OBJECTIVES`.
+        noisy: every photo is shown with its own start noise (opom's first step).
+        turn: which network's turn is first.
+    """
+
+    objective: str
+    noisy: bool = False
+    turn: int = 0
 
 
 class Loop:
     """The loop of one pass. It can learn several passes of P persons with N photos each, one after the other.
 
-    Everything that a step reads and writes is allocated once, in the memory format that the network takes, and the
-    photo indices of all steps lie on the device: a step is a fixed sequence of launches, which an engine may capture.
+    A step is a fixed sequence of launches on buffers that never move, which an engine may capture.
     """
 
     def __init__(
         self, surrogate: Surrogate, config: FitConfig, ops: ModuleType, engine: str, persons: int, photos: int
     ) -> None:
-        """Allocate the buffers.
+        """Allocate the buffers and build the objective.
 
         Args:
             surrogate: a prepared one; its device is the loop's.
             config: what decides the cloak.
-            ops: the module with the hot operations, see `fastcloak.ops.backend`.
+            ops: what `resolve_backend` returned.
             engine: what `resolve_engine` returned.
-            persons: P.
-            photos: N.
+            persons, photos: P and N.
         """
         self.surrogate, self.config, self.ops, self.engine = surrogate, config, ops, engine
-        self.persons, self.photos, self.batch = persons, photos, config.batch(photos)
-        self.eps = float32_at_most(config.eps)
-        self.steps = config.steps if config.eps else 0
-        self.averaged = math.ceil(config.average * self.steps)
-        device = surrogate.device
+        self.persons, self.photos = persons, photos
         apart = config.ensemble != "loss" and len(surrogate.members) > 1
-        # Views and the members of an ensemble take plain faces; a network alone is written what it takes in one pass.
+        # Views and the networks of an ensemble take plain faces; a network alone is written what it takes in one pass.
         self.plain = apart or bool(config.augment)
-        dtype, memory_format = (torch.float32, torch.contiguous_format) if self.plain else surrogate.takes
-
-        def pictures(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            flat = torch.empty(math.prod(size), *SHAPE, dtype=dtype, device=device, memory_format=memory_format)
-            return flat.zero_().view(*size, *SHAPE)
-
-        self.start, self.order, self.draws = draws(config, photos, device)
-        self.faces = pictures(persons, photos)
-        self.delta, self.delta_in, self.acc, self.velocity, self.total = (pictures(persons) for _ in range(5))
-        self.pictures = pictures(persons, self.batch, dtype=dtype)
+        self.state = State(surrogate, config, persons, photos, self.plain)
         self.scale = None if self.plain else surrogate.scale.flatten()
         self.shift = None if self.plain else surrogate.shift.flatten()
-        # Weights of the channels in the gradient with respect to delta.
-        self.channels = torch.ones(3, 1, 1, device=device) if self.scale is None else self.scale.view(3, 1, 1)
-        self.views = Views(config.augment, device)
-        self.blur = blur_matrix(
-            torch.tensor([config.smoothing], dtype=torch.float32, device=device), SHAPE[-1]
-        )  # [1, W, W]
 
-        def member(one: Surrogate) -> Member:
+        def distance(one: Surrogate) -> HullDistance:
             def forward(faces: torch.Tensor) -> torch.Tensor:
                 return one.embed(one.normalise(faces))
 
-            return Member(one, network(engine, forward if self.plain else one.embed), persons, photos)
+            return HullDistance(
+                one, network(engine, forward if self.plain else one.embed), config, ops, persons, photos
+            )
 
-        networks = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
-        self.members = [member(one) for one in (networks.members if apart else [networks])]
-        self.index = torch.zeros(config.inner(), persons, self.batch, dtype=torch.int64, device=device)
-        self.chance = torch.zeros(
-            config.inner(), persons, self.batch, self.draws.shape[-1], dtype=torch.float32, device=device
-        )
-        self.loss, self.gap = (torch.zeros(persons, dtype=torch.float32, device=device) for _ in range(2))
-        self.moved = torch.zeros(persons, dtype=torch.bool, device=device)
+        shown = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
+        self.networks = [distance(one) for one in (shown.members if apart else [shown])]
+        self.gradient: Gradient = self.networks[0]
+        if apart:
+            self.gradient = combined(self.networks, in_turns=config.ensemble == "turns")
+        if config.augment:
+            self.gradient = through_views(self.gradient, config.augment, self.state.faces)
+        if config.grey:
+            channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
+            self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))
         self.launchers: dict[Hashable, Callable[[], None]] = {}
 
     def learn(
         self,
         faces: torch.Tensor,
         features: torch.Tensor,
-        tick: Callable[[], None],
-        keep: Callable[[Learnt], None] = lambda learnt: None,
-        state: Mapping[str, torch.Tensor] | None = None,
+        tick: Callable[[], None] = lambda: None,
+        keep: Callable[[Learnt, Callable[[], Tensors]], None] = lambda learnt, state: None,
+        saved: Tensors | None = None,
     ) -> Learnt:
         """Learn the cloaks of P persons.
 
         Args:
             faces: [P, N, 3, 112, 112] float32 in [0, 1].
             features: [P, N, D] clean unit features.
-            tick: called after each step.
-            keep: called after each step with what was learnt so far, in tensors of its own; before the device is done.
-            state: what `state` gave in an earlier pass of these faces and options, to go on from there.
+            tick: called after each step, once the device has done it.
+            keep: called after each step, before the device has done it, with what was learnt so far and a function
+                that gives the state to go on from.
+            saved: what `State.save` gave in an earlier pass of these faces and options, to go on from there.
 
         Raises:
             EngineError: the engine cannot launch this network.
             ValueError: the network has no gradient with respect to the pictures.
         """
         # The features of an ensemble are its members' unit features side by side, divided by the root of their number.
-        sizes = [member.size for member in self.members]
-        parts = [part * math.sqrt(len(sizes)) for part in torch.split(features, sizes, -1)]
-        for member, part in zip(self.members, parts, strict=True):
-            member.set_hull(build_hull(part, self.config.objective))
-        self.faces.copy_(faces)
-        kinds = [self._kind(t) for t in range(self.steps)]
+        parts = torch.split(features, [one.size for one in self.networks], -1)
+        for one, part in zip(self.networks, parts, strict=True):
+            one.begin(part * math.sqrt(len(parts)))
+        state, kinds = self.state, [self._kind(t) for t in range(self.state.steps)]
         with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
+            state.begin(faces)
             if not self.launchers:
-                self.launchers = launchers(self.engine, {kind: partial(self._step, *kind) for kind in kinds})
-            self._reset(parts)
-            if self.config.dropout:
-                torch.manual_seed(self.config.seed)
-
-            losses = self.loss.new_zeros(self.config.steps, self.persons)
-            done = self._restore(state, losses) if state else 0
-            learnt = self._learnt(done, losses)
-            keep(learnt)
+                self.launchers = launchers(self.engine, {kind: partial(self._step, kind) for kind in kinds})
+                state.begin(faces)  # a capture runs its steps
+            done = state.restore(saved) if saved else 0
+            learnt = state.learnt(done)
+            keep(learnt, partial(state.save, done))
             progress = Progress(faces.device, tick)
-            for t in range(done, self.steps):
-                self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
-                self.chance.copy_(self.draws[t].unsqueeze(1).expand_as(self.chance))
+            for t in range(done, state.steps):
+                state.show(t)
                 self.launchers[kinds[t]]()
-                if t >= self.steps - self.averaged:
-                    self.total += self.delta
-                losses[t].copy_(self.loss)
-                learnt = self._learnt(t + 1, losses)
-                keep(learnt)
+                learnt = state.keep(t)
+                keep(learnt, partial(state.save, t + 1))
                 progress.launched()
             progress.wait()
         return learnt
 
-    def state(self, learnt: Learnt) -> dict[str, torch.Tensor]:
-        """What decides the steps after those of `learnt`, the last that `learn` kept. Waits for the device.
-
-        Returns:
-            Tensors on the CPU, for `learn`.
-        """
-        held = {**self._lasting(), "losses": learnt.losses[: learnt.steps]}
-        if self.config.dropout:
-            held["random"] = torch.get_rng_state()
-            if self.faces.is_cuda:
-                held["random_cuda"] = torch.cuda.get_rng_state(self.faces.device)
-        return {name: tensor.cpu().contiguous() for name, tensor in held.items()}
-
-    def _restore(self, state: Mapping[str, torch.Tensor], losses: torch.Tensor) -> int:
-        for name, buffer in self._lasting().items():
-            buffer.copy_(state[name])
-        self.delta_in.copy_(self.delta)
-        if self.config.dropout:
-            torch.set_rng_state(state["random"])
-            if self.faces.is_cuda:
-                torch.cuda.set_rng_state(state["random_cuda"], self.faces.device)
-        done = len(state["losses"])
-        losses[:done].copy_(state["losses"])
-        return done
-
-    def _lasting(self) -> dict[str, torch.Tensor]:
-        """The buffers that go from one step to the next; a step leaves delta_in = delta and acc = 0."""
-        lasting = {"delta": self.delta, "gap": self.gap, "moved": self.moved}
-        if self.config.decay:
-            lasting["velocity"] = self.velocity
-        if self.averaged:
-            lasting["total"] = self.total
-        if self.config.spread:
-            lasting |= {f"last_{i}": member.last for i, member in enumerate(self.members)}
-        return lasting
-
-    def _learnt(self, done: int, losses: torch.Tensor) -> Learnt:
-        # The sign of NaN is 0: what is added keeps it NaN.
-        averaging = done > self.steps - self.averaged
-        delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
-        if self.config.grey:  # equal but for rounding, where a network weighs its channels differently
-            delta = delta[:, :1].repeat(1, 3, 1, 1)
-        return Learnt(done, delta, losses, self.gap.clone(), self.moved.clone())
-
-    def _kind(self, t: int) -> tuple[str, bool, int]:
-        """Objective of step t, whether it shows every photo with its own start noise, and whose turn is first."""
+    def _kind(self, t: int) -> Kind:
         config = self.config
         warming = config.objective == "convex_hull" and t < config.warmup
-        turn = t * config.inner() % len(self.members) if config.ensemble == "turns" else 0
-        return "class_center" if warming else config.objective, config.method == "opom" and t == 0, turn
+        turn = t * config.inner_steps % len(self.networks) if config.ensemble == "turns" else 0
+        return Kind("class_center" if warming else config.objective, config.method == "opom" and t == 0, turn)
 
-    def _reset(self, features: list[torch.Tensor]) -> None:
-        for member, clean in zip(self.members, features, strict=True):
-            member.last.copy_(clean)
-        self.delta.copy_(self.start.mean(0).clamp(-self.eps, self.eps))
-        self.delta_in.copy_(self.delta)
-        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved):
-            buffer.zero_()
-
-    def _step(self, objective: str, noisy: bool, turn: int) -> None:
-        """One signed step of the masks: all inner steps, then the outer one."""
-        config, ops = self.config, self.ops
+    def _step(self, kind: Kind) -> None:
+        config, state, ops = self.config, self.state, self.ops
         losses, gaps = [], []
-        for m, (index, chance) in enumerate(zip(self.index, self.chance, strict=True)):
-            ops.cloak_batch_(self.faces, self.delta_in, index, self.pictures, self.scale, self.shift)
-            if noisy:  # as published: every photo starts from its own noise, not clipped
-                shown = self.faces + self.start
-                self.pictures.copy_(shown if self.plain else self.surrogate.normalise(shown))
-            whose = self.members
-            if config.ensemble == "turns":
-                whose = [self.members[(turn + m) % len(self.members)]]
-            loss, gap, grads = self._gradient(whose, index, chance, objective)
-            ops.accumulate_step_(
-                grads, self.acc, self.delta_in, config.look_ahead(), self.eps, config.normalise, self.scale
-            )
+        for m, (index, chance) in enumerate(zip(state.index, state.chance, strict=True)):
+            ops.cloak_batch_(state.faces, state.delta_in, index, state.pictures, self.scale, self.shift)
+            if kind.noisy:
+                self._show_start_noise()
+            batch = Batch(index, chance, kind.objective, kind.turn + m)
+            loss, gap, grads = self.gradient(state.pictures.flatten(0, 1), batch)
+            ops.accumulate_step_(grads, state.acc, state.delta_in, config.inner_alpha, state.eps, self.scale)
             losses.append(loss)
             gaps.append(gap)
-        self.loss.copy_(torch.stack(losses).mean((0, 2)))
-        torch.maximum(self.gap, torch.stack(gaps).amax((0, 2)), out=self.gap)
-        self.moved |= self.acc.ne(0).any(3).any(2).any(1)
-        if config.method == "opom":  # as published: of the last mask only what clipping left of it goes on
-            shown = self.faces + (self.start if noisy else self.delta_in[:, None])
-            self.delta.copy_(((shown if noisy else shown.clamp_(0, 1)) - self.faces).mean(1))
-        ops.outer_step_(self.acc, self.velocity, self.delta, self.delta_in, config.alpha, self.eps, config.decay)
+        state.loss.copy_(torch.stack(losses).mean((0, 2)))
+        torch.maximum(state.gap, torch.stack(gaps).amax((0, 2)), out=state.gap)
+        state.moved |= state.acc.ne(0).any(3).any(2).any(1)
+        if config.method == "opom":
+            self._keep_what_clipping_left(kind.noisy)
+        ops.outer_step_(state.acc, state.velocity, state.delta, state.delta_in, config.alpha, state.eps, config.decay)
 
-    def _gradient(
-        self, whose: list[Member], index: torch.Tensor, chance: torch.Tensor, objective: str
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss [P, b], gap [P, b] and the gradient [P, b, 3, 112, 112] with respect to `self.pictures`."""
-        config = self.config
-        x = self.pictures.flatten(0, 1).detach().requires_grad_()
-        seen = x
-        if config.augment:
-            rows = torch.arange(self.persons, device=index.device)[:, None]
-            seen = self.views(x, self.faces[rows, index].flatten(0, 1), chance.flatten(0, 1))
-        leaf = seen.detach().requires_grad_()
-        losses, gaps, slopes = zip(
-            *(member.gradient(leaf, index, objective, config, self.ops) for member in whose), strict=True
-        )
-        grads = slopes[0] if len(self.members) == 1 else torch.stack([_scale_free(slope) for slope in slopes]).sum(0)
-        if config.augment:
-            (grads,) = torch.autograd.grad(seen, x, grads.view_as(seen))
-        grads = grads.view_as(self.pictures)
-        if config.grey:
-            total = (self.channels * grads.float()).sum(-3, keepdim=True)
-            grads = torch.empty_like(grads).copy_(total / (3 * self.channels))
-        if config.smoothing:
-            grads = (self.blur @ grads.float() @ self.blur.mT).to(grads.dtype)
-        return torch.stack(losses).mean(0), torch.stack(gaps).amax(0), grads
+    # What is OPOM's alone, as published: every photo starts from its own noise, not clipped, and of the last mask only
+    # what clipping each picture left of it goes on.
 
+    def _show_start_noise(self) -> None:
+        shown = self.state.faces + self.state.start
+        self.state.pictures.copy_(shown if self.plain else self.surrogate.normalise(shown))
 
-def _scale_free(grads: torch.Tensor) -> torch.Tensor:  # [P, b, 3, 112, 112]
-    """Divided by what the mean over b measures, so that networks weigh the same."""
-    size = grads.mean(1, keepdim=True).abs().mean((2, 3, 4), keepdim=True)
-    return grads / size.clamp_min(TINY)
+    def _keep_what_clipping_left(self, noisy: bool) -> None:
+        state = self.state
+        shown = state.faces + (state.start if noisy else state.delta_in[:, None])
+        state.delta.copy_(((shown if noisy else shown.clamp_(0, 1)) - state.faces).mean(1))

@@ -1,12 +1,16 @@
-"""The options that decide a cloak, checked once. The command line lists them: PyTorch and NumPy are not imported."""
+"""The options that decide a cloak, each declared once: its range is checked, and its help printed, from here.
+
+`FitConfig` has the declarations, `FitOptions` their types as the keywords of `fit`. The command line and the table in
+docs/use.md are made from them. Nothing here imports PyTorch or NumPy: `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +22,8 @@ AUGMENTATIONS = ("mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
 """In the order in which they are applied, with the numbers of `fastcloak.ops.augment`.
 
 mix: the face, not the mask, fades by up to `MIX` into one of `TEXTURES` random pictures with the spectrum of photos.
-photo: the mask is enlarged or shrunk into a photo and the aligned face cut out of it again, as `protect` and a
-    recogniser do, at a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
+photo: the mask is resized into a photo and the aligned face cut out of it again, as `protect` and a recogniser do, at
+    a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
 color: contrast and brightness.
 blur: Gaussian, sigma up to `BLUR`.
 jpeg: JPEG with 4:2:0 colour at a quality in `JPEG_QUALITY`; its rounding passes gradients through.
@@ -29,6 +33,7 @@ flip: every second picture mirrored.
 Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; mix: Admix,
 Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017.
 """
+ENSEMBLES = ("loss", "gradient", "turns")
 _BOOSTED: dict[str, Any] = {
     "augment": ("geometry", "flip", "color"),
     "decay": 1.0,
@@ -42,92 +47,211 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {**_LONG, "steps": 320},
     "strong": {**_LONG, "steps": 640, "ensemble": "turns"},
 }
-"""Options that a preset sets, the others have their own defaults: docs/method.md has what each gives and costs."""
-LEFT_OUT = frozenset(
-    {"preset", "alpha", "steps", "batch_size", "inner_steps", "inner_alpha", "normalise", "decay", "augment", "dropout"}
-    | {"smoothing", "spread", "ensemble", "average"}
-)
-"""Options that may be None: the preset says them, or else the default."""
-ENSEMBLES = ("loss", "gradient", "turns")
-GA_BATCH_SIZE = 1
-GA_INNER_STEPS = 10
-GA_INNER_ALPHA = 0.5
-"""Step of the look-ahead in units of eps. These three come from our ablation: docs/method.md."""
+"""Options that a preset sets, the others have their own defaults: docs/results.md has what each gives and costs."""
 MOST_STEPS = 1_000_000
 
-LEVELS = "in [0, 1] on the scale of pictures in [0, 1]; divide grey levels by 255"
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What there is to say about one option.
+
+    Attributes:
+        kind: "choice", "names", "whole", "real", "levels" (a real on the [0, 1] scale, grey levels on the command
+            line) or "switch".
+        help: one sentence, for people.
+        choices: of a choice or of names.
+        least, most: range of a number.
+        useful: the least number with which anything is learnt; below, `fit` warns and the command line refuses.
+        basic: whether most people need it.
+        none: what None stands for, where that is not the default.
+    """
+
+    kind: str
+    help: str
+    choices: Sequence[str] = ()
+    least: float = 0
+    most: float = 1
+    useful: float | None = None
+    basic: bool = False
+    none: str = ""
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value as Python's own type; numbers of NumPy and 0-d tensors become plain ones.
+
+        Raises:
+            ValueError: out of range or of another kind.
+        """
+        if value is None and self.none:
+            return None
+        checked: Any = getattr(self, f"_{self.kind}")(value)
+        if checked is None:
+            raise ValueError(f"{name} must be {self.expected}, got {value!r}")
+        return checked
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in a few words."""
+        ranged = f"in [{self.least:g}, {self.most:g}]"
+        return {
+            "choice": f"one of {', '.join(self.choices)}",
+            "names": f"names out of {', '.join(self.choices)}, as a tuple or 'a,b'",
+            "whole": f"a whole number, {self.least} or more, at most {self.most}",
+            "real": ranged,
+            "levels": f"{ranged} on the scale of pictures in [0, 1]; divide grey levels by 255",
+            "switch": "True or False",
+        }[self.kind]
+
+    # Each gives None for what cannot be taken.
+
+    def _choice(self, value: Any) -> str | None:
+        return value if isinstance(value, str) and value in self.choices else None
+
+    def _names(self, value: Any) -> tuple[str, ...] | None:
+        names = [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+        if not isinstance(names, (tuple, list)) or not all(name in self.choices for name in names):
+            return None
+        return tuple(choice for choice in self.choices if choice in names)
+
+    def _whole(self, value: Any) -> int | None:
+        try:
+            number = None if _is_switch(value) else operator.index(value)
+        except TypeError:
+            return None
+        return number if number is not None and self.least <= number <= self.most else None
+
+    def _real(self, value: Any) -> float | None:
+        try:
+            number = math.nan if _is_switch(value) or isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        return number if self.least <= number <= self.most else None
+
+    _levels = _real
+
+    def _switch(self, value: Any) -> bool | None:
+        return bool(value) if _is_switch(value) else None
+
+
+def _is_switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return True
+    import numpy as np
+
+    return isinstance(value, np.bool_)
+
+
+def _option(default: Any, kind: str, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(kind=kind, help=help, **more)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What decides a cloak, besides the photos and the surrogate. `fit` documents each field, `configure` makes one.
-
-    Numbers of numpy and 0-d tensors are taken as plain ones.
+    """What decides a cloak, besides the photos and the surrogate; `configure` makes one.
 
     Raises:
-        ValueError: an option out of range or of another kind.
+        ValueError: an option out of range or of another kind, or two that exclude each other.
     """
 
-    method: str = "ga"
-    preset: str = "plain"
-    objective: str = "convex_hull"
-    eps: float = 8 / 255
-    alpha: float = 1 / 255
-    steps: int = 16
-    batch_size: int | None = None
-    inner_steps: int | None = None
-    inner_alpha: float | None = None
-    normalise: bool = False
-    decay: float = 0.0
-    augment: tuple[str, ...] = ()
-    dropout: float = 0.0
-    smoothing: float = 0.0
-    spread: float = 0.0
-    ensemble: str = "loss"
-    average: float = 0.0
-    warmup: int = 5
-    lower: float = 0.0
-    upper: float = 1.0
-    random_start: bool = True
-    grey: bool | None = None
-    seed: int = 0
+    preset: str = _option(
+        "plain",
+        "choice",
+        "how much work, with our best recipe for it; plain has no boosters, and is all that opom has",
+        choices=tuple(PRESETS),
+        basic=True,
+    )
+    eps: float = _option(8 / 255, "levels", "largest change of a pixel", useful=0.5 / 255, basic=True)
+    seed: int = _option(
+        0, "whole", "of the random start, the order of photos and the views", least=-(2**63), most=2**63 - 1, basic=True
+    )
+    grey: bool | None = _option(
+        None,
+        "switch",
+        "learn a mask of three equal channels: grey photos stay grey, and of another mask keep only the mean of its "
+        "channels",
+        none="ga does so if all photos are grey, opom (as published) does not",
+        basic=True,
+    )
+    augment: tuple[str, ...] = _option(
+        (),
+        "names",
+        f"random views of each photo, names with commas out of {', '.join(AUGMENTATIONS)}; +photo adds that one to the "
+        "preset's, for photos with small faces; costs no image-gradient, and a few milliseconds each",
+        choices=AUGMENTATIONS,
+        basic=True,
+    )
+    method: str = _option(
+        "ga",
+        "choice",
+        "ga (GA-OPOM) accumulates the gradients of small batches into one signed step, opom takes all photos in every "
+        "step, as published",
+        choices=METHODS,
+    )
+    objective: str = _option(
+        "convex_hull",
+        "choice",
+        "what cloaked photos are driven away from: fi_uap their own originals, fi_uap_plus all originals, class_center "
+        "their mean, affine_hull and convex_hull the nearest point that they span",
+        choices=OBJECTIVES,
+    )
+    alpha: float = _option(1 / 255, "levels", "size of a step", useful=0.001 / 255)
+    steps: int = _option(16, "whole", "signed steps of the mask; 0 gives an empty one", most=MOST_STEPS, useful=1)
+    batch_size: int = _option(
+        1, "whole", "ga: photos per inner step, at most all (our ablation)", least=1, most=MOST_STEPS
+    )
+    inner_steps: int = _option(
+        10, "whole", "ga: inner steps accumulated into one step (our ablation)", least=1, most=MOST_STEPS
+    )
+    inner_alpha: float = _option(None, "levels", "ga: step of the look-ahead mask", none="half of eps (our ablation)")
+    decay: float = _option(
+        0.0, "real", "momentum of the step on g / mean|g| (Dong et al., CVPR 2018); costs no image-gradient"
+    )
+    dropout: float = _option(
+        0.0,
+        "real",
+        "share of numbers dropped after each convolution (DFANet, Zhong and Deng, TIFS 2021, has 0.1); costs time",
+        most=0.9,
+    )
+    ensemble: str = _option(
+        "loss",
+        "choice",
+        "several networks: mean of their losses with hull weights in common, mean of their gradients each divided by "
+        "its own size, or one network each inner step in turns, which costs one image-gradient instead of one each",
+        choices=ENSEMBLES,
+    )
+    average: float = _option(
+        0.0,
+        "real",
+        "share of the steps, the last ones, whose masks are averaged; the cloak is eps times the sign of that mean "
+        "(the mean: Polyak and Juditsky, 1992; the sign is ours); 0: the last mask",
+    )
+    warmup: int = _option(
+        5, "whole", "convex_hull: first steps that use class_center, to leave the hull", most=MOST_STEPS
+    )
+    lower: float = _option(
+        0.0, "real", "convex_hull: least hull weight; below 0 is the extended hull; below 1/N", least=-1e3
+    )
+    upper: float = _option(1.0, "real", "convex_hull: largest hull weight, above 1/N; below 1 is the reduced hull")
+    random_start: bool = _option(
+        True, "switch", "start from uniform noise in +-eps, one per photo (ga: the mean of these), instead of zero"
+    )
 
     def __post_init__(self) -> None:
-        self._choice("method", METHODS)
-        self._choice("preset", tuple(PRESETS))
-        self._choice("objective", OBJECTIVES)
-        self._real("eps", 0, 1, LEVELS)
-        self._real("alpha", 0, 1, LEVELS)
-        self._whole("steps", 0, MOST_STEPS)
-        if self.batch_size is not None:
-            self._whole("batch_size", 1, MOST_STEPS)
-        if self.inner_steps is not None:
-            self._whole("inner_steps", 1, MOST_STEPS)
-        if self.inner_alpha is not None:
-            self._real("inner_alpha", 0, 1, LEVELS)
-        self._switch("normalise")
-        self._real("decay", 0, 1, "in [0, 1]")
-        self._names("augment", AUGMENTATIONS)
-        self._real("dropout", 0, 0.9, "in [0, 0.9]")
-        self._real("smoothing", 0, 100, "a width in pixels, in [0, 100]")
-        self._real("average", 0, 1, "the share of the steps whose masks are averaged, in [0, 1]")
-        self._real("spread", 0, 1e3, "in [0, 1000]")
-        self._choice("ensemble", ENSEMBLES)
-        self._whole("warmup", 0, MOST_STEPS)
-        self._real("lower", -1e3, 1, "in [-1000, 1]")
-        self._real("upper", self.lower, 1, f"above lower = {self.lower:g} and at most 1")
-        self._switch("random_start")
-        if self.grey is not None:
-            self._switch("grey")
-        self._whole("seed", -(2**63), 2**63 - 1)
-        if self.steps * self.inner() > MOST_STEPS:
-            raise ValueError(f"steps * inner_steps must be at most {MOST_STEPS}, got {self.steps * self.inner()}")
-        if self.method == "opom" and self.preset != "plain":
-            raise ValueError(f"preset {self.preset!r} belongs to method 'ga': 'opom' is the published loop, 'plain'")
-        if self.method == "opom" and (self.batch_size, self.inner_steps, self.inner_alpha) != (None, None, None):
-            raise ValueError(
-                "batch_size, inner_steps and inner_alpha belong to method 'ga': 'opom' takes all photos in one step"
-            )
+        for name, option in declared().items():
+            object.__setattr__(self, name, option.check(name, getattr(self, name)))
+        if self.method == "opom":  # one step on all photos, without a look-ahead
+            object.__setattr__(self, "inner_steps", 1)
+            object.__setattr__(self, "inner_alpha", 0.0)
+            if self.preset != "plain":
+                raise ValueError(
+                    f"preset {self.preset!r} belongs to method 'ga': 'opom' is the published loop, 'plain'"
+                )
+        else:
+            look_ahead = 0.5 * self.eps if self.inner_alpha is None else self.inner_alpha
+            object.__setattr__(self, "inner_alpha", look_ahead)
+        if not self.lower < self.upper:
+            raise ValueError(f"upper must be above lower = {self.lower:g} and at most 1, got {self.upper!r}")
+        if self.steps * self.inner_steps > MOST_STEPS:
+            raise ValueError(f"steps * inner_steps must be at most {MOST_STEPS}, got {self.steps * self.inner_steps}")
         zero_start = ("fi_uap", "affine_hull") if self.warmup else ("fi_uap", "affine_hull", "convex_hull")
         if not self.random_start and self.objective in zero_start:
             raise ValueError(
@@ -136,7 +260,7 @@ class FitConfig:
             )
 
     def of(self, faces: torch.Tensor) -> FitConfig:
-        """The same with `grey` said: None is whether ga learns from grey photos only, and False for opom, as published.
+        """The same with `grey` decided: None is whether ga learns from grey photos only, and False for opom.
 
         Args:
             faces: [N, 3, 112, 112] float, of one person or of people who have it in common.
@@ -146,91 +270,64 @@ class FitConfig:
         return replace(self, grey=self.method == "ga" and bool((faces == faces[..., :1, :, :]).all()))
 
     def batch(self, photos: int) -> int:
-        """Photos per inner step for a person with this many."""
-        return photos if self.method == "opom" else min(self.batch_size or GA_BATCH_SIZE, photos)
-
-    def inner(self) -> int:
-        """Inner steps per step."""
-        return 1 if self.method == "opom" else self.inner_steps or GA_INNER_STEPS
-
-    def look_ahead(self) -> float:
-        """Step of the look-ahead mask; opom has none."""
-        if self.method == "opom":
-            return 0.0
-        return GA_INNER_ALPHA * self.eps if self.inner_alpha is None else self.inner_alpha
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _choice(self, name: str, choices: tuple[str, ...]) -> None:
-        got = getattr(self, name)
-        if not isinstance(got, str) or got not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got!r}")
-
-    def _names(self, name: str, choices: tuple[str, ...]) -> None:
-        got = getattr(self, name)
-        names = [one.strip() for one in got.split(",") if one.strip()] if isinstance(got, str) else got
-        if not isinstance(names, (tuple, list)) or not all(one in choices for one in names):
-            raise ValueError(f"{name} must be names out of {', '.join(choices)}, as a tuple or 'a,b', got {got!r}")
-        self._set(name, tuple(one for one in choices if one in names))
-
-    def _whole(self, name: str, least: int, most: int) -> None:
-        got = getattr(self, name)
-        expected = f"{name} must be a whole number, {least} or more" + (
-            "" if most == MOST_STEPS else f", at most {most}"
-        )
-        if _is_switch(got):
-            raise ValueError(f"{expected}, got {got!r}")
-        try:
-            number = operator.index(got)
-        except TypeError:
-            raise ValueError(f"{expected}, got {got!r}") from None
-        if not least <= number <= most:
-            raise ValueError(f"{expected}{f' and at most {most}' if number > most else ''}, got {number}")
-        self._set(name, number)
-
-    def _real(self, name: str, least: float, most: float, expected: str) -> None:
-        got = getattr(self, name)
-        try:
-            number = math.nan if _is_switch(got) or isinstance(got, (str, bytes)) else float(got)
-        except (TypeError, ValueError, RuntimeError):
-            number = math.nan
-        if not least <= number <= most:
-            raise ValueError(f"{name} must be {expected}, got {got!r}")
-        self._set(name, number)
-
-    def _switch(self, name: str) -> None:
-        got = getattr(self, name)
-        if not _is_switch(got):
-            raise ValueError(f"{name} must be True or False, got {got!r}")
-        self._set(name, bool(got))
+        """Photos per inner step for a person with this many; opom takes all."""
+        return photos if self.method == "opom" else min(self.batch_size, photos)
 
 
-def _is_switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return True
-    # Late, so that the command line answers at once.
-    import numpy as np
+class FitOptions(TypedDict, total=False):
+    """Options of `fit` beyond those it names, as keywords. None: what the preset says, or else the default.
 
-    return isinstance(value, np.bool_)
+    docs/use.md and `fastcloak fit --help` list what each does.
+    """
+
+    grey: bool | None
+    augment: Sequence[str] | str | None
+    method: str | None
+    objective: str | None
+    alpha: float | None
+    steps: int | None
+    batch_size: int | None
+    inner_steps: int | None
+    inner_alpha: float | None
+    decay: float | None
+    dropout: float | None
+    ensemble: str | None
+    average: float | None
+    warmup: int | None
+    lower: float | None
+    upper: float | None
+    random_start: bool | None
+
+
+def declared() -> dict[str, Option]:
+    """Every option by name, those that most people need first."""
+    return {one.name: one.metadata["option"] for one in fields(FitConfig)}
+
+
+def default(name: str) -> Any:
+    """What an option is where neither the caller nor the preset says it."""
+    return next(one.default for one in fields(FitConfig) if one.name == name)
 
 
 def configure(options: Mapping[str, Any]) -> FitConfig:
     """The options of a fit: what the caller gave, then what the preset says, then the default.
 
     Args:
-        options: fields of `FitConfig`; None in those of `LEFT_OUT` is not given. The preset is "fast" for ga and
-            "plain" for opom.
+        options: fields of `FitConfig`; those that are None are not given. The preset is "fast" for ga and "plain" for
+            opom.
 
     Raises:
         TypeError: a name that is not an option.
         ValueError: as `FitConfig`.
     """
-    unknown = set(options) - {field.name for field in fields(FitConfig)}
+    unknown = set(options) - set(declared())
     if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are the keyword arguments of fit")
-    given = {name: value for name, value in options.items() if value is not None or name not in LEFT_OUT}
-    preset = given.setdefault("preset", "plain" if given.get("method") == "opom" else "fast")
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; expected {', '.join(declared())}")
+    given = {name: value for name, value in options.items() if value is not None}
+    opom = given.get("method") == "opom"
+    if opom and (ga_only := [name for name in ("batch_size", "inner_steps", "inner_alpha") if name in given]):
+        raise ValueError(f"{', '.join(ga_only)} must be left out: 'opom' takes all photos in one step")
+    preset = given.setdefault("preset", "plain" if opom else "fast")
     recipe = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     augment = given.get("augment")
     if isinstance(augment, str) and augment.startswith("+"):

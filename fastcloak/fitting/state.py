@@ -1,7 +1,11 @@
-"""What the loop starts from and what it has learnt."""
+"""The buffers of the loop, which never move, grouped by how often they change; and what is read from them.
+
+Dimension letters: P persons, N photos of one person, M inner steps, b photos in a batch.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +13,10 @@ import torch
 
 from fastcloak.cloak import SHAPE
 from fastcloak.fitting.options import FitConfig
+from fastcloak.models import Surrogate
 from fastcloak.ops.augment import DRAWS
+
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,27 +38,126 @@ class Learnt:
     moved: torch.Tensor
 
 
+class State:
+    """Everything that a step reads and writes, on the surrogate's device."""
+
+    def __init__(self, surrogate: Surrogate, config: FitConfig, persons: int, photos: int, plain: bool) -> None:
+        """Allocate the buffers; `pictures` are plain faces in [0, 1], or what the surrogate takes, normalised."""
+        self.config = config
+        self.steps = config.steps if config.eps else 0
+        self.averaged = math.ceil(config.average * self.steps)
+        self.eps = float32_at_most(config.eps)
+        device, b, M = surrogate.device, config.batch(photos), config.inner_steps
+        dtype, memory_format = (torch.float32, torch.contiguous_format) if plain else surrogate.takes
+
+        def pictures(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            flat = torch.empty(math.prod(size), *SHAPE, dtype=dtype, device=device, memory_format=memory_format)
+            return flat.zero_().view(*size, *SHAPE)
+
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        # Once, from the seed: start noise [N, 3, 112, 112], photos [steps, M, b] and views [steps, M, b, DRAWS].
+        self.start, self.order, self.draws = draws(config, photos, device)
+        # Once per pass.
+        self.faces = pictures(persons, photos)
+        # Each step: which photos it shows and the numbers of their views, copied in before; then what it leaves.
+        self.index = zeros(M, persons, b, dtype=torch.int64)
+        self.chance = zeros(M, persons, b, self.draws.shape[-1])
+        self.delta, self.velocity, self.total = (pictures(persons) for _ in range(3))
+        self.loss, self.gap, self.moved = zeros(persons), zeros(persons), zeros(persons, dtype=torch.bool)
+        self.losses = zeros(config.steps, persons)
+        # Each inner step: the look-ahead mask, the accumulated gradient, and the cloaked photos that are shown.
+        self.delta_in, self.acc = pictures(persons), pictures(persons)
+        self.pictures = pictures(persons, b, dtype=dtype)
+
+    def begin(self, faces: torch.Tensor) -> None:
+        """Start a pass: these faces, [P, N, 3, 112, 112], and the mean of the start noise."""
+        self.faces.copy_(faces)
+        self.delta.copy_(self.start.mean(0).clamp(-self.eps, self.eps))
+        self.delta_in.copy_(self.delta)
+        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved):
+            buffer.zero_()
+        self.losses = torch.zeros_like(self.losses)  # those of the pass before belong to its `Learnt`
+        if self.config.dropout:
+            torch.manual_seed(self.config.seed)
+
+    def show(self, t: int) -> None:
+        """Put the photos and views of step t where it reads them; the same for every person."""
+        self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
+        self.chance.copy_(self.draws[t].unsqueeze(1).expand_as(self.chance))
+
+    def keep(self, t: int) -> Learnt:
+        """What was learnt with step t, in tensors of its own."""
+        if t >= self.steps - self.averaged:
+            self.total += self.delta
+        self.losses[t].copy_(self.loss)
+        return self.learnt(t + 1)
+
+    def learnt(self, done: int) -> Learnt:
+        """What was learnt in so many steps, in tensors of its own."""
+        # The sign of NaN is 0: what is added keeps it NaN.
+        averaging = done > self.steps - self.averaged
+        delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
+        if self.config.grey:  # equal but for rounding, where a network weighs its channels differently
+            delta = delta[:, :1].repeat(1, 3, 1, 1)
+        return Learnt(done, delta, self.losses, self.gap.clone(), self.moved.clone())
+
+    def save(self, done: int) -> Tensors:
+        """What decides the steps after so many, the last that were done, on the CPU. Waits for the device."""
+        held = {**self._lasting(), "losses": self.losses[:done]}
+        if self.config.dropout:
+            held["random"] = torch.get_rng_state()
+            if self.faces.is_cuda:
+                held["random_cuda"] = torch.cuda.get_rng_state(self.faces.device)
+        return {name: tensor.cpu().contiguous() for name, tensor in held.items()}
+
+    def restore(self, saved: Tensors) -> int:
+        """Go on from what `save` gave in a pass of the same faces and options; returns how many steps were done."""
+        for name, buffer in self._lasting().items():
+            buffer.copy_(saved[name])
+        self.delta_in.copy_(self.delta)
+        if self.config.dropout:
+            torch.set_rng_state(saved["random"])
+            if self.faces.is_cuda:
+                torch.cuda.set_rng_state(saved["random_cuda"], self.faces.device)
+        done = len(saved["losses"])
+        self.losses[:done].copy_(saved["losses"])
+        return done
+
+    def _lasting(self) -> Tensors:
+        """The buffers that go from one step to the next; a step leaves delta_in = delta and acc = 0."""
+        lasting = {"delta": self.delta, "gap": self.gap, "moved": self.moved}
+        if self.config.decay:
+            lasting["velocity"] = self.velocity
+        if self.averaged:
+            lasting["total"] = self.total
+        return lasting
+
+
 def draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Start noise [N, 3, 112, 112], photo indices [steps, M, b] and numbers of views [steps, M, b, DRAWS].
 
     They are the same for every person.
     opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
-    amounts to. Noise of full strength in the mask itself costs much of what 16 steps can reach (docs/method.md).
+    amounts to. Noise of full strength in the mask itself costs much of what 16 steps can reach (docs/notebook.md).
     ga draws photos without replacement until all were used, then reshuffles, on through all steps; a batch at the end
-    of one pass takes its rest from the next, so that all photos are used equally often.
+    of one pass over the photos takes its rest from the next, so that all photos are used equally often.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    b, inner_steps, opom = config.batch(photos), config.inner(), config.method == "opom"
+    b, M = config.batch(photos), config.inner_steps
     start = torch.zeros(photos, *SHAPE, dtype=torch.float32)
     if config.random_start and config.steps:
         start.uniform_(-1, 1, generator=generator).mul_(float32_at_most(config.eps))
     if config.grey:
         start = start[:, :1].repeat(1, 3, 1, 1)
-    drawn = config.steps * inner_steps * b
-    passes = -(-drawn // photos)
-    shuffled = [torch.arange(photos) if opom else torch.randperm(photos, generator=generator) for _ in range(passes)]
+    drawn = config.steps * M * b
+    shuffled = [
+        torch.arange(photos) if config.method == "opom" else torch.randperm(photos, generator=generator)
+        for _ in range(-(-drawn // photos))
+    ]
     order = torch.cat(shuffled)[:drawn] if shuffled else torch.empty(0, dtype=torch.int64)
-    order = order.view(config.steps, inner_steps, b)
+    order = order.view(config.steps, M, b)
     # In two goes: the first twelve stay the numbers that the rows without "mix" were measured with.
     goes = (12, DRAWS - 12) if config.augment else (0,)
     views = torch.cat(

@@ -1,6 +1,6 @@
-"""What may happen to a cloaked face before a network sees it, drawn anew for every picture of every inner step.
+"""What may happen to a cloaked face before a network sees it, drawn again for every picture of every inner step.
 
-A mask that is learnt through random views holds in more of them, and on more networks (docs/method.md has what each
+A cloak that is fitted through random views holds in more of them, and on more networks (docs/method.md has what each
 gains). Every view is a differentiable function of the picture and of a few numbers drawn beforehand, without a decision
 on the host, so that a step with views can be captured like any other. A view costs no image-gradient.
 """
@@ -16,9 +16,8 @@ from torch.nn import functional as F
 __all__ = ["DRAWS", "Views", "blur_matrix"]
 
 MIX = 0.5
-TEXTURES = 64
-TEXTURE_SIZE = 112
-"""Pixels: the side of aligned faces."""
+TEXTURES, TEXTURE_SIZE = 64, 112
+"""How many, and their side in pixels: that of aligned faces."""
 FACE_PIXELS = (56.0, 224.0)
 CONTRAST, BRIGHTNESS = 0.2, 0.1
 BLUR = 1.0
@@ -49,10 +48,9 @@ _CHROMINANCE = (
 
 
 class Views:
-    """Random views of pictures, by the names of `AUGMENTATIONS`."""
+    """Random views of pictures, by the names of `AUGMENTATIONS`, whose order does not matter."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        """Keep the names, whose order does not matter, and put textures and the tables of JPEG on the device."""
         self.names = names
         self.luminance, self.chrominance = (
             torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
@@ -63,20 +61,19 @@ class Views:
         """One view of each picture.
 
         Args:
-            pictures: [n, 3, H, W] float32 in [0, 1], cloaked.
+            pictures: [n, 3, H, W] float32 in [0, 1], cloaked; with "mix", H = W = `TEXTURE_SIZE`.
             faces: [n, 3, H, W] float32 in [0, 1], the same without the cloak; read by "mix" and "photo" only.
             draws: [n, DRAWS] float32 in [0, 1), uniform; the same numbers give the same view.
 
         Returns:
-            [n, 3, H, W] float32, differentiable with respect to `pictures`; "color" may leave [0, 1]. "mix" takes
-            H = W = `TEXTURE_SIZE`.
+            [n, 3, H, W] float32, differentiable with respect to `pictures`; "color" may leave [0, 1].
         """
         x, names = pictures, self.names
         centred = 2 * draws - 1
         if self.textures is not None:
-            place = TEXTURES * draws[:, 12]
-            which = place.long().clamp_max(TEXTURES - 1)  # the number may round up to 1
-            fade = MIX * (place - which).view(-1, 1, 1, 1) * (self.textures[which] - faces)
+            position = TEXTURES * draws[:, 12]
+            which = position.long().clamp_max(TEXTURES - 1)  # the number may round up to 1
+            fade = MIX * (position - which).view(-1, 1, 1, 1) * (self.textures[which] - faces)
             x, faces = x + fade, faces + fade
         if "photo" in names:
             rows, columns = (_round_trip(draws[:, 0], draws[:, i], x.shape[-3 + i]) for i in (1, 2))
@@ -107,8 +104,8 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     Returns:
         [n, size, size] float.
     """
-    place = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
-    distance = place[:, None] - place
+    i = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
+    distance = i[:, None] - i
     weights = torch.exp(-(distance**2) / (2 * sigma.view(-1, 1, 1) ** 2 + 1e-6))
     return weights / weights.sum(-1, keepdim=True)
 
@@ -174,14 +171,10 @@ def _quantised(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:  # [n, c, H
     q = quality.view(-1, 1, 1)
     percent = torch.where(q < 50, 5000 / q, 200 - 2 * q)
     steps = (table * percent / 100).add(0.5).floor().clamp(1, 255).view(n, 1, 1, 8, 1, 8)
-    dct = _dct(x)
+    k = torch.arange(8, device=x.device, dtype=x.dtype)
+    dct = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) / 2
+    dct = torch.cat((dct[:1] / math.sqrt(2), dct[1:]))  # [8, 8], orthonormal rows
     blocks = x.view(n, c, height // 8, 8, width // 8, 8)
     coefficients = torch.einsum("uy,nciyjx,vx->nciujv", dct, blocks, dct) / steps
     rounded = coefficients + (coefficients.round() - coefficients).detach()
     return torch.einsum("uy,nciujv,vx->nciyjx", dct, rounded * steps, dct).reshape(x.shape)
-
-
-def _dct(like: Tensor) -> Tensor:  # [8, 8], orthonormal rows
-    k = torch.arange(8, device=like.device, dtype=like.dtype)
-    rows = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) / 2
-    return torch.cat((rows[:1] / math.sqrt(2), rows[1:]))

@@ -17,17 +17,17 @@ BACKENDS = ("auto", "reference", "triton")
 
 
 def resolve_backend(backend: str, device: torch.device) -> tuple[str, ModuleType]:
-    """The backend that will run on `device`, by name and as the module that holds the four operations.
+    """The backend for `device`, by name and as the module of the four operations.
 
     "auto" is triton on CUDA if a trial of its kernels succeeds there, else reference, with a warning.
 
     Args:
-        backend: "reference", "triton" or "auto". triton runs on a CPU only in Triton's own interpreter, a slow means of
+        backend: "reference", "triton" or "auto". triton runs on a CPU only in Triton's interpreter, a slow means of
             testing (TRITON_INTERPRET=1).
-        device: where the tensors live.
+        device: of the tensors.
 
     Raises:
-        ValueError: an unknown name, or an explicit wish that cannot be met; says why.
+        ValueError: an unknown name, or an explicit wish that cannot be met.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -52,10 +52,10 @@ def resolve_backend(backend: str, device: torch.device) -> tuple[str, ModuleType
 
 
 def holds(ops: ModuleType, photos: int, size: int) -> bool:
-    """Whether the operations can take the hull of so many photos with embeddings of this size; reference takes any."""
+    """Whether the operations can take a hull of N photos with embeddings of this size; reference takes any."""
     if ops is reference:
         return True
-    limits = import_module("fastcloak.kernels.hull_loss")
+    limits = import_module("fastcloak.kernels.hull")
     return bool(photos <= limits.LARGEST_K and size <= limits.LARGEST_D)
 
 

@@ -1,4 +1,4 @@
-"""How a step is launched: as it is, through a compiled network, or captured once in a CUDA graph and replayed.
+"""How a step is launched: directly, through a compiled network, or captured once in a CUDA graph and replayed.
 
 A step is a function without arguments on buffers that never move. Nothing here knows of faces.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -43,7 +42,7 @@ def resolve_engine(engine: str, device: torch.device) -> str:
 
 
 def network(engine: str, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network as the engine runs it: compiled as one graph for one shape, or as it is."""
+    """The network as the engine runs it: compiled as one graph for one shape, or unchanged."""
     if engine != "compile":
         return forward
 
@@ -61,8 +60,8 @@ def launchers(engine: str, steps: Mapping[Hashable, Callable[[], None]]) -> dict
 
     Args:
         engine: what `resolve_engine` returned.
-        steps: work on buffers that never move; for cudagraph they neither wait for the device nor read from it, and
-            need nothing from each other but those buffers: their graphs share one memory pool.
+        steps: for cudagraph they neither wait for the device nor read from it, and need nothing from each other but
+            their buffers: their graphs share one memory pool.
 
     Raises:
         EngineError: a step cannot be compiled or captured; says why.
@@ -76,7 +75,7 @@ def launchers(engine: str, steps: Mapping[Hashable, Callable[[], None]]) -> dict
     except (ValueError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch.compile and CUDA raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"engine {engine!r} cannot run this network: {reason}; use engine='eager'") from error
     return dict(steps)
 
@@ -87,7 +86,7 @@ def _compiled(step: Callable[[], None]) -> Callable[[], None]:
             step()
 
     step()
-    without_recompilation()  # a network that is compiled anew for every call is refused before the loop
+    without_recompilation()  # a network that is compiled again for every call is refused before the loop
     return without_recompilation
 
 
@@ -101,8 +100,14 @@ def _captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
                 step()
             # A step that waits for the device is refused here: a capture that fails would leave the process unable to
             # make another one.
-            with _no_waiting():
+            mode = torch.cuda.get_sync_debug_mode()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch says once that the mode is a prototype
+                torch.cuda.set_sync_debug_mode("error")
+            try:
                 step()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -115,21 +120,8 @@ def _captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     return replay
 
 
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Makes PyTorch raise where the host would wait for the device."""
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says once that the mode is a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-
-
 class Progress:
-    """Calls `tick` for each step once the device has finished it; the host runs up to AHEAD steps ahead of it."""
+    """Calls `tick` for each step that the device has finished; the host runs up to AHEAD steps ahead of it."""
 
     def __init__(self, device: torch.device, tick: Callable[[], None]) -> None:
         self._on_host, self._tick = device.type != "cuda", tick

@@ -51,39 +51,16 @@ def build_hull(features: torch.Tensor, objective: str) -> Hull:
     Returns:
         `Hull` whose `points` and `center` have the dtype of `features`.
     """
-    exact = features.double()
+    exact, dtype = features.double(), features.dtype
     center = exact.mean(1)
     points = exact - center[:, None]
     if objective == "affine_hull":
-        points = _orthonormal_rows(points, features.dtype)
-    return Hull(points.to(features.dtype), points @ points.mT, center.to(features.dtype))
-
-
-def _orthonormal_rows(points: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[P, K, D] -> orthonormal rows with the same span, zero beyond the rank that `dtype` can tell from rounding."""
-    _, singular, rows = torch.linalg.svd(points, full_matrices=False)  # [P, r], [P, r, D], r = min(K, D)
-    smallest = max(points.shape[1:]) * torch.finfo(dtype).eps * singular[:, :1]
-    rows = torch.where((singular > smallest)[..., None], rows, 0.0)
-    return torch.nn.functional.pad(rows, (0, 0, 0, points.shape[1] - rows.shape[1]))
-
-
-def affine_weights(features: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Weights of the nearest point of the affine hull: argmin_w |z - w A|^2 with sum w = 1, the shortest such w.
-
-    Args:
-        features: [P, b, D] float, z.
-        points: [P, K, D] float, A. May be rank-deficient (duplicate or collinear photos).
-
-    Returns:
-        [P, b, K] weights in the dtype of `features`; they may be negative.
-
-    Source: OPOM section 4.2 (affine hull); zhongyy/OPOM code/generation/attack/privacy.py, affine_hull_cvx.
-    """
-    center = points.double().mean(1, keepdim=True)
-    # The pseudo-inverse annihilates the vector of ones, so adding 1/K keeps the sum at one.
-    inverse = torch.linalg.pinv(points.double() - center, rtol=max(points.shape[1:]) * torch.finfo(points.dtype).eps)
-    weights: torch.Tensor = (features.double() - center) @ inverse + 1 / points.shape[1]
-    return weights.to(features.dtype)
+        _, singular, rows = torch.linalg.svd(points, full_matrices=False)  # [P, r], [P, r, D], r = min(K, D)
+        # Zero beyond the rank that `dtype` can tell from rounding.
+        smallest = max(points.shape[1:]) * torch.finfo(dtype).eps * singular[:, :1]
+        rows = torch.where((singular > smallest)[..., None], rows, 0.0)
+        points = torch.nn.functional.pad(rows, (0, 0, 0, points.shape[1] - rows.shape[1]))
+    return Hull(points.to(dtype), points @ points.mT, center.to(dtype))
 
 
 def convex_weights(
@@ -91,16 +68,14 @@ def convex_weights(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights of the nearest point of the (reduced) convex hull, with a certificate.
 
-    Minimises f(w) = w G w / 2 - q w over lower <= w <= upper, sum w = 1, where G = A A^T and q = z A^T, for all
-    problems at once in float64. On a CPU an active-set method answers first; it takes a few linear systems, but may go
-    round in circles. What its duality gap does not certify, and everything on a GPU, where to look at the gap would
-    cost a wait, goes to `interior_point`.
+    Minimises f(w) = w G w / 2 - q w over lower <= w <= upper, sum w = 1, where G = A A^T and q = z A^T, in float64.
+    On a CPU an active-set method answers first: a few linear systems, but it may go round in circles. What its gap does
+    not certify goes to `interior_point`, and so does everything on a GPU, where to look at the gap would cost a wait.
 
     Args:
         gram: [P, K, K] float, symmetric positive semi-definite, rank-deficient allowed.
         correlation: [P, b, K] float.
-        lower: smallest weight, lower < 1/K.
-        upper: largest weight, upper > 1/K.
+        lower, upper: bounds of the weights, lower < 1/K < upper.
 
     Returns:
         weights [P, b, K] float64 within [lower, upper], and the duality gap [P, b] float64: f(w) is at most `gap`
@@ -161,7 +136,7 @@ def interior_point(
     upper: float = 1.0,
     steps: int = INTERIOR_POINT_STEPS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`convex_weights` by Mehrotra's predictor-corrector method: a fixed number of Newton steps, the same for all.
+    """`convex_weights` by Mehrotra's predictor-corrector method: up to `steps` Newton steps, the same for all.
 
     First-order methods stall on near-duplicate photos (gap 6e-5 after 64 FISTA iterations); the interior point does not
     depend on the condition of the Gram matrix.
@@ -244,27 +219,14 @@ def _solve(factor: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
     return solved
 
 
+# Relative moves [P, b, 2, 2, K] of slacks and multipliers -> step [P, b, 1, 1, 1] that keeps them positive.
+# One step for both: in a quadratic problem the multipliers depend on the weights.
 def _longest(growth: torch.Tensor, share: float = 1.0) -> torch.Tensor:
-    """Relative moves [P, b, 2, 2, K] of slacks and multipliers -> step [P, b, 1, 1, 1] that keeps them positive.
-
-    One step for both: in a quadratic problem the multipliers depend on the weights.
-    """
     return (growth.amin((-3, -2, -1), keepdim=True) / -share).clamp_min(1).reciprocal()
 
 
 def duality_gap(gram: torch.Tensor, q: torch.Tensor, w: torch.Tensor, lower: float, upper: float) -> torch.Tensor:
-    """How far w can be from optimal: max over the feasible v of <gradient, w - v>.
-
-    Args:
-        gram: [P, 1, K, K] or [P, b, K, K].
-        q: [P, b, K].
-        w: [P, b, K], feasible.
-        lower: smallest weight.
-        upper: largest weight.
-
-    Returns:
-        [P, b], 0 or more up to rounding.
-    """
+    """How far feasible w [P, b, K] can be from optimal, [P, b]: max over the feasible v of <gradient, w - v>."""
     # The best v fills the weights of the smallest gradients up to `upper`.
     gradient = _gradient(gram, q, w)
     K = w.shape[-1]

@@ -36,8 +36,8 @@ def hull_loss(
         affine_hull    min_w |z - c - w r|^2            w = r (z - c), r orthonormal
         convex_hull    the same, sum w = 1, lower <= w <= upper
 
-    w is held fixed in the gradient, which is exact (envelope theorem). The gradient with respect to z is
-    2 (z - nearest) and passes through f/|f| as (I - z z^T)/|f|.
+    w is held fixed in the gradient, which is exact (envelope theorem); the slope by z passes through f/|f| as
+    (I - z z^T)/|f|.
 
     Args:
         features: [P, b, D] float32, bfloat16, float16 or float64, raw embeddings f. Half precision computes in float32.
@@ -72,7 +72,6 @@ def hull_loss(
             weights = offset @ points.mT  # [P, b, K]
             if objective == "convex_hull":
                 weights, gap = (t.to(f.dtype) for t in convex_weights(gram, weights, lower, upper))
-                # Rows are centred and the weights sum to one, so c + sum_k w_k r_k is the hull point itself.
             residual = offset - weights @ points
         loss = residual.square().sum(-1)
         slope = 2 * residual
@@ -87,7 +86,6 @@ def accumulate_step_(
     delta_in: torch.Tensor,
     alpha: float,
     eps: float,
-    normalise: bool = False,
     scale: torch.Tensor | None = None,
 ) -> None:
     """One inner step, in place: g = scale mean_b grads; acc += g; delta_in = clip(delta_in + alpha sign(g), +-eps).
@@ -98,9 +96,7 @@ def accumulate_step_(
         grads: [P, b, 3, H, W] float, any float dtype, contiguous or channels_last.
         acc: [P, 3, H, W] float32, changed in place.
         delta_in: [P, 3, H, W] float32 within +-eps, the look-ahead, changed in place.
-        alpha: inner step on the [0, 1] scale.
-        eps: largest |delta|.
-        normalise: add g / mean|g| of the person instead of g.
+        alpha, eps: inner step and largest |delta_in|, on the [0, 1] scale.
         scale: [3] float32, one per channel, where `grads` is with respect to faces * scale + shift. None: 1.
 
     Source: GA-OPOM (arXiv 2401.01575), inner loop; SGA (ICCV 2023), same scheme for classifiers.
@@ -109,7 +105,7 @@ def accumulate_step_(
     if scale is not None:
         g = g * scale[:, None, None]
     delta_in.add_(_sign(g), alpha=alpha).clamp_(-eps, eps)
-    acc.add_(_scale_free(g) if normalise else g)
+    acc.add_(g)
 
 
 def outer_step_(
@@ -130,15 +126,15 @@ def outer_step_(
         velocity: [P, 3, H, W] float32, changed in place when decay > 0, otherwise not touched.
         delta: [P, 3, H, W] float32 within +-eps, changed in place.
         delta_in: [P, 3, H, W] float32, set to delta.
-        alpha: outer step on the [0, 1] scale.
-        eps: largest |delta|.
+        alpha, eps: outer step and largest |delta|, on the [0, 1] scale.
         decay: momentum, 0 for none, 1 as in MI-FGSM.
 
     Source: GA-OPOM (arXiv 2401.01575), outer loop; momentum: Dong et al., CVPR 2018.
     """
     g = acc
     if decay:
-        g = velocity.mul_(decay).add_(_scale_free(acc))
+        mean = acc.abs().mean((1, 2, 3), keepdim=True)
+        g = velocity.mul_(decay).add_(acc / mean.clamp_min(TINY))
     delta.add_(_sign(g), alpha=alpha).clamp_(-eps, eps)
     delta_in.copy_(delta)
     acc.zero_()
@@ -172,7 +168,3 @@ def cloak_batch_(
 def _sign(g: torch.Tensor) -> torch.Tensor:
     # 0 * g is 0 for every finite g and NaN otherwise; torch.sign alone turns NaN into 0.
     return torch.sign(g) + 0 * g
-
-
-def _scale_free(g: torch.Tensor) -> torch.Tensor:
-    return g / g.abs().mean((1, 2, 3), keepdim=True).clamp_min(TINY)

@@ -1,12 +1,13 @@
-"""Cloaks for any number of people, on any number of machines: people are independent, so that each goes its own way.
+"""Cloaks for any number of people, on any number of machines. People are independent, so each goes their own way.
 
-    people (folder, manifest, Ray Dataset) -> read: decode, detect, align -> fit: one worker per GPU or core -> index
+    people (folder, manifest, Ray Dataset) -> batches -> read: decode, detect, align -> fit -> a row each -> index
+                                           -> batches -> protect: add the cloak to each photo -> a row each
 
-With the extra `ray`, Ray Data runs the stages side by side on a cluster, or on the cores and GPUs of this machine;
-without it they run one after the other in this process. The stages are the same functions of rows to rows.
+With the extra `ray` the stages run at the same time on a cluster, or on the cores and GPUs of this machine. Without it
+they run one after the other in this process.
 
-The output folder holds a cloak file per person, `checkpoint.json` (what they were learnt with) and `index/`, a Parquet
-data set with a row per person. The cloak files are the truth: who has one is done, whatever became of the job.
+The output folder of a fit holds a cloak file per person, `checkpoint.json`, which says what they are fitted with, and
+`index/`, a row per person. The cloak files are the truth: whoever has one is done, whatever became of the job.
 """
 
 from __future__ import annotations
@@ -15,65 +16,47 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastcloak.fitting.claim import claim, fingerprint
 from fastcloak.fitting.options import configure
 from fastcloak.models import load_model
 from fastcloak.photos.detection import check_who
-from fastcloak.scale.cluster import Place, Row, Stage, place
+from fastcloak.scale.cluster import LocalRunner, RayRunner, Stage, check_resources, start_runner
 from fastcloak.scale.index import Index
 from fastcloak.scale.people import read_people
-from fastcloak.scale.stages import (
-    DEATHS,
-    DONE_BEFORE,
-    FACES,
-    FAILED,
-    FITTED,
-    PHOTOS,
-    RESULTS,
-    STOP,
-    Protector,
-    Reader,
-    Worker,
-    found,
-)
+from fastcloak.scale.rows import DONE_BEFORE, FAILED, FITTED, STOP, Row
+from fastcloak.scale.stages import CRASHES, FitStage, ProtectStage, ReadStage, row_of_cloak
 from fastcloak.system.device import resolve_dtype
 
 __all__ = ["FitSummary", "ProtectSummary", "fit_dataset", "protect_dataset"]
-CURE = "name another folder"
+
+Progress = Callable[[Row, int | None], None]
+
+LAUNCH_OPTIONS = {"device", "backend", "engine", "dtype", "memory_budget", "strict"}
+"""Options of a fit that say how it runs; the others decide the cloak."""
+PROTECT_OPTIONS = ("who", "quality", "strip_gps", "strip_metadata", "overwrite", "again", "dry_run")
 
 
 @dataclass
 class FitSummary:
-    """What became of a job.
+    """What became of the people of `fit_dataset`."""
 
-    Attributes:
-        people: in the source; for a Ray Dataset those seen.
-        fitted: who got a cloak now.
-        done_before: who had one of an earlier run.
-        failed: who got none; the index has the words.
-        reasons: kind of error (the exception's name) -> people.
-        seconds: that the job took.
-    """
-
-    people: int = 0
-    fitted: int = 0
-    done_before: int = 0
-    failed: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    people: int = 0  # in the source; of a Ray Dataset those seen
+    fitted: int = 0  # now
+    done_before: int = 0  # by an earlier call
+    failed: int = 0  # their errors are in the index
+    reasons: Counter[str] = field(default_factory=Counter)  # name of an exception -> people
     seconds: float = 0.0
 
     @property
     def people_per_hour(self) -> float:
-        """People who got a cloak now, per hour of the job."""
+        """People who were fitted now, per hour of the job."""
         return 3600 * self.fitted / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -83,22 +66,13 @@ class FitSummary:
 
 @dataclass
 class ProtectSummary:
-    """What became of the photos of many people.
+    """What became of the people and photos of `protect_dataset`."""
 
-    Attributes:
-        people: in the source.
-        failed: people without a cloak, or whose photos could not be found.
-        photos: status (see `fastcloak.protection.album.Outcome`) -> photos.
-        uncertain: photos with a face of which it cannot be told which way up it is.
-        reasons: kind of error -> people and photos that failed for it.
-        seconds: that the job took.
-    """
-
-    people: int = 0
-    failed: int = 0
-    photos: Counter[str] = field(default_factory=Counter)
-    uncertain: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    people: int = 0  # in the source
+    failed: int = 0  # people without a cloak, or whose photos could not be found
+    photos: Counter[str] = field(default_factory=Counter)  # status of an `Outcome` -> photos
+    uncertain: int = 0  # photos with a face of which it is unknown which way up it is
+    reasons: Counter[str] = field(default_factory=Counter)  # name of an exception -> people and photos
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -107,98 +81,77 @@ class ProtectSummary:
 
 
 def fit_dataset(
-    source: Any,
+    people: Any,
     model: Any,
-    out: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
+    address: str | None = None,
     concurrency: int | None = None,
     num_gpus: float | None = None,
     people_per_batch: int | str = "auto",
-    address: str | None = None,
-    progress: Callable[[Row, int | None], None] | None = None,
-    device: str = "auto",
-    backend: str = "auto",
-    engine: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    memory_budget: int | None = None,
-    strict: bool = False,
+    progress: Progress | None = None,
     **options: Any,
 ) -> FitSummary:
-    """Learns a cloak for everyone in a source, on one machine or many, and goes on where an earlier call stopped.
+    """Fit a cloak for each of many people, on one machine or many; go on where an earlier call stopped.
 
-    A person who cannot be fitted is a row of the index with the error, and is tried again by the next call; who has a
-    cloak in `out` is not fitted again (remove the file to have it done anew). Machines and workers that are lost are
-    made up for by others. On CPUs a worker computes with one thread: each cloak is, bit for bit, that of `fit` with one
-    thread on the same kind of processor, however many workers there are.
+    A person who cannot be fitted is a row of the index with the error, and is tried again by the next call. Whoever has
+    a cloak in `output` is not fitted again; remove the file to change that. Others do the work of machines and workers
+    that are lost. On CPUs a worker computes with one thread. Each cloak is then, bit for bit, that of `fit` with one
+    thread on the same kind of processor, whatever the number of workers.
 
     Args:
-        source: what `fastcloak.scale.people.read_people` takes: a folder of people's folders, or a manifest (.jsonl,
-            .parquet); or a Ray Dataset with rows of `person`, a name of its own each, and `photos`, a list of paths, or
-            of the bytes of photo files.
-        model: the surrogate, as for `fit`; it is sent to the workers, so that its file need not be on other machines.
-        out: a new folder, or that of an earlier call with the same model and options; all machines must share it.
-        concurrency: workers that fit. None: one per GPU, or per CPU where there is no GPU, that Ray's cluster has when
-            the job begins; 0: in this process, without Ray, as also happens where Ray is not installed.
+        people: a folder of people's folders or a manifest (.jsonl, .parquet), see
+            `fastcloak.scale.people.read_people`. Or a Ray Dataset with rows of `person`, each a name of its own, and
+            `photos`, a list of paths or of the bytes of photo files.
+        model: the surrogate, as for `fit`. Workers are sent it: other machines need not have its file.
+        output: a new folder, or that of an earlier call with the same model and options. All machines must share it.
+        address: of a Ray cluster that this machine is part of: "auto" or "host:6379". None: the one that this process
+            is connected to, or of RAY_ADDRESS, or of `ray start` on this machine, else a new one of this machine.
+        concurrency: workers that fit. None: one per GPU, or per CPU without GPUs, that Ray has when the job begins.
+            0: in this process, without Ray, as also happens where Ray is not installed.
         num_gpus: GPUs per worker, also a part of one. None: 1 if Ray has any, else 0.
         people_per_batch: people that a worker gets at once, and has to fit again if it is lost. "auto": 64 with a GPU,
             else 16, or fewer where that would leave workers without people.
-        address: of a Ray cluster, as for `ray.init`: "auto", "host:6379" or "ray://host:10001". None: the one that
-            this process is connected to, or of RAY_ADDRESS, or of `ray start` on this machine; else a new one of this
-            machine.
-        progress: called with the row of the index, and its `status`, of each person as they are known ("fitted", "done
-            before", "failed"), and the number of people in all, None for a Ray Dataset.
-        device, backend, engine, dtype, memory_budget, strict: as for `fit_many`, of each worker.
-        options: every other option of `fit`.
+        progress: callback for each person with the row of the index and its `status` ("fitted", "done before",
+            "failed"), and the number of people, None for a Ray Dataset.
+        options: those of `fit` except checkpoint and resume, and `memory_budget` of `fit_many`, for each worker.
 
     Raises:
-        ValueError: bad options, source or `out`; before anyone is fitted.
-        FileNotFoundError: the source is not there.
-        MissingExtraError: something asked for needs Ray and it is not installed, or faces must be found and the extra
-            `faces` is not.
-        CheckpointError: `out` cannot be written, or another job is using it.
-        RuntimeError: a worker cannot write the cloaks, does not share `out`, or cannot load what it needs.
-        KeyboardInterrupt: Ctrl-C; who is finished has a cloak, and the next call goes on.
+        ValueError: bad options, people or output, or an address of Ray Client; before anyone is fitted.
+        FileNotFoundError: the people are not there.
+        MissingExtraError: Ray is needed and not installed, or faces must be found without the extra `faces`.
+        CheckpointError: `output` cannot be written, or another job is using it.
+        RuntimeError: a worker cannot write the cloaks, does not share `output`, or cannot load what it needs.
+        KeyboardInterrupt: Ctrl-C; people who are finished have a cloak, and the next call goes on.
     """
     began = time.perf_counter()
-    _check_numbers(concurrency, num_gpus, people_per_batch)
-    config = configure(options)
-    listed = _is_listed(source)
-    total = sum(1 for _ in read_people(source)) if listed else None
+    check_resources(concurrency, num_gpus, people_per_batch, address)
+    config = configure({name: value for name, value in options.items() if name not in LAUNCH_OPTIONS})
+    dtype = str(resolve_dtype(options.get("dtype", "auto")) or "auto").removeprefix("torch.")
+    total = _count(people)
     loaded = load_model(model)
-    folder = Path(out).resolve()
-    settings = {
-        "device": device,
-        "backend": backend,
-        "engine": engine,
-        "dtype": dtype,
-        "memory_budget": memory_budget,
-        "strict": strict,
-        **options,
-    }
-    known = fingerprint(loaded, loaded, config, dtype=str(resolve_dtype(dtype) or "auto").removeprefix("torch."))
+    folder = Path(output).resolve()
     summary = FitSummary()
     with (
-        claim(folder, known, cure=CURE) as identity,
+        claim(folder, fingerprint(loaded, loaded, config, dtype=dtype), hint="name another folder") as identity,
         Index(folder) as index,
-        place(concurrency, num_gpus, address, needs_ray=not listed) as there,
+        start_runner(concurrency, num_gpus, address, needs_ray=total is None) as runner,
     ):
-        (folder / DEATHS).mkdir(exist_ok=True)
-        read = Stage(Reader, (str(folder),), FACES)
-        fit = Stage(Worker, (there.share(loaded), settings, str(folder), identity), RESULTS, fits=True)
-        size = there.batch(total) if people_per_batch == "auto" else int(people_per_batch)
-        with closing(_results(source, size, there, [read, fit])) as rows:
+        (folder / CRASHES).mkdir(exist_ok=True)
+        stages: tuple[Stage, ...] = (ReadStage(folder), FitStage(folder, identity, runner.share(loaded), options))
+        size = runner.batch_size(total) if people_per_batch == "auto" else int(people_per_batch)
+        with closing(_run(runner, _batches(people, size), stages)) as rows:
             for row in rows:
-                if row["status"] != DONE_BEFORE:
-                    index.add(row)
-                elif row["person"] not in index:  # the job that fitted them was ended before the row was written
-                    row = found(folder, row)
+                known = row["status"] == DONE_BEFORE and row["person"] in index
+                if row["status"] == DONE_BEFORE and not known:  # the job that fitted them ended before it wrote the row
+                    row = row_of_cloak(folder, row)
+                if not known:
                     index.add(row)
                 summary.people += 1
                 summary.fitted += row["status"] == FITTED
                 summary.done_before += row["status"] == DONE_BEFORE
                 summary.failed += row["status"] == FAILED
-                if row["reason"]:
-                    summary.reasons[row["reason"]] += 1
+                summary.reasons.update(filter(None, [row["reason"]]))
                 if progress is not None:
                     progress(row, total)
     summary.seconds = time.perf_counter() - began
@@ -206,28 +159,27 @@ def fit_dataset(
 
 
 def protect_dataset(
-    source: Any,
+    people: Any,
     cloaks: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
+    address: str | None = None,
     concurrency: int | None = None,
     people_per_batch: int = 1,
-    address: str | None = None,
-    progress: Callable[[Row, int | None], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> ProtectSummary:
-    """Adds everyone's cloak to their photos; what is done is skipped, and a photo that fails stops nothing.
+    """Add each person's cloak to their photos. Photos done before are skipped, and one that fails stops nothing.
 
     Args:
-        source: as for `fit_dataset`: who, and which photos or folders of photos, with subfolders.
+        people: as for `fit_dataset`, with paths of photos or of folders of photos, taken with subfolders.
         cloaks: the folder that `fit_dataset` wrote.
-        out: folder for the protected photos, in a folder for each person; all machines must share it.
+        output: folder for the protected photos, in a folder per person. All machines must share it.
+        address: as for `fit_dataset`.
         concurrency: people at a time. None: as many as there are CPUs; 0: in this process.
         people_per_batch: people per task of Ray.
-        address: as for `fit_dataset`.
-        progress: called for each person with a row of `person`, `status` ("protected" or "failed"), `reason`, `error`
-            and `photos`, a list of JSON texts, one per photo, of `fastcloak.protection.album.Outcome`; and the number
-            of people.
+        progress: callback for each person with a row of `person`, `status` ("protected" or "failed"), `reason`, `error`
+            and `photos`: for each an `Outcome` of `fastcloak.protection.album` as JSON. And with the number of people.
         options: `who` ("largest" or "all"), `quality`, `strip_gps`, `strip_metadata`, `overwrite`, `again`, `dry_run`,
             as for `protect_photos`.
 
@@ -236,65 +188,55 @@ def protect_dataset(
         RuntimeError: a worker does not share the folders, or lacks the extra `faces`.
     """
     began = time.perf_counter()
-    _check_numbers(concurrency, None, people_per_batch)
-    unknown = set(options) - {"who", "quality", "strip_gps", "strip_metadata", "overwrite", "again", "dry_run"}
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
+    check_resources(concurrency, None, people_per_batch, address)
+    if unknown := set(options).difference(PROTECT_OPTIONS):
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; options are {', '.join(PROTECT_OPTIONS)}")
     check_who(options.get("who", "largest"))
-    listed = _is_listed(source)
-    total = sum(1 for _ in read_people(source)) if listed else None
+    total = _count(people)
     if not Path(cloaks).is_dir():
         raise FileNotFoundError(f"cloaks must be the folder that fit-many wrote, got no such folder: {cloaks}")
-    folder = Path(out).resolve()
+    folder = Path(output).resolve()
     folder.mkdir(exist_ok=True)
     summary = ProtectSummary()
-    with place(concurrency, 0, address, needs_ray=not listed) as there:
-        stage = Stage(Protector, (str(Path(cloaks).resolve()), str(folder), options), PHOTOS)
-        with closing(_results(source, people_per_batch, there, [stage])) as rows:
-            for row in rows:
-                summary.people += 1
-                summary.failed += row["status"] == FAILED
-                if row["reason"]:
-                    summary.reasons[row["reason"]] += 1
-                for outcome in map(json.loads, row["photos"] or ()):
-                    summary.photos[outcome["status"]] += 1
-                    summary.uncertain += outcome["uncertain"] > 0
-                    if outcome["reason"]:
-                        summary.reasons[outcome["reason"]] += 1
-                if progress is not None:
-                    progress(row, total)
+    stage = ProtectStage(Path(cloaks).resolve(), folder, options)
+    with (
+        start_runner(concurrency, 0, address, needs_ray=total is None) as runner,
+        closing(_run(runner, _batches(people, people_per_batch), [stage])) as rows,
+    ):
+        for row in rows:
+            outcomes = [json.loads(outcome) for outcome in row["photos"] or ()]
+            summary.people += 1
+            summary.failed += row["status"] == FAILED
+            summary.photos.update(outcome["status"] for outcome in outcomes)
+            summary.uncertain += sum(outcome["uncertain"] > 0 for outcome in outcomes)
+            summary.reasons.update(one["reason"] for one in (row, *outcomes) if one["reason"])
+            if progress is not None:
+                progress(row, total)
     summary.seconds = time.perf_counter() - began
     return summary
 
 
-def _results(source: Any, size: int, there: Place, stages: list[Stage]) -> Generator[Row]:
-    """A row for everyone in the source, as they are finished, until one says that the job cannot go on."""
-    with closing(there.run(_batches(source, size) if _is_listed(source) else source, size, stages)) as rows:
+def _count(people: Any) -> int | None:
+    """How many there are; None for a Ray Dataset, which is read only once."""
+    if isinstance(people, (str, os.PathLike)):
+        return sum(1 for _ in read_people(people))
+    if not hasattr(people, "repartition"):
+        raise TypeError(f"people must be a folder, a manifest or a Ray Dataset, got {type(people).__name__}")
+    return None
+
+
+def _batches(people: Any, size: int) -> Any:
+    """A list of rows for each batch; a Ray Dataset is cut into blocks of this size."""
+    if not isinstance(people, (str, os.PathLike)):
+        return people.repartition(target_num_rows_per_block=size)
+    rows = ({"person": person, "photos": photos} for person, photos in read_people(people))
+    return iter(lambda: list(islice(rows, size)), [])
+
+
+def _run(runner: LocalRunner | RayRunner, batches: Any, stages: Sequence[Stage]) -> Generator[Row]:
+    """A row per person, as they are ready, until one says that the job cannot go on."""
+    with closing(runner.run(batches, stages)) as rows:
         for row in rows:
             if row["status"] == STOP:
                 raise RuntimeError(row["error"])
             yield row
-
-
-def _is_listed(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike))
-
-
-def _batches(source: Any, size: int) -> Iterator[list[Row]]:
-    people = read_people(source)
-    while batch := [{"person": person, "photos": photos} for person, photos in islice(people, size)]:
-        yield batch
-
-
-def _check_numbers(concurrency: Any, num_gpus: Any, people_per_batch: Any) -> None:
-    if concurrency is not None and not (_is_whole(concurrency) and concurrency >= 0):
-        raise ValueError(f"concurrency must be a whole number, 0 or more, or None, got {concurrency!r}")
-    real = isinstance(num_gpus, (int, float)) and not isinstance(num_gpus, bool)
-    if num_gpus is not None and not (real and 0 <= num_gpus <= 64):
-        raise ValueError(f"num_gpus must be a number of GPUs per worker, 0 to 64, or None, got {num_gpus!r}")
-    if people_per_batch != "auto" and not (_is_whole(people_per_batch) and people_per_batch >= 1):
-        raise ValueError(f"people_per_batch must be a whole number, 1 or more, or 'auto', got {people_per_batch!r}")
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)

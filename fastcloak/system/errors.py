@@ -17,10 +17,7 @@ FitInterrupted              KeyboardInterrupt: Ctrl-C during a fit; holds the cl
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fastcloak import Cloak
+from typing import Any
 
 
 class FastcloakError(Exception):
@@ -67,7 +64,7 @@ class FitManyError(FastcloakError, ValueError):
         errors: what went wrong with each of the others, by name.
     """
 
-    def __init__(self, cloaks: dict[str, Cloak], errors: dict[str, Exception]) -> None:
+    def __init__(self, cloaks: dict[str, Any], errors: dict[str, Exception]) -> None:
         self.cloaks, self.errors = cloaks, errors
         listed = "; ".join(f"{name}: {error}" for name, error in islice(errors.items(), 5))
         super().__init__(
@@ -86,8 +83,8 @@ class CheckpointError(FastcloakError, OSError):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.cloaks: dict[str, Cloak] = {}
-        self.partial: dict[str, Cloak] = {}
+        self.cloaks: dict[str, Any] = {}
+        self.partial: dict[str, Any] = {}
 
 
 class FitInterrupted(KeyboardInterrupt):
@@ -99,6 +96,6 @@ class FitInterrupted(KeyboardInterrupt):
             step. Their info has `partial`, True, and `steps_done`, of which its losses and image_gradients are.
     """
 
-    def __init__(self, cloaks: dict[str, Cloak], partial: dict[str, Cloak], message: str) -> None:
+    def __init__(self, cloaks: dict[str, Any], partial: dict[str, Any], message: str) -> None:
         self.cloaks, self.partial = cloaks, partial
         super().__init__(message)

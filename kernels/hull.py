@@ -12,16 +12,14 @@ contiguous in D: threads next to each other read 16 bytes next to each other.
 
 Bytes per launch, e bytes per element of features: reads P b (D e + 4 D) for features and center; for the points P b 4 D
 (fi_uap), P b 4 K D (affine_hull) or P b 8 K D (convex_hull, with P b 8 K^2 for the Gram matrix); writes P b (D e + 8).
-The b photos of a person read the same points: all but the first find them in the L2 cache. The minimum is features,
-center, points and Gram once. Unfused PyTorch reads and writes every intermediate [P, b, D], in 15 to 18 launches, about
-1,000 for convex_hull: to save those is the point. The limit is latency: of the launch, and for convex_hull of 14 K
-pivots one after the other.
+The b photos of a person read the same points: all but the first find them in the L2 cache. Unfused PyTorch takes 15 to
+18 launches, about 1,000 for convex_hull: to save those is the point. The limit is latency: of the launch, and for
+convex_hull of 14 K pivots one after the other.
 
-Convex weights: Mehrotra's predictor-corrector interior point as in `fastcloak.ops.hull.convex_weights`, in float64
-and in registers. First-order methods stall on near-duplicate photos. The Newton matrix is inverted by Goodnight's
-sweep, one pivot after the other on the whole [K, K] tile: a substitution would go row by row twice per right-hand
-side. On sets without full rank an inverse loses some digits against the reference's Cholesky factor: gaps up to 2e-9
-instead of 5e-12 (30 points in a plane), far below the 1e-6 that a fit accepts.
+Convex weights: `fastcloak.ops.hull.interior_point`, in float64 and in registers. The Newton matrix is inverted by
+Goodnight's sweep, one pivot after the other on the whole [K, K] tile: a substitution would go row by row twice per
+right-hand side. On sets without full rank an inverse loses some digits against the reference's Cholesky factor: gaps
+up to 2e-9 instead of 5e-12 (30 points in a plane), far below the 1e-6 that a fit accepts.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-not-found"
@@ -29,6 +27,7 @@ instead of 5e-12 (30 points in a plane), far below the 1e-6 that a fit accepts.
 import torch
 import triton
 import triton.language as tl
+from fastcloak.kernels.arguments import FLOATS, check
 
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 
@@ -43,8 +42,6 @@ INTERIOR_POINT_STEPS = 14
 
 FINISHED = tl.constexpr(1e-15)
 """As `fastcloak.ops.hull.FINISHED`: mean complementarity product of a problem that is solved."""
-
-FEATURE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -73,14 +70,15 @@ def _inverse(matrix, k, K: tl.constexpr):
 
 
 @triton.jit
-def _longest(rate):
-    # Longest step before the first slack or multiplier reaches zero. NaN counts as 0: the step's own NaN stops it.
-    return 1.0 / tl.maximum(tl.max(tl.where(rate > 0.0, rate, 0.0), axis=0), 1e-12)
+def _larger(a, b):
+    return tl.where(a > b, a, b)
 
 
 @triton.jit
-def _larger(a, b):
-    return tl.where(a > b, a, b)
+def _longest(step, step_below, step_above, below, above, dual_below, dual_above):
+    # Longest step before the first slack or multiplier reaches zero. NaN counts as 0: the step's own NaN stops it.
+    rate = _larger(_larger(-step / below, step / above), _larger(-step_below / dual_below, -step_above / dual_above))
+    return 1.0 / tl.maximum(tl.max(tl.where(rate > 0.0, rate, 0.0), axis=0), 1e-12)
 
 
 @triton.jit
@@ -97,7 +95,7 @@ def _duality_gap(gram, q, w, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.
 
 @triton.jit
 def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, STEPS: tl.constexpr):
-    """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.ops.hull.convex_weights`.
+    """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.ops.hull.interior_point`.
 
     Entries k >= K are padding: slacks and duals 1, steps 0.
     """
@@ -135,10 +133,8 @@ def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.
         solved = _times(inverse, rhs)
         step = solved + (missing - tl.sum(solved, axis=0)) / total_ones * along_ones
         step_below, step_above = -dual_below - ratio_below * step, -dual_above + ratio_above * step
-        rate = _larger(
-            _larger(-step / below, step / above), _larger(-step_below / dual_below, -step_above / dual_above)
-        )
-        length = tl.minimum(_longest(rate), 1.0)
+        longest = _longest(step, step_below, step_above, below, above, dual_below, dual_above)
+        length = tl.minimum(longest, 1.0)
         product = (below + length * step) * (dual_below + length * step_below)
         product += (above - length * step) * (dual_above + length * step_above)
         part = tl.sum(ones * product, axis=0) / (2 * K) / mean_product
@@ -151,10 +147,8 @@ def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.
         step = tl.where(real, solved + step_shift * along_ones, 0.0)
         step_below = tl.where(real, target_below - dual_below - ratio_below * step, 0.0)
         step_above = tl.where(real, target_above - dual_above + ratio_above * step, 0.0)
-        rate = _larger(
-            _larger(-step / below, step / above), _larger(-step_below / dual_below, -step_above / dual_above)
-        )
-        length = tl.minimum(0.995 * _longest(rate), 1.0)
+        longest = _longest(step, step_below, step_above, below, above, dual_below, dual_above)
+        length = tl.minimum(0.995 * longest, 1.0)
 
         # A finished problem stays where it is: the next Newton matrix may not be positive definite.
         size = tl.sum(tl.abs(step) + tl.abs(step_below) + tl.abs(step_above), axis=0)
@@ -270,11 +264,12 @@ def _tiling(K: int, D: int, objective: str) -> tuple[int, int, int, int]:
     KB = min(KP, per_thread * 32 * warps // DP)
     if convex:
         # Half at most: the compiler would merge two equal loads and keep the tile through the Newton steps, which
-        # spills. Two at most beside long vectors, found by compiling for both architectures with Triton 3.6 and 3.8.
+        # spills. Two at most next to long vectors, found by compiling for both architectures (Triton 3.6, 3.8).
         KB = min(KB, KP // 2, 2 if DP > 1024 else KB)
     return KP, DP, KB, warps
 
 
+@torch.library.custom_op("fastcloak::hull_loss", mutates_args=())
 def hull_loss(
     features: torch.Tensor,
     points: torch.Tensor,
@@ -287,81 +282,27 @@ def hull_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`fastcloak.ops.reference.hull_loss` in one launch. An index outside [0, K) makes its loss NaN.
 
-    Args:
-        features: [P, b, D] float32, bfloat16 or float16, D up to 8192.
-        points: [P, K, D] float32, K up to 64.
-        gram: [P, K, K] float64, read by convex_hull only.
-        center: [P, D] float32.
-        index: [P, b] int64, any strides; read by fi_uap only.
-        objective, lower, upper: as in the reference.
-
-    Returns:
-        loss [P, b] float32, grad [P, b, D] in the dtype of `features`, gap [P, b] float32.
+    Args as in the reference, but K up to `LARGEST_K`, D up to `LARGEST_D`, no float64 features, and points and center
+    in float32.
 
     Raises:
-        ValueError: a shape, dtype, device or objective that the kernel cannot take.
+        ValueError: an objective, shape, dtype or device that the kernel cannot take.
     """
-    loss, grad, gap = torch.ops.fastcloak.hull_loss(features, points, gram, center, index, objective, lower, upper)
-    return loss, grad, gap
-
-
-def _check(
-    features: torch.Tensor,
-    points: torch.Tensor,
-    gram: torch.Tensor,
-    center: torch.Tensor,
-    index: torch.Tensor,
-    objective: str,
-) -> None:
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if features.dim() != 3 or features.dtype not in FEATURE_DTYPES:
-        raise ValueError(
-            f"features must be [P, b, D] float32, bfloat16 or float16, got {tuple(features.shape)} {features.dtype}; "
-            "convert them, or use backend 'reference'"
-        )
+    device = features.device
+    check("features", features, ("P", "b", "D"), FLOATS, device)
     P, b, D = features.shape
-    if points.dim() != 3:
-        raise ValueError(f"points must be [P, K, D], got {tuple(points.shape)}; see fastcloak.hull.build_hull")
+    check("points", points, (P, "K", D), (torch.float32,), device)
     K = points.shape[1]
-    expected = (
-        ("points", points, (P, K, D), torch.float32),
-        ("gram", gram, (P, K, K), torch.float64),
-        ("center", center, (P, D), torch.float32),
-        ("index", index, (P, b), torch.int64),
-    )
-    for name, tensor, shape, dtype in expected:
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != features.device:
-            raise ValueError(
-                f"{name} must be {shape} {dtype} on {features.device}, got {tuple(tensor.shape)} {tensor.dtype} on "
-                f"{tensor.device}; see fastcloak.hull.build_hull"
-            )
+    check("gram", gram, (P, K, K), (torch.float64,), device)
+    check("center", center, (P, D), (torch.float32,), device)
+    check("index", index, (P, b), (torch.int64,), device)
     for letter, size, largest in (("K", K, LARGEST_K), ("D", D, LARGEST_D)):
         if size > largest:
             raise ValueError(f"{letter} must be at most {largest}, got {size}; use backend 'reference'")
-
-
-@torch.library.custom_op(
-    "fastcloak::hull_loss",
-    mutates_args=(),
-    schema="(Tensor features, Tensor points, Tensor gram, Tensor center, Tensor index, str objective, float lower, "
-    "float upper) -> (Tensor, Tensor, Tensor)",
-)
-def _launch(
-    features: torch.Tensor,
-    points: torch.Tensor,
-    gram: torch.Tensor,
-    center: torch.Tensor,
-    index: torch.Tensor,
-    objective: str,
-    lower: float,
-    upper: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _check(features, points, gram, center, index, objective)
-    P, b, D = features.shape
-    K = points.shape[1]
     KP, DP, KB, warps = _tiling(K, D, objective)
-    loss, grad, gap = _fake(features, points, gram, center, index, objective, lower, upper)
+    loss, grad, gap = _empty_results(features)
     with torch.cuda.device_of(features):
         _hull_loss_kernel[(P * b,)](
             features.contiguous(),
@@ -374,8 +315,7 @@ def _launch(
             gap,
             b,
             D,
-            index.stride(0),
-            index.stride(1),
+            *index.stride(),
             OBJECTIVE=objective,
             K=K,
             LOWER=lower,
@@ -389,16 +329,7 @@ def _launch(
     return loss, grad, gap
 
 
-@_launch.register_fake
-def _fake(
-    features: torch.Tensor,
-    points: torch.Tensor,
-    gram: torch.Tensor,
-    center: torch.Tensor,
-    index: torch.Tensor,
-    objective: str,
-    lower: float,
-    upper: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@hull_loss.register_fake
+def _empty_results(features: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     loss = features.new_empty(features.shape[:2], dtype=torch.float32)
     return loss, features.new_empty(features.shape), torch.empty_like(loss)

@@ -1,4 +1,4 @@
-"""Before a fit: are a person's photos different ones, and all of that person?
+"""Are the photos of a person different ones, and all of that person? Asked before a fit.
 
 A copy that was saved, sized or cut again would count twice, and a photo of someone else bends the cloak towards them.
 """

@@ -1,0 +1,81 @@
+"""People in groups that share a pass: as many photos each, and together no more than memory holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from fastcloak.cloak import SHAPE
+from fastcloak.fitting.options import FitConfig
+from fastcloak.models import Surrogate
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whom a cloak is learnt for."""
+
+    faces: torch.Tensor  # [N, 3, 112, 112] float32 in [0, 1]
+    features: torch.Tensor  # [N, D] unit features of the clean faces
+    config: FitConfig
+    about: dict[str, int]  # how many photos are not as they should be, for the cloak's info
+
+
+def grouped(
+    people: Mapping[str, Any],
+    read: Callable[[str, Any], Person | None],
+    persons_per_pass: Callable[[int], int],
+    begun: Mapping[str, tuple[str, ...]],
+) -> Iterator[dict[str, Person]]:
+    """Reads people in order and yields them as soon as a pass is full of people with the same number of photos.
+
+    Those of a pass that was begun wait for each other, since they round together. `read` returns None for a person who
+    needs no pass.
+    """
+    waiting: dict[tuple[int, FitConfig] | tuple[str, ...], dict[str, Person]] = {}
+    for name, images in people.items():
+        person = read(name, images)
+        if person is None:
+            continue
+        together, alike = begun.get(name), (len(person.faces), person.config)
+        group = waiting.setdefault(together or alike, {})
+        group[name] = person
+        if together:
+            if len(group) == len(together):
+                del waiting[together]
+                yield {name: group[name] for name in together}
+        elif len(group) >= persons_per_pass(len(person.faces)):
+            yield waiting.pop(alike)
+    yield from waiting.values()
+
+
+def persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int | None) -> Callable[[int], int]:
+    """How many people with N photos each one pass takes."""
+    if memory_budget is None and surrogate.device.type == "cpu":
+        return lambda photos: 1
+    budget = torch.cuda.mem_get_info(surrogate.device)[0] // 4 if memory_budget is None else memory_budget
+    per_photo, picture = _bytes_per_photo(surrogate), 4 * math.prod(SHAPE)
+    # Besides the network's: faces, twice while they are handed over and once cloaked, and what a step changes.
+    return lambda photos: max(1, budget // (config.batch(photos) * per_photo + (3 * photos + 7) * picture))
+
+
+def _bytes_per_photo(surrogate: Surrogate) -> int:
+    """Memory of one photo's forward and backward pass: what autograd keeps, and as much again for gradients."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*surrogate.parameters(), *surrogate.buffers())}
+    x = torch.zeros(1, *SHAPE, device=surrogate.device, requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        embeddings = surrogate(x)  # held until the count is done, so that no address is used twice
+    activations = sum(size for address, size in kept.items() if address not in weights)
+    del embeddings
+    return 2 * activations + 4 * x.numel() * x.element_size()
