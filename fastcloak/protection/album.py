@@ -199,7 +199,7 @@ class _Run:
     def protect(self, source: Path, destination: Path) -> Outcome:
         began = time.perf_counter()
         try:
-            outcome = self._claimed_and_protected(source, destination)
+            outcome = self._claim_and_protect(source, destination)
         except MissingExtraError:
             raise
         except AlreadyProtectedError as error:
@@ -209,7 +209,7 @@ class _Run:
             outcome = Outcome(source, destination, FAILED, reason=type(error).__name__, error=message)
         return replace(outcome, seconds=time.perf_counter() - began)
 
-    def _claimed_and_protected(self, source: Path, destination: Path) -> Outcome:
+    def _claim_and_protect(self, source: Path, destination: Path) -> Outcome:
         payload = source.read_bytes()
         # Before the claim: the message must not depend on which of two photos with one destination comes first.
         if destination.exists() and _file_id(destination) in self._originals:
@@ -224,13 +224,13 @@ class _Run:
                 )
             self._claimed[key] = source
         try:
-            return self._protected(payload, source, destination)
+            return self._protect_claimed(payload, source, destination)
         except Exception:
             with self._lock:  # nothing was written: another photo may have the destination
                 del self._claimed[key]
             raise
 
-    def _protected(self, payload: bytes, source: Path, destination: Path) -> Outcome:
+    def _protect_claimed(self, payload: bytes, source: Path, destination: Path) -> Outcome:
         entry = {**self._made_by, "source": _sha256(payload)}
         name = destination.name
         if self._manifest is not None:

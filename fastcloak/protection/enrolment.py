@@ -23,6 +23,7 @@ VERIFICATION_THRESHOLDS = {"sface": 0.375, "dlib": 0.644}
 LENIENT_THRESHOLDS = {"sface": 0.303, "dlib": 0.499}
 """The same at a false accept rate of 1e-2, to compare one photo with several of a person."""
 SAME_PERSON = {"sface": 0.52, "dlib": 0.78}
+"""Cosines from which a photo among strangers' is taken to be the person's own."""
 
 
 @dataclass(frozen=True, eq=False)

