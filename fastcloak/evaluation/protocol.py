@@ -18,7 +18,6 @@ protection rate; linkage is not part of its protocol.
 
 from __future__ import annotations
 
-import operator
 import zlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -31,6 +30,7 @@ from fastcloak.evaluation.results import CLEAN, RANDOM, Evaluation, PersonRates,
 from fastcloak.models import Surrogate, unit_features
 from fastcloak.models.load import load_models
 from fastcloak.photos.inputs import is_empty, saved_faces
+from fastcloak.system.checks import whole
 
 # A random generator takes seeds from here to beyond the end by more than a checksum of 32 bits adds to them.
 LEAST_SEED, LARGEST_SEED = -(2**63), 2**63 - 1
@@ -74,7 +74,7 @@ def evaluate(
         TypeError: cloaks or probes that are not name -> cloak and name -> photos.
         FloatingPointError: an embedding that is not finite or has no direction.
     """
-    batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, LEAST_SEED, LARGEST_SEED)
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, LEAST_SEED, LARGEST_SEED)
     _check_named("cloaks", "Cloak", cloaks)
     _check_named("probes", "photos", probes)
     for name, cloak in cloaks.items():
@@ -124,7 +124,7 @@ def evaluate_photos(
         fitted_on: label -> names of the models its masks were fitted on: its white-box rows. It goes by name: the same
             network under another name is not recognised. An ensemble is white box if any of its members is.
     """
-    batch_size = _whole("batch_size", batch_size, 1)
+    batch_size = whole("batch_size", batch_size, 1)
     _check_named("originals", "photos", originals)
     for label, people in protected.items():
         _check_named(f"protected[{label!r}]", "photos", people)
@@ -189,7 +189,7 @@ def random_mask(cloak: Cloak, name: str, seed: int = 0) -> Cloak:
     The signs depend on the person's name and the seed only. So a person's random mask stays the same whoever else is
     evaluated, and control rows can be merged.
     """
-    seed = _whole("seed", seed, LEAST_SEED, LARGEST_SEED)
+    seed = whole("seed", seed, LEAST_SEED, LARGEST_SEED)
     # Names may be numbers, or file names that are no proper Unicode.
     own = zlib.crc32(str(name).encode(errors="backslashreplace"))
     generator = torch.Generator().manual_seed(seed + own)
@@ -205,7 +205,7 @@ def embed(surrogate: Surrogate, faces: Tensor, *, batch_size: int = 32, owner: s
     Raises:
         FloatingPointError: an embedding that is not finite, or is zero and so has no direction; `owner` says of whom.
     """
-    batch_size = _whole("batch_size", batch_size, 1)
+    batch_size = whole("batch_size", batch_size, 1)
     try:
         return unit_features(surrogate, faces / 255 if faces.dtype == torch.uint8 else faces, batch_size)
     except FloatingPointError as error:
@@ -237,17 +237,6 @@ def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> Person
         linkage_top1=(links == 1).double().mean().item(),
         mean_similarity=(features @ clean.T)[pairs].double().mean().item(),
     )
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < least or (most is not None and number > most):
-        at_most = "" if most is None else f", at most {most}"
-        raise ValueError(f"{name} must be a whole number, {least} or more{at_most}, got {value!r}")
-    return number
 
 
 def _check_named(name: str, what: str, people: Any) -> None:

@@ -26,6 +26,7 @@ from fastcloak.models import load_model, prepare
 from fastcloak.ops.backend import holds, resolve_backend
 from fastcloak.ops.engine import resolve_engine
 from fastcloak.protection.outliers import listed
+from fastcloak.system.checks import whole
 from fastcloak.system.device import resolve_device, resolve_dtype
 from fastcloak.system.errors import EngineError, FitInterrupted, FitManyError
 
@@ -220,8 +221,8 @@ class Fitter:
         Raises:
             ValueError, TypeError: as `fit_many`.
         """
-        if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int)):
-            raise ValueError(f"memory_budget must be a whole number of bytes, got {memory_budget!r}")
+        if memory_budget is not None:
+            memory_budget = whole("memory_budget", memory_budget, 0)
         if not isinstance(strict, bool):
             raise ValueError(f"strict must be True or False, got {strict!r}")
         self.config, self.strict = configure({"preset": preset, "eps": eps, "seed": seed, **options}), strict

@@ -7,10 +7,11 @@ docs/use.md are made from them. Nothing here imports PyTorch or NumPy: `--help` 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from fastcloak.system.checks import is_switch, whole
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,8 @@ class Option:
         """
         if value is None and self.none:
             return None
+        if self.kind == "whole":
+            return whole(name, value, int(self.least), int(self.most))
         checked: Any = getattr(self, f"_{self.kind}")(value)
         if checked is None:
             raise ValueError(f"{name} must be {self.expected}, got {value!r}")
@@ -95,7 +98,6 @@ class Option:
         return {
             "choice": f"one of {', '.join(self.choices)}",
             "names": f"names out of {', '.join(self.choices)}, as a tuple or 'a,b'",
-            "whole": f"a whole number, {self.least} or more, at most {self.most}",
             "real": ranged,
             "levels": f"{ranged} on the scale of pictures in [0, 1]; divide grey levels by 255",
             "switch": "True or False",
@@ -112,16 +114,9 @@ class Option:
             return None
         return tuple(choice for choice in self.choices if choice in names)
 
-    def _whole(self, value: Any) -> int | None:
-        try:
-            number = None if _is_switch(value) else operator.index(value)
-        except TypeError:
-            return None
-        return number if number is not None and self.least <= number <= self.most else None
-
     def _real(self, value: Any) -> float | None:
         try:
-            number = math.nan if _is_switch(value) or isinstance(value, (str, bytes)) else float(value)
+            number = math.nan if is_switch(value) or isinstance(value, (str, bytes)) else float(value)
         except (TypeError, ValueError, RuntimeError):
             return None
         return number if self.least <= number <= self.most else None
@@ -129,15 +124,7 @@ class Option:
     _levels = _real
 
     def _switch(self, value: Any) -> bool | None:
-        return bool(value) if _is_switch(value) else None
-
-
-def _is_switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return True
-    import numpy as np
-
-    return isinstance(value, np.bool_)
+        return bool(value) if is_switch(value) else None
 
 
 def _option(default: Any, kind: str, help: str, **more: Any) -> Any:

@@ -16,6 +16,7 @@ from fastcloak.models.dlib import dlib_surrogate
 from fastcloak.models.onnx.reader import OnnxNet, load_onnx_net
 from fastcloak.models.surrogate import FACE_SIZE, MAX_SIDE, Ensemble, Surrogate
 from fastcloak.system import packages
+from fastcloak.system.checks import whole
 from fastcloak.system.device import check_fork, resolve_device
 
 __all__ = ["load_model", "load_models"]
@@ -80,9 +81,7 @@ def load_model(
     """
     check_fork()
     if input_size is not None:
-        whole = isinstance(input_size, int) and not isinstance(input_size, bool)
-        if not (whole and 1 <= input_size <= MAX_SIDE):
-            raise ValueError(f"input_size must be a whole number in [1, {MAX_SIDE}], got {input_size!r}")
+        input_size = whole("input_size", input_size, 1, MAX_SIDE)
     if not isinstance(bgr, bool):
         raise ValueError(f"bgr must be True or False, got {bgr!r}; True is for networks that take blue, green, red")
     place = None if device is None else resolve_device(device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcloak.system.checks import whole
 from fastcloak.system.device import check_fork
 
 __all__ = ["FACE_SIZE", "MAX_SIDE", "Ensemble", "Surrogate", "resample_matrix", "unit_features"]
@@ -257,8 +258,7 @@ def unit_features(surrogate: Surrogate, faces: torch.Tensor, batch_size: int = 3
         FloatingPointError: an embedding is NaN, Inf or zero; names the surrogate and the face.
     """
     check_fork()
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number >= 1, got {batch_size!r}")
+    batch_size = whole("batch_size", batch_size, 1)
     with torch.no_grad():
         batches = torch.split(faces, batch_size)
         embeddings = torch.cat([surrogate(batch.to(surrogate.device)) for batch in batches])

@@ -26,6 +26,7 @@ from fastcloak.photos.files import SUFFIXES
 from fastcloak.photos.inputs import photo_files
 from fastcloak.protection.enrolment import Enrolment
 from fastcloak.protection.photo import ALREADY_PROTECTED, protect_payload
+from fastcloak.system.checks import whole
 from fastcloak.system.errors import AlreadyProtectedError, MissingExtraError
 from fastcloak.system.files import atomic_write
 
@@ -154,8 +155,7 @@ def protect_photos(
     """
     if not isinstance(who, Enrolment):
         check_who(who)
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ValueError(f"jobs must be a whole number, 1 or more, got {jobs!r}")
+    jobs = whole("jobs", jobs, 1)
     options = {"who": who, "quality": quality, "strip_gps": strip_gps, "strip_metadata": strip_metadata}
     run = _Run(plan, cloak, options, again=again, overwrite=overwrite, dry_run=dry_run)
     outcomes: dict[Future[Outcome], Outcome] = {}

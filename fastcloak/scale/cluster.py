@@ -16,6 +16,7 @@ import torch
 from fastcloak.models import Surrogate
 from fastcloak.scale.rows import PEOPLE, Columns, Row, table
 from fastcloak.system import packages
+from fastcloak.system.checks import whole
 
 __all__ = ["LocalRunner", "RayRunner", "Stage", "check_resources", "start_runner"]
 
@@ -142,8 +143,8 @@ def check_resources(concurrency: Any, num_gpus: Any, people_per_batch: Any, addr
     """Raise ValueError for numbers of another kind and for an address of Ray Client."""
     numbers = {"concurrency": (concurrency, 0, None), "people_per_batch": (people_per_batch, 1, "auto")}
     for name, (number, least, default) in numbers.items():
-        if number != default and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-            raise ValueError(f"{name} must be a whole number, {least} or more, or {default!r}, got {number!r}")
+        if number != default:
+            whole(name, number, least)
     real = isinstance(num_gpus, (int, float)) and not isinstance(num_gpus, bool)
     if num_gpus is not None and not (real and 0 <= num_gpus <= 64):
         raise ValueError(f"num_gpus must be a number of GPUs per worker, 0 to 64, or None, got {num_gpus!r}")
