@@ -25,13 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "OBJECTIVES",
-    "clean_features",
-    "published_fit",
-    "published_step",
-    "start_noise",
-]
+__all__ = ["OBJECTIVES", "clean_features", "hull_weights", "published_fit", "published_step", "start_noise"]
 
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 
@@ -45,10 +39,10 @@ def published_fit(
     eps: float = 8 / 255,
     alpha: float = 1 / 255,
     warmup: int = 5,
-    start: Tensor | None = None,
+    clean: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """One person's mask, as the release learns it.
+    """One person's mask [3, 112, 112] within +-eps, as the release learns it.
 
     Args:
         net: faces [n, 3, 112, 112] in [0, 1] -> raw embeddings [n, D]; in eval mode, weights as they come.
@@ -58,16 +52,13 @@ def published_fit(
         eps: largest change, on the [0, 1] scale. (The release counts in grey levels.)
         alpha: step.
         warmup: convex_hull: first steps with weights 1/N, `--nter 5` in the published scripts.
-        start: [N, 3, 112, 112], noise each photo starts from. None: `start_noise`.
+        clean: what `clean_features` gave for these faces, so as not to compute it here.
         progress: called with (steps done, steps in all), as that of `fastcloak.fit`.
-
-    Returns:
-        delta [3, 112, 112] within +-eps.
 
     Source: zhongyy/OPOM code/generation/attack/privacy.py:99-161 (FIM), scripts gen_privacy_common_softmax.sh.
     """
-    clean = clean_features(net, faces)
-    cloaked = faces + (start_noise(len(faces), eps).to(faces.device) if start is None else start)
+    clean = clean_features(net, faces) if clean is None else clean
+    cloaked = faces + start_noise(len(faces), eps).to(faces.device)
     delta = torch.zeros_like(faces[:1])
     for t in range(steps):
         now = "class_center" if objective == "convex_hull" and t < warmup else objective
@@ -99,12 +90,7 @@ def published_step(
     eps: float = 8 / 255,
     alpha: float = 1 / 255,
 ) -> tuple[Tensor, Tensor, list[float]]:
-    """One step of `published_fit`.
-
-    Args:
-        net, faces, objective, eps, alpha: as there; here convex_hull means the hull, without warm-up.
-        clean: [N, D], what `clean_features` returns, the same in all steps.
-        cloaked: [N, 3, 112, 112], the cloaked photos so far.
+    """One step of `published_fit`; here convex_hull means the hull, without warm-up.
 
     Returns:
         The cloaked photos [N, 3, 112, 112] and mask [1, 3, 112, 112] after the step, and each photo's distance
@@ -112,8 +98,8 @@ def published_step(
     """
     cloaked = cloaked.detach().requires_grad_()
     features = net(cloaked)
-    distances = _distances(features.cpu().detach().numpy(), clean.cpu().detach().numpy())
-
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (_numpy(features), _numpy(clean))]
+    distances = [float(np.sqrt(np.sum((a - b) * (a - b)))) for a, b in zip(*units, strict=True)]
     loss = _loss(_unit(features), _unit(clean), objective)
     net.zero_grad()
     torch.autograd.backward(loss, retain_graph=True)
@@ -129,9 +115,8 @@ def _unit(features: Tensor) -> Tensor:
     return units
 
 
-def _distances(features: np.ndarray, clean: np.ndarray) -> list[float]:
-    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, clean)]
-    return [float(np.sqrt(np.sum((a - b) * (a - b)))) for a, b in zip(*units, strict=True)]
+def _numpy(features: Tensor) -> np.ndarray:
+    return features.detach().cpu().numpy()
 
 
 def _loss(z: Tensor, clean: Tensor, objective: str) -> Tensor:

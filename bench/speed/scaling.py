@@ -10,17 +10,18 @@ the fit, on CUDA what torch allocated. Seconds are those of a step after the fir
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.harness import nets
-from bench.harness.machine import StepClock, row_context
+from bench.harness.command import command
+from bench.harness.machine import StepClock
+from bench.harness.rows import Rows
 from fastcloak import fit_many
 from fastcloak.system.device import resolve_device
 
@@ -32,9 +33,13 @@ CURVES = {
     "steps": (2, 4, 8, 16),
 }
 UNBOUNDED = 2**50
+COLUMNS = (
+    *("curve", "net", *BASE, "image_gradients", "seconds_per_step", "seconds_per_image_gradient", "seconds_in_all"),
+    *("peak_mb", "engine", "backend", "dtype"),
+)
 
 
-def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[str, object]:
+def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[str, Any]:
     """One fit of all people in one pass."""
     device = resolve_device("auto")
     surrogate = nets.surrogate(nets.NETS[net]())
@@ -65,13 +70,11 @@ def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[st
         "batch": batch,
         "steps": steps,
         "image_gradients": cost,
-        "seconds_per_step": f"{step:.5g}",
-        "seconds_per_image_gradient": f"{step / (people * batch):.5g}",
-        "seconds_in_all": f"{clock.ends[-1] - clock.ends[0] + step:.5g}",
+        "seconds_per_step": step,
+        "seconds_per_image_gradient": step / (people * batch),
+        "seconds_in_all": clock.ends[-1] - clock.ends[0] + step,
         "peak_mb": round((_peak(device) - before) / 2**20, 1),
-        "engine": cloaks["0"].info["engine"],
-        "backend": cloaks["0"].info["backend"],
-        "dtype": cloaks["0"].info["dtype"],
+        **{name: cloaks["0"].info[name] for name in ("engine", "backend", "dtype")},
     }
 
 
@@ -82,28 +85,21 @@ def _peak(device: torch.device) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--net", choices=sorted(nets.NETS), default="mobilefacenet")
+    parser = command(__doc__, "net", "output", optional=("output",))
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.point is not None:
-        print(json.dumps(point(arguments.net, **arguments.point)))
+    given = parser.parse_args()
+    if given.point is not None:
+        print(json.dumps(point(given.net, **given.point)))
         return
-    if arguments.output is None:
+    if given.output is None:
         parser.error("-o is missing")
-    rows: list[dict[str, object]] = []
+    rows = Rows(given.output, COLUMNS)
     for curve, values in CURVES.items():
         for value in values:
             options = json.dumps({**BASE, curve: value})
-            command = [sys.executable, "-m", "bench.speed.scaling", "--net", arguments.net, "--point", options]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            measured = json.loads(done.stdout.splitlines()[-1])
-            rows.append({"curve": curve, "net": arguments.net, **measured, **row_context()})
-            with open(arguments.output, "w", newline="") as file:
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
+            program = [sys.executable, "-m", "bench.speed.scaling", "--net", given.net, "--point", options]
+            done = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True)
+            rows.add({"curve": curve, "net": given.net, **json.loads(done.stdout.splitlines()[-1])})
 
 
 if __name__ == "__main__":
