@@ -44,7 +44,9 @@ class Rows:
         if append and path.exists():
             with open(path, newline="") as file:
                 if tuple(next(csv.reader(file), ())) != self.columns:
-                    raise ValueError(f"{path} must have the columns {', '.join(self.columns)}; take another output file")
+                    raise ValueError(
+                        f"{path} must have the columns {', '.join(self.columns)}; take another output file"
+                    )
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="") as file:

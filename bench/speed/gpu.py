@@ -173,9 +173,7 @@ class Run:
 
     def prepared(self, net: nn.Module, dtype: torch.dtype | None = None) -> Surrogate:
         """As fit prepares it, in its own choice of dtype; float32 in a dry run."""
-        return prepare(
-            nets.surrogate(net, "net"), device=self.device, dtype=torch.float32 if self.dry_run else dtype
-        )
+        return prepare(nets.surrogate(net, "net"), device=self.device, dtype=torch.float32 if self.dry_run else dtype)
 
 
 def reason(error: Exception) -> str:

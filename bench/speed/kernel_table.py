@@ -10,8 +10,6 @@ constants. Exits with 1 if a kernel spills, needs more registers than its budget
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import os
 import re
@@ -21,7 +19,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from bench.harness.command import command
+from bench.harness.rows import Rows
+from fastcloak.fitting.options import OBJECTIVES
 
 ARCHITECTURES = (80, 90)
 
@@ -55,25 +59,9 @@ TYPES = {
 }
 
 COLUMNS = (
-    "kernel",
-    "variant",
-    "arch",
-    "num_warps",
-    "programs",
-    "registers",
-    "spill_bytes",
-    "stack_bytes",
-    "shared_bytes",
-    "load_v4",
-    "load_v2",
-    "load_scalar",
-    "store_v4",
-    "store_v2",
-    "store_scalar",
-    "bytes_read",
-    "bytes_written",
-    "least_read",
-    "least_written",
+    *("kernel", "variant", "arch", "num_warps", "programs", "registers", "spill_bytes", "stack_bytes", "shared_bytes"),
+    *("load_v4", "load_v2", "load_scalar", "store_v4", "store_v2", "store_scalar"),
+    *("bytes_read", "bytes_written", "least_read", "least_written"),
 )
 
 
@@ -94,12 +82,9 @@ class Launch:
 
 def kernel_functions() -> list[Any]:
     """The launched kernels: functions named `_.._kernel` of the four kernel files."""
-    modules = [import_module(f"fastcloak.kernels.{name}") for name in kernel_files()]
+    files = ("hull_loss", "accumulate_step", "outer_step", "cloak_batch")
+    modules = [import_module(f"fastcloak.kernels.{name}") for name in files]
     return [getattr(m, name) for m in modules for name in vars(m) if re.fullmatch(r"_\w+_kernel", name)]
-
-
-def kernel_files() -> list[str]:
-    return ["hull_loss", "accumulate_step", "outer_step", "cloak_batch"]
 
 
 @contextmanager
@@ -151,7 +136,7 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
             objective,
         )
 
-    for objective in import_module("fastcloak.fitting.options").OBJECTIVES:
+    for objective in OBJECTIVES:
         yield objective, hull(objective)
     yield "affine_hull bfloat16", hull("affine_hull", torch.bfloat16)
     yield "convex_hull K=20", hull("convex_hull", K=20)
@@ -161,23 +146,19 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for last in (False, True):
-            name = f"{str(dtype).removeprefix('torch.')}{' channels_last' if last else ''}"
+            name = f"{str(dtype).removeprefix('torch.')}{' channels_last' if last else ''} scale"
             acc, delta, delta_in, _ = state_last if last else state
             grads, out = pictures(dtype, last), pictures(dtype, last)
             faces = pictures(torch.float32, last)
-            yield f"{name} scale", _call(kernels.accumulate_step_, grads, acc, delta_in, 0.1, 0.2, scale=scale)
-            yield f"{name} scale", _call(kernels.cloak_batch_, faces, delta, index, out, scale, scale)
+            yield name, partial(kernels.accumulate_step_, grads, acc, delta_in, 0.1, 0.2, scale=scale)
+            yield name, partial(kernels.cloak_batch_, faces, delta, index, out, scale, scale)
     acc, velocity, delta, delta_in = state
     one = pictures(torch.float32, b=1)
-    yield "float32 b=1", _call(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
-    yield "float32 normalise", _call(kernels.accumulate_step_, grads.float(), *state_last[:2], 0.1, 0.2, True)
-    yield "float32 b=1", _call(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
-    yield "plain", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
-    yield "momentum", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
-
-
-def _call(function: Callable[..., object], *arguments: object, **named: object) -> Callable[[], object]:
-    return lambda: function(*arguments, **named)
+    yield "float32 b=1", partial(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
+    yield "float32 normalise", partial(kernels.accumulate_step_, grads.float(), *state_last[:2], 0.1, 0.2, True)
+    yield "float32 b=1", partial(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
+    yield "plain", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
+    yield "momentum", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
 
 
 def traffic(launch: Launch) -> tuple[int, int, int, int]:
@@ -322,33 +303,20 @@ def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    given = command(__doc__, "output").parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("kernel_table: TRITON_INTERPRET=1 replaces the kernels by an interpreter; unset it to compile them")
-    wrong = []
-    with open(arguments.output, "w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        table.writeheader()
-        for variant, call in variants():
-            with recorded() as launches:
-                call()
-            for launch in launches:
-                for architecture in ARCHITECTURES:
-                    row: dict[str, Any] = {
-                        "kernel": launch.name,
-                        "variant": variant,
-                        "arch": f"sm_{architecture}",
-                        "num_warps": launch.options["num_warps"],
-                        "programs": math.prod(launch.grid),
-                        **compile_launch(launch, architecture),
-                    }
-                    moved = traffic(launch)
-                    row |= dict(zip(("bytes_read", "bytes_written", "least_read", "least_written"), moved, strict=True))
-                    table.writerow(row)
-                    file.flush()
-                    wrong += [f"{launch.name} {variant} sm_{architecture}: {w}" for w in complaints(launch, row)]
+    rows, wrong = Rows(given.output, COLUMNS, context=dict), []
+    for variant, call in variants():
+        with recorded() as launches:
+            call()
+        for launch, architecture in product(launches, ARCHITECTURES):
+            compiled = compile_launch(launch, architecture)
+            row: dict[str, Any] = {"kernel": launch.name, "variant": variant, "arch": f"sm_{architecture}"}
+            row |= {"num_warps": launch.options["num_warps"], "programs": math.prod(launch.grid), **compiled}
+            row |= dict(zip(COLUMNS[-4:], traffic(launch), strict=True))
+            rows.add({column: row[column] for column in COLUMNS})
+            wrong += [f"{launch.name} {variant} sm_{architecture}: {w}" for w in complaints(launch, row)]
     if wrong:
         sys.exit("\n".join(wrong))
 
