@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 SHARED: dict[str, dict[str, Any]] = {
     "people": {"type": Path, "metavar": "PEOPLE_DIR", "help": "folder of a folder of photos per person"},
-    "output": {"type": Path, "required": True, "help": "CSV file"},
+    "output": {"type": Path, "metavar": "CSV", "required": True},
     "distractors": {"type": Path, "metavar": "DIR", "help": "folder of photos of others"},
     "learn": {"type": int, "help": "the first photos teach, the others judge (%(default)s)"},
     "first": {"type": int, "default": 0, "help": "skip the first people (%(default)s)"},
@@ -27,30 +27,21 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-def command(
-    doc: str | None, *names: str, required: Collection[str] = (), optional: Collection[str] = (), **defaults: Any
-) -> argparse.ArgumentParser:
+def command(doc: str | None, *names: str, required: Collection[str] = (), **defaults: Any) -> argparse.ArgumentParser:
     """A parser with the module's docstring as help.
 
     Args:
         doc: the docstring.
         names: of `SHARED`, as they are declared there.
-        required: options that must be given.
-        optional: arguments that may be left out.
+        required: those of them that must be given.
         defaults: more of `SHARED`, with these defaults.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in (*names, *defaults):
         options = SHARED[name] | ({"default": defaults[name]} if name in defaults else {})
         if name == "people":
-            parser.add_argument("people", **options, **({"nargs": "?"} if name in optional else {}))
-            continue
-        flags = [f"--{name.replace('_', '-')}"]
-        if name == "output":
-            flags.insert(0, "-o")
-        if name in required:
-            options["required"] = True
-        elif name in defaults or name in optional:
-            options.pop("required", None)
-        parser.add_argument(*flags, **options)
+            parser.add_argument("people", **options, **({} if name in required else {"nargs": "?"}))
+        else:
+            flags = ["-o"] * (name == "output") + [f"--{name.replace('_', '-')}"]
+            parser.add_argument(*flags, **(options | ({"required": True} if name in required else {})))
     return parser

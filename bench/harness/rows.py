@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.harness.machine import row_context
+from fastcloak.system.files import atomic_write
 
 __all__ = ["Row", "Rows", "laid_out", "read"]
 
@@ -15,49 +17,33 @@ Row = dict[str, str]
 
 
 class Rows:
-    """A CSV file to which each row is added as soon as it is measured, so that an interruption loses none.
+    """A CSV file that is whole after every row, so that an interruption loses none.
 
-    Floats are written with six digits. The columns of `row_context` follow those given.
+    Its columns are those of all rows, then those of the context. Floats have six digits.
     """
 
     def __init__(
-        self,
-        path: Path,
-        columns: Iterable[str],
-        *,
-        context: Callable[[], Mapping[str, Any]] = row_context,
-        append: bool = False,
+        self, path: Path, context: Callable[[], Mapping[str, Any]] = row_context, *, append: bool = False
     ) -> None:
-        """Begin the file.
+        """Begin the file; with `append`, go on with it if it is there.
 
-        Args:
-            path: its folder is made.
-            columns: of each row; what a row lacks stays empty.
-            context: columns and values that every row gets, asked for with each row.
-            append: go on with the file if it is there.
-
-        Raises:
-            ValueError: the file to go on with has other columns.
+        `context` gives columns that every row gets, asked for with each row; the row's own values take precedence.
         """
-        self.path, self.context = path, context
-        self.columns = tuple(dict.fromkeys((*columns, *context())))
-        if append and path.exists():
-            with open(path, newline="") as file:
-                if tuple(next(csv.reader(file), ())) != self.columns:
-                    raise ValueError(
-                        f"{path} must have the columns {', '.join(self.columns)}; take another output file"
-                    )
-            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(self.columns)
+        self.path, self.context = path, context
+        self.rows: list[Mapping[str, Any]] = list(read(path)) if append and path.exists() else []
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one row; its own values take precedence over the context's."""
-        values = {**self.context(), **row}
-        written = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in values.items()}
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(written)
+        """Write one row more."""
+        context = self.context()
+        whole = {**context, **row}
+        self.rows.append({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in whole.items()})
+        columns = dict.fromkeys([key for one in self.rows for key in one if key not in context])
+        file = io.StringIO(newline="")
+        table = csv.DictWriter(file, [*columns, *context], restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        atomic_write(self.path, file.getvalue().encode())
 
 
 def read(path: Path) -> list[Row]:

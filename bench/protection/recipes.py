@@ -7,7 +7,9 @@ comes as close as whole inner steps and whole steps allow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import re
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -153,3 +155,35 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "presets": ("opom convex_hull", "preset fast", "preset balanced", "preset strong"),
 }
+
+
+def parse_rows(texts: Iterable[str], reserved: Collection[str] = ()) -> dict[str, Recipe]:
+    """Names, @groups and NAME=option:value,option:value -> recipes.
+
+    Raises:
+        ValueError: an unknown name or group, a reserved name, or a name for two things.
+    """
+    rows: dict[str, Recipe] = {}
+    for text in texts:
+        given = re.fullmatch(r"(.+?)=(\w+:.*)", text)
+        if text in RECIPES:
+            rows[text] = RECIPES[text]
+        elif text.startswith("@") and text[1:] in GROUPS:
+            rows |= {name: RECIPES[name] for name in GROUPS[text[1:]]}
+        elif given is None or given[1] in rows or given[1] in RECIPES or given[1] in reserved:
+            listed = ", ".join([*(f"@{group}" for group in GROUPS), *RECIPES])
+            raise ValueError(f"--rows must be one of {listed}; or a new NAME=option:value,option:value; got {text!r}")
+        else:
+            # A tuple has commas of its own; only one before another option's name divides.
+            parts = [part.partition(":") for part in re.split(r",(?=\w+:)", given[2])]
+            rows[given[1]] = {option: literal(value) for option, _, value in parts}
+    return rows
+
+
+def literal(text: str) -> object:
+    """A Python value, or the text itself."""
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value

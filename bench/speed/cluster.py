@@ -70,17 +70,7 @@ SMALL: dict[str, Any] = {"preset": "plain", "steps": 4, "inner_steps": 2, "dtype
 NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
 SAMPLE_SECONDS = 2.0
 CLOCK = os.sysconf("SC_CLK_TCK")
-OVERHEAD = (
-    *("round", "how", "workers", "people", "people_per_batch", "steps", "inner_steps", "photos", "cluster_seconds"),
-    *("wall_seconds", "first_seconds", "steady_people_per_hour", "seconds_per_person", "fit_seconds_per_person"),
-    *("cpu_seconds_per_person", "read_seconds_per_person", "read_cpu_seconds_per_person", "fit_seconds", "overhead"),
-    *("overhead_without_reading", "overhead_cpu", "overhead_own_clock", "others"),
-)
 SIZES = ("driver_mb", "workers_mb", "fitting_mb", "ray_mb", "object_store_mb")
-MEMORY = (
-    *("seconds", "people", "event", "batch", *SIZES, "workers"),
-    *("cloaks", "rows_of_index", "cloaks_that_differ", "pixels_that_differ"),
-)
 
 
 class SmallNet(nn.Module):
@@ -337,7 +327,7 @@ def with_overhead(ours: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 def overhead(output: Path, people: int, batch: int, steps: int, rounds: int) -> None:
     """Rows of `fit_many` and `fit_dataset` in turns, with 1, 2 and 4 workers."""
-    rows = Rows(output, OVERHEAD)
+    rows = Rows(output)
     with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary:
         folder = Path(temporary)
         everyone = [folder / str(max(WORKERS)) / f"{i:04d}" for i in range(max(WORKERS) * people)]
@@ -361,7 +351,7 @@ def overhead(output: Path, people: int, batch: int, steps: int, rounds: int) -> 
 
 def memory(output: Path, people: int, batch: int, workers: int) -> None:
     """Rows of memory against people done, while a worker and a node are lost; then every cloak against `fit_many`."""
-    rows = Rows(output, MEMORY)
+    rows = Rows(output)
     with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary, cluster(nodes=2) as (ray, made, nodes):
         folder = Path(temporary)
         files = [file.name for file in save_pictures(nets.faces(PICTURES), folder / "pictures")]

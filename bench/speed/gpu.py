@@ -22,7 +22,6 @@ import math
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,29 +54,6 @@ PEOPLE = (1, 4, 16, 64, 256, 1024)
 COMPILE_SECONDS = 25.0  # that must be left for torch.compile to be begun; it is ended 30 s after the end
 
 WHAT = ("net", "method", "objective", "persons", "batch", "inner_steps", "dtype", "channels_last", "backend", "engine")
-PASS = (
-    "setup_seconds", "seconds_per_step", "low", "high", "repeats", "images_per_second", "masks_per_hour", "share",
-    "peak_allocated_mb", "peak_reserved_mb", "loss", "loss_over_reference", "agrees",
-)  # fmt: skip
-COLUMNS = {
-    "kernels": (
-        "operation", "variant", "persons", "batch", "dtype", "layout", "bytes", "fits_l2", "setup_seconds", "seconds",
-        "low", "high", "gb_per_s", "share", "copy_seconds", "share_of_equal_copy", "reference_seconds",
-        "reference_launched", "reference_over_triton", "error", "agrees",
-    ),
-    "ladder": tuple(column for column in ladder.COLUMNS if column != "note"),
-    "people": (*WHAT, *PASS),
-    "engines": (*WHAT, *PASS),
-    "launches": (
-        "net", "objective", "backend", "normalise", "per_inner_step", "per_inner_step_outside", "network",
-        "copies_per_inner_step_outside",
-    ),
-    "energy": (
-        *WHAT, "seconds", "masks", "joules_per_mask", "watts", "idle_watts", "image_gradients_per_joule", "method_of",
-    ),
-}  # fmt: skip
-"""Columns of each topic; every row also has `note`, `card`, `dry_run` and those of `row_context`."""
-
 SHARES = {"kernels": 0.18, "ladder": 0.2, "people": 0.28, "launches": 0.06, "energy": 0.1, "engines": 0.18}
 """Sections in their order and what part of the time each may take. What one leaves goes to the later ones."""
 
@@ -129,15 +105,15 @@ class Run:
         """Seconds."""
         return self.ends - time.monotonic()
 
-    def start(self, topic: str) -> None:
-        """An empty file."""
-        path = self.folder / f"gpu_{topic}_{re.sub('[^A-Za-z0-9]+', '_', self.card)}.csv"
-        self.files[topic] = Rows(path, (*COLUMNS[topic], "note"), context=lambda: self.context)
-
     def add(self, topic: str, row: Row) -> None:
         """Write one row and print it."""
+        if topic not in self.files:
+            path = self.folder / f"gpu_{topic}_{re.sub('[^A-Za-z0-9]+', '_', self.card)}.csv"
+            self.files[topic] = Rows(path, lambda: {"note": "", **self.context})
         self.files[topic].add(row)
-        print(f"{topic}: {' '.join(shown_of(row, topic))}", flush=True)
+        shown = {key: row.get(key) for key in (*SHOWN[topic], "note")}
+        said = [f"{key}={rounded(str(value))}" for key, value in shown.items() if value not in (None, "")]
+        print(f"{topic}: {' '.join(said)}", flush=True)
 
     def attempt(self, topic: str, what: Row, measure: Callable[[], Row], needs: float = 0.0) -> None:
         """Add the columns `what` and those that `measure` returns; where there is no time, or it fails, the reason.
@@ -179,12 +155,6 @@ class Run:
 def reason(error: Exception) -> str:
     """One line of an exception."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def shown_of(row: Row, topic: str) -> list[str]:
-    """What a line on the terminal says of a row."""
-    values = {key: row.get(key) for key in (*SHOWN[topic], "note")}
-    return [f"{key}={rounded(str(value))}" for key, value in values.items() if value not in (None, "")]
 
 
 # ---- kernels
@@ -305,7 +275,7 @@ class Subject:
         return Pass(self.surrogate, self.config, backend, engine, persons, self.run.photos)
 
     def row(self, measured: Measured, timing: Timing) -> Row:
-        """Columns `PASS`."""
+        """Columns of what was measured."""
         one, learnt = measured.one, measured.learnt
         step = Timing(tuple(s / self.config.steps for s in timing.seconds))
         rate, loss = one.images / step.median, float(learnt.losses[-1, 0])
@@ -551,57 +521,32 @@ def measure_energy(run: Run, subject: Subject, persons: int, idle: list[float]) 
 
 
 class Meter:
-    """The card's energy counter, or its power sampled every 20 ms where it has none; on a CPU a constant watt."""
+    """The card's energy counter, which every card has that the kernels run on; on a CPU a constant watt."""
 
     def __init__(self, run: Run) -> None:
         """Find the card."""
         self.began = self.seconds = self.joules = 0.0
-        self.how = "constant 1 W: no card"
-        self._nvml: Any = None
-        if run.device.type != "cuda":
-            return
-        import pynvml  # type: ignore[import-untyped,unused-ignore]
+        self.how, self._counter = "constant 1 W: no card", time.perf_counter
+        if run.device.type == "cuda":
+            import pynvml  # type: ignore[import-untyped,unused-ignore]
 
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        uuid = getattr(torch.cuda.get_device_properties(), "uuid", None)
-        try:
-            self._card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except pynvml.NVMLError:
-            self._card = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        try:
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._card)
+            pynvml.nvmlInit()
+            uuid = getattr(torch.cuda.get_device_properties(), "uuid", None)
+            try:
+                card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            except pynvml.NVMLError:
+                card = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
             self.how = "energy counter"
-        except pynvml.NVMLError:
-            self.how = "power every 20 ms"
+            self._counter = lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1e3
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Measures what happens inside."""
-        stop, samples = threading.Event(), []
-
-        def sample() -> None:
-            while not stop.wait(0.02):
-                samples.append(self._nvml.nvmlDeviceGetPowerUsage(self._card) / 1e3)
-
-        counter = self.how == "energy counter"
-        sampler = threading.Thread(target=sample) if self.how.startswith("power") else None
-        self.began = time.perf_counter()
-        before = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card) if counter else 0
-        if sampler is not None:
-            sampler.start()
+        self.began, before = time.perf_counter(), self._counter()
         try:
             yield
         finally:
-            self.seconds = time.perf_counter() - self.began
-            stop.set()
-            if counter:
-                self.joules = (self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card) - before) / 1e3
-            elif sampler is not None:
-                sampler.join()
-                self.joules = self.seconds * sum(samples) / max(len(samples), 1)
-            else:
-                self.joules = self.seconds
+            self.seconds, self.joules = time.perf_counter() - self.began, self._counter() - before
 
 
 # ---- all of it
@@ -618,7 +563,6 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
 
 def run_section(run: Run, section: str) -> bool:
     """Run one section in this process; whether it came to its end."""
-    run.start(section)
     try:
         SECTIONS[section](run)
     except Exception as error:
@@ -647,12 +591,12 @@ def table(folder: Path) -> str:
             if topic == "kernels":  # the rest is in the file
                 rare = ("bfloat16", "contiguous")
                 good = [row for row in good if row["batch"] != "1" and (row["dtype"], row["layout"]) != rare]
-            cells = [[rounded(row[column]) for column in columns] for row in good]
+            cells = [[rounded(row.get(column, "")) for column in columns] for row in good]
             parts.append(f"{topic}: {path.stem.removeprefix(f'gpu_{topic}_')}, {len(rows)} rows")
             parts.append(laid_out([columns, *cells]))
             for row in rows:
                 if row["note"]:
-                    named = [row[column] for column in columns if row[column]]
+                    named = [row[column] for column in columns if row.get(column)]
                     parts.append(f"  not measured: {' '.join([*named, row['note']])}")
             parts.append("")
     return "\n".join(parts[:-1])

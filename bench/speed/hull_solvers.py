@@ -96,7 +96,7 @@ SOLVERS: dict[str, Solver] = {
 def main() -> None:
     given = command(__doc__, "output").parse_args()
     torch.set_num_threads(1)
-    rows = Rows(given.output, ("set", "solver", "problems", "largest_gap", "seconds_median_of_3"), context=dict)
+    rows = Rows(given.output, dict)
     for kind in SETS:
         gram, q = make_set(kind)
         for name, solve in SOLVERS.items():

@@ -46,14 +46,9 @@ from fastcloak.models import prepare
 from fastcloak.models.rewrites.fold import fold
 from fastcloak.system.device import has_fast_bfloat16, resolve_device
 
-__all__ = ["COLUMNS", "measure"]
+__all__ = ["measure"]
 
 EPS, ALPHA = 8 / 255, 1 / 255
-COLUMNS = (
-    "net", "objective", "rung", "runs", "photos_per_pass", "seconds_per_image_gradient", "low", "high",
-    "times_faster_than_published", "share_of_peak", "signs_differ", "device", "steps", "repeats", "setup_seconds",
-    "reached_over_published", "agrees", "note",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -229,7 +224,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     device = resolve_device(given.device)
-    rows = Rows(given.output, COLUMNS, context=lambda: row_context(device))
+    rows = Rows(given.output, lambda: row_context(device))
     for threads in given.threads:
         torch.set_num_threads(threads)
         for name in given.net:

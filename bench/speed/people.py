@@ -28,7 +28,6 @@ from fastcloak.system.packages import orl_folder
 
 BUDGET = 2 * 2**30
 PLAIN = {"preset": "plain"}
-COLUMNS = ("what", "how", "seconds", "overhead", "pixels_differ", "loss_differs")
 
 
 def many(people: Mapping[str, Any], what: str, alone: int, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -71,7 +70,7 @@ def overhead(method: str, objective: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = Rows(command(__doc__, "output").parse_args().output, COLUMNS)
+    rows = Rows(command(__doc__, "output").parse_args().output)
     for method, objective in (("opom", "fi_uap"), ("opom", "convex_hull"), ("ga", "convex_hull")):
         rows.add(overhead(method, objective))
     noise = {str(i): nets.faces(10, seed=i) for i in range(64)}

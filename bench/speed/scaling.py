@@ -9,11 +9,9 @@ the fit, on CUDA what torch allocated. Seconds are those of a step after the fir
 
 from __future__ import annotations
 
-import argparse
-import json
+import multiprocessing
 import resource
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -33,10 +31,6 @@ CURVES = {
     "steps": (2, 4, 8, 16),
 }
 UNBOUNDED = 2**50
-COLUMNS = (
-    *("curve", "net", *BASE, "image_gradients", "seconds_per_step", "seconds_per_image_gradient", "seconds_in_all"),
-    *("peak_mb", "engine", "backend", "dtype"),
-)
 
 
 def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[str, Any]:
@@ -47,29 +41,15 @@ def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[st
     everyone = {str(i): nets.faces(photos, seed=i) for i in range(people)}
     before = _peak(device)
     clock = StepClock(device)
-    cloaks = fit_many(
-        everyone,
-        surrogate,
-        preset="plain",
-        objective="class_center",
-        batch_size=batch,
-        inner_steps=1,
-        steps=steps,
-        device=device,
-        memory_budget=UNBOUNDED,
-        progress=clock,
-    )
+    options = {"preset": "plain", "objective": "class_center", "batch_size": batch, "inner_steps": 1, "steps": steps}
+    cloaks = fit_many(everyone, surrogate, device=device, memory_budget=UNBOUNDED, progress=clock, **options)
     cost = sum(cloak.info["image_gradients"] for cloak in cloaks.values())
     assert len(cloaks) == people
     assert cost == people * batch * steps
     assert all(cloak.delta.any() for cloak in cloaks.values())
     step = clock.timing().median
-    return {
-        "people": people,
-        "photos": photos,
-        "batch": batch,
-        "steps": steps,
-        "image_gradients": cost,
+    what = {"people": people, "photos": photos, "batch": batch, "steps": steps, "image_gradients": cost}
+    return what | {
         "seconds_per_step": step,
         "seconds_per_image_gradient": step / (people * batch),
         "seconds_in_all": clock.ends[-1] - clock.ends[0] + step,
@@ -85,21 +65,15 @@ def _peak(device: torch.device) -> int:
 
 
 def main() -> None:
-    parser = command(__doc__, "net", "output", optional=("output",))
-    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.point is not None:
-        print(json.dumps(point(given.net, **given.point)))
-        return
-    if given.output is None:
-        parser.error("-o is missing")
-    rows = Rows(given.output, COLUMNS)
+    given = command(__doc__, "net", "output").parse_args()
+    rows = Rows(given.output)
     for curve, values in CURVES.items():
         for value in values:
-            options = json.dumps({**BASE, curve: value})
-            program = [sys.executable, "-m", "bench.speed.scaling", "--net", given.net, "--point", options]
-            done = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True)
-            rows.add({"curve": curve, "net": given.net, **json.loads(done.stdout.splitlines()[-1])})
+            sizes = {**BASE, curve: value}
+            # In a process of its own, so that its peak memory is its own.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
+                measured = own.submit(point, given.net, **sizes).result()
+            rows.add({"curve": curve, "net": given.net, **measured})
 
 
 if __name__ == "__main__":
