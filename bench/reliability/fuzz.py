@@ -279,31 +279,33 @@ def fuzz(
         kind -> what came of its files.
     """
     tallies, spawning = {kind: Tally() for kind, _ in cases}, multiprocessing.get_context("spawn")
-    left = iter(cases)
+    limit = MEMORY_LIMIT[part] if memory is None else memory
     done = 0
+
+    def add(outcome: str, why: str, seconds: float) -> None:
+        nonlocal done
+        kind, number = cases[done]
+        tallies[kind].add(outcome, seconds, f"{kind} {number}: {why}")
+        done += 1
+
     while done < len(cases):
         answers, childs_end = spawning.Pipe(duplex=False)
         scratch = tempfile.TemporaryDirectory()  # of this process, which outlives the child
-        limit = MEMORY_LIMIT[part] if memory is None else memory
-        process = spawning.Process(
-            target=child, args=(part, seed, cases[done:], limit, scratch.name, childs_end), daemon=True
-        )
+        arguments = (part, seed, cases[done:], limit, scratch.name, childs_end)
+        process = spawning.Process(target=child, args=arguments, daemon=True)
         process.start()
         childs_end.close()
         try:
             if not answers.poll(600):
                 raise RuntimeError(f"the process that reads {part} did not start within 600 s")
             answers.recv()
-            for kind, number in left:
-                try:
-                    outcome, why, seconds = answer_of(process, answers, time_limit)
-                except EOFError:
-                    process.join()
-                    outcome, why, seconds = "crashes", f"the process ended with {process.exitcode}", 0.0
-                tallies[kind].add(outcome, seconds, f"{kind} {number}: {why}")
-                done += 1
-                if outcome == "hangs" or process.exitcode is not None:
-                    break
+            outcome = ""
+            while done < len(cases) and outcome != "hangs":
+                outcome, why, seconds = answer_of(process, answers, time_limit)
+                add(outcome, why, seconds)
+        except EOFError:
+            process.join()
+            add("crashes", f"the process ended with {process.exitcode}", 0.0)
         finally:
             process.kill()
             process.join()

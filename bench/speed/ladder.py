@@ -185,7 +185,7 @@ def measure(
             setup[rung], calls[rung] = time.perf_counter() - began, call
         except Exception as error:  # whatever one rung meets, the others go on
             yield {**what(rung), "note": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    if math.isfinite(left()):  # the published loop takes longest by far: as many turns as the time allows
+    if calls and math.isfinite(left()):  # the published loop takes longest by far: as many turns as the time allows
         repeats = max(1, min(repeats, int(left() / 2 / sum(seconds_of(call, device) for call in calls.values()))))
     timings = interleaved(calls, repeats, device, warm_up=False)
     plain = nets.OnFaces(net)
