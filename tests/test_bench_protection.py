@@ -168,8 +168,8 @@ def test_summary_is_worked_by_hand():
     assert found["half*"][2:] == ["", "60.0", "60.0", "[60.0, 60.0]", "+20.0", "[+20.0, +20.0]", "1.50", "60.0", ""]
     # An ensemble is compared with the mean of its members on the same target, or with none.
     lines = [line(opom, "a", "c", [0.2, 0.2]), line(opom, "b", "c", [0.4, 0.4]), line("e", "a+b", "c", [0.6, 0.5])]
-    assert summary.summary(lines, opom)[2][6:9] == ["+25.0", "[+20.0, +30.0]", "1.83"]
-    assert summary.summary([*lines, line("d", "a+d", "c", [1, 1])], opom)[3][7:10] == ["", "", ""]
+    assert summary.summary(lines, opom)[2][8:11] == ["+25.0", "[+20.0, +30.0]", "1.83"]
+    assert summary.summary([*lines, line("d", "a+d", "c", [1, 1])], opom)[3][9:12] == ["", "", ""]
 
 
 def test_the_command_summarises_and_draws_the_committed_rows(tmp_path, capsys):

@@ -37,6 +37,9 @@ class Operation:
     arguments: tuple[Any, ...]
     moved: int
 
+    def __str__(self) -> str:
+        return " ".join(map(str, (self.name, self.variant, *self.what.values()))).replace("  ", " ")
+
     def call_of(self, module: ModuleType, dtype: torch.dtype | None = None) -> tuple[Callable[[], Any], list[Any]]:
         """A call of a backend's operation, and its arguments: copies, floats of this dtype if one is given."""
         copies = [
