@@ -40,7 +40,7 @@ def command(doc: str | None, *names: str, required: Collection[str] = (), **defa
     for name in (*names, *defaults):
         options = SHARED[name] | ({"default": defaults[name]} if name in defaults else {})
         if name == "people":
-            parser.add_argument("people", **options, **({} if name in required else {"nargs": "?"}))
+            parser.add_argument("people", **(options if name in required else options | {"nargs": "?"}))
         else:
             flags = ["-o"] * (name == "output") + [f"--{name.replace('_', '-')}"]
             parser.add_argument(*flags, **(options | ({"required": True} if name in required else {})))

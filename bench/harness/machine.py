@@ -16,16 +16,8 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "StepClock",
-    "Timing",
-    "copy_bandwidth",
-    "interleaved",
-    "peak_flops",
-    "row_context",
-    "seconds_of",
-    "synchronise",
-]
+__all__ = ["ROOT", "StepClock", "Timing", "copy_bandwidth", "interleaved", "peak_flops", "row_context", "seconds_of"]
+__all__ += ["synchronise"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "numpy", "fastcloak")
@@ -138,7 +130,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The middle."""
         return median(self.seconds)
 
     @property
@@ -148,6 +140,11 @@ class Timing:
             return self.seconds[0], self.seconds[0]
         fifths = quantiles(self.seconds, n=5, method="inclusive")
         return fifths[0], fifths[-1]
+
+    def columns(self, name: str, units: float = 1) -> dict[str, float]:
+        """Columns of a row: the median of one unit of several as `name`, its spread, and how often it was measured."""
+        low, high = self.spread
+        return {name: self.median / units, "low": low / units, "high": high / units, "repeats": len(self.seconds)}
 
     def over(self, other: Timing) -> float:
         """Median of this divided by the other, pair by pair where both were measured in turns."""

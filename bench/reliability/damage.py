@@ -46,7 +46,8 @@ def damaged(kind: str, raw: bytes, other: bytes, rng: Random) -> bytes:
     if kind == "overwritten":
         start = int(rng.integers(end))
         size = min(len(raw) - start, int(2 ** rng.uniform(0, 12)))
-        return raw[:start] + _pick(rng, (rng.bytes(size), bytes(size), b"\xff" * size)) + raw[start + size :]
+        filler: bytes = _pick(rng, (rng.bytes(size), bytes(size), b"\xff" * size))
+        return raw[:start] + filler + raw[start + size :]
     if kind == "removed":  # a range left out, or in twice
         start, stop = sorted(int(cut) for cut in rng.integers(len(raw), size=2))
         return raw[:start] + raw[stop:] if rng.random() < 0.5 else raw[:stop] + raw[start:]

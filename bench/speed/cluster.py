@@ -297,8 +297,8 @@ def on_ray(source: Path, out: Path, workers: int, batch: int, steps: int) -> dic
     with cluster():
         ready = time.perf_counter() - began
         arrivals = Arrivals(batch)
-        ways = {"concurrency": workers, "people_per_batch": batch, "progress": arrivals}
-        options = {"preset": "plain", "steps": steps, "inner_steps": INNER_STEPS}
+        ways: dict[str, Any] = {"concurrency": workers, "people_per_batch": batch, "progress": arrivals}
+        options: dict[str, Any] = {"preset": "plain", "steps": steps, "inner_steps": INNER_STEPS}
         summary = fit_dataset(source, model, out, **ways, **options)
     assert summary.fitted == sum(arrivals.people) == len(list(out.glob("*.safetensors")))
     return {
@@ -450,7 +450,8 @@ def main() -> None:
     single.add_argument("--steps", type=int, required=True)
     single.add_argument("folders", nargs="+")
     given = vars(parser.parse_args())
-    {"overhead": overhead, "memory": memory, "alone": alone}[given.pop("mode")](**given)
+    modes_by_name: dict[str, Any] = {"overhead": overhead, "memory": memory, "alone": alone}
+    modes_by_name[given.pop("mode")](**given)
 
 
 if __name__ == "__main__":

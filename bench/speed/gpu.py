@@ -44,7 +44,6 @@ from bench.speed import ladder
 from bench.speed.operations import Operation, hull_operations, picture_operations
 from bench.speed.passes import Pass, network_gradient
 from fastcloak.fitting.options import FitConfig
-from fastcloak.fitting.state import Learnt
 from fastcloak.models import Surrogate, prepare
 from fastcloak.ops import reference
 from fastcloak.ops.backend import resolve_backend
@@ -53,7 +52,6 @@ STEPS = 16  # of a cloak: the default of fit
 PEOPLE = (1, 4, 16, 64, 256, 1024)
 COMPILE_SECONDS = 25.0  # that must be left for torch.compile to be begun; it is ended 30 s after the end
 
-WHAT = ("net", "method", "objective", "persons", "batch", "inner_steps", "dtype", "channels_last", "backend", "engine")
 SHARES = {"kernels": 0.18, "ladder": 0.2, "people": 0.28, "launches": 0.06, "energy": 0.1, "engines": 0.18}
 """Sections in their order and what part of the time each may take. What one leaves goes to the later ones."""
 
@@ -73,21 +71,10 @@ Row = dict[str, Any]
 
 
 class Run:
-    """Where rows go, and until when.
-
-    Attributes:
-        ends: of `time.monotonic()`; no row is begun after it.
-    """
+    """Where rows go, and until when: no row is begun after `ends` of `time.monotonic()`."""
 
     def __init__(self, folder: Path, dry_run: bool, ends: float, commit: str = "") -> None:
-        """Look at the machine.
-
-        Args:
-            folder: for one CSV file per topic.
-            dry_run: tiny sizes on a CPU.
-            ends: as above.
-            commit: of the tree this is a copy of, "-dirty" at its end if it has changes; empty: asks git.
-        """
+        """Look at the machine; `commit` names the tree this is a copy of, with "-dirty" if it has changes."""
         self.folder, self.dry_run, self.ends = folder, dry_run, ends
         self.device = torch.device("cpu" if dry_run else "cuda")
         self.card = "cpu_dry_run" if dry_run else torch.cuda.get_device_name()
@@ -205,23 +192,17 @@ def measure_kernel(run: Run, operation: Operation, triton: ModuleType, copied: f
     each = {name: Timing(tuple(s / calls[name][1] for s in timing.seconds)) for name, timing in timings.items()}
     alone, unfused, copy = (each[name] for name in ("triton", "reference", "copy"))
     cuda = run.device.type == "cuda"
-    return {
+    row = alone.columns("seconds") | {
         "bytes": operation.moved,
-        "fits_l2": cuda and operation.moved < getattr(torch.cuda.get_device_properties(), "L2_cache_size", 0),
         "setup_seconds": setup,
-        "seconds": alone.median,
-        "low": alone.spread[0],
-        "high": alone.spread[1],
-        "gb_per_s": operation.moved / alone.median / 1e9,
-        "share": operation.moved / alone.median / copied,
-        "copy_seconds": copy.median,
-        "share_of_equal_copy": copy.over(alone),
-        "reference_seconds": unfused.median,
-        "reference_launched": "graph" if capture and cuda else "eager",
-        "reference_over_triton": unfused.over(alone),
         "error": error,
         "agrees": agrees,
     }
+    row |= {"gb_per_s": operation.moved / alone.median / 1e9, "share": operation.moved / alone.median / copied}
+    row |= {"copy_seconds": copy.median, "share_of_equal_copy": copy.over(alone)}
+    row |= {"reference_seconds": unfused.median, "reference_over_triton": unfused.over(alone)}
+    cache = getattr(torch.cuda.get_device_properties(), "L2_cache_size", 0) if cuda else 0
+    return row | {"fits_l2": operation.moved < cache, "reference_launched": "graph" if capture and cuda else "eager"}
 
 
 def several(run: Run, call: Callable[[], Any], *, capture: bool, count: int = 20) -> tuple[Callable[[], object], int]:
@@ -261,41 +242,30 @@ class Subject:
     expected: float = math.nan
 
     def what(self, backend: str, engine: str, persons: int) -> Row:
-        """Columns `WHAT`."""
+        """What a pass is."""
         config, surrogate = self.config, self.surrogate
-        described = (
-            *(self.name, config.method, config.objective, persons, config.batch(self.run.photos), config.inner()),
-            *(str(surrogate.dtype).removeprefix("torch."), surrogate.memory_format == torch.channels_last),
-            *(backend, engine),
-        )
-        return dict(zip(WHAT, described, strict=True))
+        batch, dtype = config.batch(self.run.photos), str(surrogate.dtype).removeprefix("torch.")
+        row: Row = {"net": self.name, "method": config.method, "objective": config.objective, "persons": persons}
+        row |= {"batch": batch, "inner_steps": config.inner(), "dtype": dtype}
+        row["channels_last"] = surrogate.memory_format == torch.channels_last
+        return row | {"backend": backend, "engine": engine}
 
     def of(self, backend: str, engine: str, persons: int) -> Pass:
         """A pass, allocated."""
         return Pass(self.surrogate, self.config, backend, engine, persons, self.run.photos)
 
-    def row(self, measured: Measured, timing: Timing) -> Row:
-        """Columns of what was measured."""
-        one, learnt = measured.one, measured.learnt
-        step = Timing(tuple(s / self.config.steps for s in timing.seconds))
-        rate, loss = one.images / step.median, float(learnt.losses[-1, 0])
-        finite = bool(learnt.losses.isfinite().all() and learnt.delta.isfinite().all())
-        return {
-            "setup_seconds": measured.setup,
-            "seconds_per_step": step.median,
-            "low": step.spread[0],
-            "high": step.spread[1],
-            "repeats": len(step.seconds),
-            "images_per_second": rate,
-            "masks_per_hour": 3600 * one.persons / (STEPS * step.median),
-            "share": rate * 2 * self.flops / self.run.roof(self.surrogate.dtype),
-            "peak_allocated_mb": measured.allocated / 1e6,
-            "peak_reserved_mb": measured.reserved / 1e6,
-            "loss": loss,
-            "loss_over_reference": loss / self.expected,
-            # Rounding turns signs of gradients near zero, and later steps build on that.
-            "agrees": finite and abs(loss / self.expected - 1) < 0.2,
-        }
+    def row(self, one: Pass, timing: Timing) -> Row:
+        """What was measured of a pass."""
+        steps, losses = self.config.steps, one.learnt.losses
+        row: Row = {"setup_seconds": one.setup, **timing.columns("seconds_per_step", steps)}
+        rate, loss = one.images / row["seconds_per_step"], float(losses[-1, 0])
+        row |= {"images_per_second": rate, "share": rate * 2 * self.flops / self.run.roof(self.surrogate.dtype)}
+        row["masks_per_hour"] = 3600 * one.persons / (STEPS * row["seconds_per_step"])
+        row |= {f"peak_{kind}_mb": n / 1e6 for kind, n in zip(("allocated", "reserved"), one.memory, strict=True)}
+        finite = bool(losses.isfinite().all() and one.learnt.delta.isfinite().all())
+        # Rounding turns signs of gradients near zero, and later steps build on that.
+        agrees = finite and abs(loss / self.expected - 1) < 0.2
+        return row | {"loss": loss, "loss_over_reference": loss / self.expected, "agrees": agrees}
 
 
 def subjects(run: Run, topic: str, networks: tuple[str, ...], *, expect: bool = True) -> Iterator[Subject]:
@@ -315,34 +285,29 @@ def subjects(run: Run, topic: str, networks: tuple[str, ...], *, expect: bool = 
             yield subject
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A pass after its first call, and the memory in bytes that it took beyond what was there before."""
+def set_up(run: Run, make: Callable[[], Pass]) -> Pass:
+    """Make a pass and call it; measures its first call, and the memory that it took beyond what was there before."""
 
-    one: Pass
-    learnt: Learnt
-    setup: float
-    allocated: int
-    reserved: int
+    def memory(kind: str) -> Iterator[int]:
+        for way in ("allocated", "reserved"):
+            yield getattr(torch.cuda, f"{kind}memory_{way}")() if run.device.type == "cuda" else 0
 
-
-def set_up(run: Run, make: Callable[[], Pass]) -> Measured:
-    """Make a pass and call it."""
     run.forget()
-    cuda = run.device.type == "cuda"
-    before = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) if cuda else (0, 0)
-    if cuda:
+    before = tuple(memory(""))
+    if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     one = make()
-    results: list[Learnt] = []
-    setup = seconds_of(lambda: results.append(one()), run.device)
-    after = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if cuda else (0, 0)
-    return Measured(one, results[0], setup, after[0] - before[0], after[1] - before[1])
+    one.setup = seconds_of(one, run.device)
+    allocated, reserved = (after - had for after, had in zip(memory("max_"), before, strict=True))
+    one.memory = (allocated, reserved)
+    return one
 
 
 def climb(run: Run) -> None:
     """The ladder of `bench.speed.ladder`, whole fits of fi_uap on all photos."""
-    sizes = {"steps": 2, "persons": 2, "repeats": 2} if run.dry_run else {"steps": STEPS, "persons": 32, "repeats": 5}
+    sizes: Row = (
+        {"steps": 2, "persons": 2, "repeats": 2} if run.dry_run else {"steps": STEPS, "persons": 32, "repeats": 5}
+    )
     for name in run.networks:
         try:
             for row in ladder.measure(name, run.network(name), photos=run.photos, **sizes, left=run.left):
@@ -371,12 +336,12 @@ def people(run: Run) -> None:
 
             def measure(subject: Subject = subject, persons: int = persons, took: Any = took) -> Row:
                 began = time.perf_counter()
-                measured = set_up(run, partial(subject.of, run.backend, run.engine, persons))
-                again = seconds_of(measured.one, run.device)
+                one = set_up(run, partial(subject.of, run.backend, run.engine, persons))
+                again = seconds_of(one, run.device)
                 repeats = 2 if run.dry_run else max(1, min(5, int(min(run.left(), 6.0) / again)))
-                timing = interleaved({"pass": measured.one}, repeats, run.device, warm_up=False)["pass"]
-                took.append((time.perf_counter() - began, float(measured.reserved)))
-                return subject.row(measured, timing)
+                timing = interleaved({"pass": one}, repeats, run.device, warm_up=False)["pass"]
+                took.append((time.perf_counter() - began, float(one.memory[1])))
+                return subject.row(one, timing)
 
             run.attempt("people", what, measure, needs=seconds)
             seconds, memory = took[0] if took else (seconds, memory)
@@ -405,7 +370,7 @@ def engines(run: Run) -> None:
 
 def compared(run: Run, subject: Subject, persons: int, options: list[tuple[str, str]], needs: float) -> None:
     """Rows of `engines`: one for each (engine, backend)."""
-    ready: dict[tuple[str, str], Measured] = {}
+    ready: dict[tuple[str, str], Pass] = {}
     for engine, backend in options:
         what = subject.what(backend, engine, persons)
         if run.left() <= needs:
@@ -415,10 +380,10 @@ def compared(run: Run, subject: Subject, persons: int, options: list[tuple[str, 
             ready[engine, backend] = set_up(run, partial(subject.of, backend, engine, persons))
         except Exception as error:
             run.add("engines", {**what, "note": reason(error)})
-    calls = {" ".join(key): measured.one for key, measured in ready.items()}
+    calls = {" ".join(key): one for key, one in ready.items()}
     timings = interleaved(calls, 2 if run.dry_run else 5, run.device, warm_up=False)
-    for (engine, backend), measured in ready.items():
-        row = subject.row(measured, timings[f"{engine} {backend}"])
+    for (engine, backend), one in ready.items():
+        row = subject.row(one, timings[f"{engine} {backend}"])
         run.add("engines", {**subject.what(backend, engine, persons), **row})
 
 
@@ -455,12 +420,8 @@ def count_launches(run: Run, surrogate: Surrogate, backend: str, objective: str,
     gradient()
     network_alone = [a - b for a, b in zip(profiled(run, gradient), ones, strict=True)]
     outside = [a - b for a, b in zip(per_inner, network_alone, strict=True)]
-    return {
-        "per_inner_step": per_inner[0],
-        "per_inner_step_outside": outside[0],
-        "network": network_alone[0],
-        "copies_per_inner_step_outside": outside[1],
-    }
+    row = {"per_inner_step": per_inner[0], "per_inner_step_outside": outside[0], "network": network_alone[0]}
+    return row | {"copies_per_inner_step_outside": outside[1]}
 
 
 def profiled(run: Run, call: Callable[[], object]) -> tuple[int, int]:
@@ -509,15 +470,10 @@ def measure_energy(run: Run, subject: Subject, persons: int, idle: list[float]) 
             passes += 1
             synchronise(run.device)
     masks = passes * persons * subject.config.steps / STEPS
-    return {
-        "seconds": meter.seconds,
-        "masks": masks,
-        "joules_per_mask": meter.joules / masks,
-        "watts": meter.joules / meter.seconds,
-        "idle_watts": idle[0],
-        "image_gradients_per_joule": passes * one.images * subject.config.steps / meter.joules,
-        "method_of": meter.how,
-    }
+    gradients = passes * one.images * subject.config.steps
+    row: Row = {"seconds": meter.seconds, "masks": masks, "joules_per_mask": meter.joules / masks}
+    row |= {"watts": meter.joules / meter.seconds, "idle_watts": idle[0]}
+    return row | {"image_gradients_per_joule": gradients / meter.joules, "method_of": meter.how}
 
 
 class Meter:
@@ -551,14 +507,9 @@ class Meter:
 
 # ---- all of it
 
-SECTIONS: dict[str, Callable[[Run], None]] = {
-    "kernels": kernels,
-    "ladder": climb,
-    "people": people,
-    "launches": launches,
-    "energy": energy,
-    "engines": engines,
-}
+SECTIONS: dict[str, Callable[[Run], None]] = dict(
+    zip(SHARES, (kernels, climb, people, launches, energy, engines), strict=True)
+)
 
 
 def run_section(run: Run, section: str) -> bool:

@@ -198,9 +198,9 @@ def measure(
     operations = 2 * nets.flops(net)  # forward, and as much again to the pictures
     for rung, timing in timings.items():
         images = rungs[rung].persons * photos * steps
-        each, (low, high) = timing.median / images, timing.spread
-        row = {"seconds_per_image_gradient": each, "low": low / images, "high": high / images, "repeats": repeats}
-        row |= {"share_of_peak": operations / each / roof(rungs[rung].dtype), "setup_seconds": setup[rung]}
+        row: dict[str, Any] = dict(timing.columns("seconds_per_image_gradient", images))
+        peak = roof(rungs[rung].dtype) * row["seconds_per_image_gradient"]
+        row |= {"share_of_peak": operations / peak, "setup_seconds": setup[rung]}
         if "published" in timings:
             base = Timing(tuple(s * rungs[rung].persons for s in timings["published"].seconds))
             share = reached(masks[rung]) / reached(masks["published"])
@@ -229,9 +229,9 @@ def main() -> None:
         torch.set_num_threads(threads)
         for name in given.net:
             for objective in given.objective:
-                sizes = {"steps": given.steps, "persons": given.persons, "repeats": given.repeats}
-                more = {"compiled": given.compile, "bfloat16": given.bfloat16}
-                for row in measure(name, nets.NETS[name]().to(device), objective, **sizes, **more):
+                options: dict[str, Any] = {"steps": given.steps, "persons": given.persons, "repeats": given.repeats}
+                options |= {"compiled": given.compile, "bfloat16": given.bfloat16}
+                for row in measure(name, nets.NETS[name]().to(device), objective, **options):
                     rows.add(row)
 
 

@@ -23,7 +23,14 @@ class Pass:
     Attributes:
         backend: the one in use.
         images: image-gradients of a step.
+        learnt: what the last call fitted.
+        setup: seconds of the first call, where it was timed.
+        memory: bytes allocated and reserved that the first call took, where they were measured.
     """
+
+    learnt: Learnt
+    setup = 0.0
+    memory = (0, 0)
 
     def __init__(
         self,
@@ -45,7 +52,8 @@ class Pass:
 
     def __call__(self) -> Learnt:
         """Fit once."""
-        return self.loop.learn(self.faces, self.features, lambda: None)
+        self.learnt = self.loop.learn(self.faces, self.features, lambda: None)
+        return self.learnt
 
 
 def people_of(persons: int, photos: int, device: torch.device) -> Tensor:

@@ -41,7 +41,13 @@ def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[st
     everyone = {str(i): nets.faces(photos, seed=i) for i in range(people)}
     before = _peak(device)
     clock = StepClock(device)
-    options = {"preset": "plain", "objective": "class_center", "batch_size": batch, "inner_steps": 1, "steps": steps}
+    options: dict[str, Any] = {
+        "preset": "plain",
+        "objective": "class_center",
+        "batch_size": batch,
+        "inner_steps": 1,
+        "steps": steps,
+    }
     cloaks = fit_many(everyone, surrogate, device=device, memory_budget=UNBOUNDED, progress=clock, **options)
     cost = sum(cloak.info["image_gradients"] for cloak in cloaks.values())
     assert len(cloaks) == people
