@@ -10,8 +10,6 @@ from typing import Any
 from bench.harness.nets import NETS
 from fastcloak.cli.options import MODEL_HELP
 
-__all__ = ["command"]
-
 SHARED: dict[str, dict[str, Any]] = {
     "people": {"type": Path, "metavar": "PEOPLE_DIR", "help": "folder of a folder of photos per person"},
     "output": {"type": Path, "metavar": "CSV", "required": True},

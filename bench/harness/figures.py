@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BLUE", "GREY", "ORANGE", "figure", "save", "where"]
-
 BLUE, GREY, ORANGE = "#1f6fb4", "#9a9a9a", "#d9822b"
 
 

@@ -16,9 +16,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["ROOT", "StepClock", "Timing", "copy_bandwidth", "interleaved", "peak_flops", "row_context", "seconds_of"]
-__all__ += ["synchronise"]
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "numpy", "fastcloak")
 

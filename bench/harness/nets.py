@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from fastcloak import load_model
 from fastcloak.models import Surrogate
 
-__all__ = ["NETS", "IResNet", "MobileFaceNet", "OnFaces", "faces", "flops", "iresnet50", "mobilefacenet", "surrogate"]
-
 SIDE = 112
 EMBEDDING_SIZE = 512
 Net = TypeVar("Net", bound=nn.Module)

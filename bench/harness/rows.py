@@ -11,8 +11,6 @@ from typing import Any
 from bench.harness.machine import row_context
 from fastcloak.system.files import atomic_write
 
-__all__ = ["Row", "Rows", "laid_out", "read"]
-
 Row = dict[str, str]
 
 

@@ -16,8 +16,6 @@ from fastcloak.photos.files import photo_files
 from fastcloak.photos.inputs import load_faces, saved_faces
 from fastcloak.system.packages import orl_folder
 
-__all__ = ["PEOPLE_COLUMNS", "People", "load_models", "people_folders", "photos_of", "read_people"]
-
 LEAST_PROBES = 2
 PEOPLE_COLUMNS = ("data", "learn", "first", "count", "distractors")
 

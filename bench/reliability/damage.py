@@ -24,9 +24,6 @@ from safetensors.torch import save
 from fastcloak import Cloak
 from fastcloak.cloak import FORMAT, digest
 
-__all__ = ["BYTES", "CLOAKS", "NETWORKS", "PHOTOS", "Allowed", "cloak_case", "cloaks", "damaged", "in_order"]
-__all__ += ["network_case", "network_files", "photo_case", "photo_files", "png", "png_chunks", "segments"]
-
 Random = np.random.Generator
 
 BYTES = ("truncated", "flipped", "overwritten", "removed", "spliced")

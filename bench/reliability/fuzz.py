@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ from fastcloak import CloakFileError, FaceNotFoundError, PhotoError
 from fastcloak.cli.main import main as fastcloak_main
 from fastcloak.photos.files import read_photo, write_photo
 from fastcloak.system.packages import orl_folder
-
-__all__ = ["READERS", "Tally", "WrongResult", "case_random", "cases_of", "fuzz", "outcome_of", "read_one", "work"]
 
 TIME_LIMIT = 60.0
 """Seconds of the processor for one file; ten times as long on the clock, since the machine may be busy."""
@@ -42,8 +40,21 @@ class WrongResult(Exception):
     """A reader returned something that it should not have."""
 
 
-class CloakReader:
-    """Damaged cloak files: `make` gives suffix, bytes and what the file may load as, `read` the outcome."""
+class Reader(Protocol):
+    """Makes damaged files in a folder and reads them."""
+
+    kinds: tuple[str, ...]
+    folder: Path
+
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
+        """Suffix, bytes, and what the file may load as."""
+
+    def read(self, path: Path, allowed: Any) -> str:
+        """The outcome."""
+
+
+class CloakReader(Reader):
+    """Damaged cloak files."""
 
     kinds = damage.CLOAKS
 
@@ -54,10 +65,10 @@ class CloakReader:
             cloak.save(folder / f"original{i}.safetensors")
             self.raws.append(damage.in_order((folder / f"original{i}.safetensors").read_bytes()))
 
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:  # noqa: D102
         return ".safetensors", *damage.cloak_case(kind, self.raws, self.originals, rng)
 
-    def read(self, path: Path, allowed: list[damage.Allowed]) -> str:
+    def read(self, path: Path, allowed: list[damage.Allowed]) -> str:  # noqa: D102
         try:
             cloak = fastcloak.load(path)
         except (CloakFileError, OSError) as error:
@@ -70,7 +81,7 @@ class CloakReader:
         return EXACT
 
 
-class PhotoReader:
+class PhotoReader(Reader):
     """Damaged photo files: read, protected where a face is found, written and read again."""
 
     kinds = damage.PHOTOS
@@ -82,10 +93,10 @@ class PhotoReader:
         self.pixels = (larger * np.array([1, 0.85, 0.7])).astype(np.uint8)
         self.files = damage.photo_files(self.pixels)
 
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:  # noqa: D102
         return *damage.photo_case(kind, self.files, rng), None
 
-    def read(self, path: Path, allowed: None) -> str:
+    def read(self, path: Path, allowed: None) -> str:  # noqa: D102
         try:
             photo = read_photo(path)
         except (PhotoError, OSError) as error:
@@ -114,7 +125,7 @@ class PhotoReader:
         return EXACT if np.array_equal(before, self.pixels) else OTHER
 
 
-class NetworkReader:
+class NetworkReader(Reader):
     """Damaged ONNX files: loaded, and one pass."""
 
     kinds = damage.NETWORKS
@@ -128,10 +139,10 @@ class NetworkReader:
             with torch.no_grad():
                 self.expected.append(fastcloak.load_model(folder / f"original{i}.onnx")(self.faces))
 
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:  # noqa: D102
         return ".onnx", damage.network_case(kind, self.raws, rng), None
 
-    def read(self, path: Path, allowed: None) -> str:
+    def read(self, path: Path, allowed: None) -> str:  # noqa: D102
         try:
             surrogate = fastcloak.load_model(path)
         except (ValueError, OSError) as error:
@@ -143,7 +154,11 @@ class NetworkReader:
         return EXACT if any(torch.equal(embeddings, one) for one in self.expected) else OTHER
 
 
-READERS: dict[str, Callable[[Path], Any]] = {"cloaks": CloakReader, "photos": PhotoReader, "networks": NetworkReader}
+READERS: dict[str, type[CloakReader | PhotoReader | NetworkReader]] = {
+    "cloaks": CloakReader,
+    "photos": PhotoReader,
+    "networks": NetworkReader,
+}
 
 
 def expect(condition: bool, otherwise: str) -> None:
@@ -192,7 +207,7 @@ class Tally:
 
 def cases_of(part: str, runs: int) -> list[Case]:
     """Files of a part, of its kinds in turns."""
-    kinds = READERS[part].kinds  # type: ignore[attr-defined]
+    kinds = READERS[part].kinds
     return [(kinds[i % len(kinds)], i // len(kinds)) for i in range(runs)]
 
 

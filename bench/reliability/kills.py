@@ -19,8 +19,6 @@ from bench.reliability import damage
 from bench.reliability.fuzz import EXACT, Tally
 from fastcloak.fitting import checkpoint as checkpoints
 
-__all__ = ["fit_kills", "killed_after", "litter", "save_kills"]
-
 
 def killed_after(seconds: float, work: Callable[[], None]) -> bool:
     """Run `work` in a forked process and kill it with SIGKILL after a while; whether it was still at work."""

@@ -13,8 +13,6 @@ import fastcloak
 from fastcloak.photos.inputs import load_faces
 from fastcloak.system.packages import orl_folder
 
-__all__ = ["reveals"]
-
 
 def reveals(people: int = 8, learn: int = 6) -> Iterator[dict[str, Any]]:
     """How well the owner of a cloak is found among 40 people of ORL, by someone who has photos of all of them.

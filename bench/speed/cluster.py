@@ -28,15 +28,16 @@ store by what is in it. Slopes are of the rows after the first fifth of the peop
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -70,6 +71,8 @@ SMALL: dict[str, Any] = {"preset": "plain", "steps": 4, "inner_steps": 2, "dtype
 NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
 SAMPLE_SECONDS = 2.0
 CLOCK = os.sysconf("SC_CLK_TCK")
+HELP = {"people": "for each worker, or in all", "batch": "people per batch", "steps": f"of {INNER_STEPS} inner steps"}
+HELP |= {"rounds": "measurements of everything, in turns", "workers": "on the cluster"}
 SIZES = ("driver_mb", "workers_mb", "fitting_mb", "ray_mb", "object_store_mb")
 
 
@@ -223,71 +226,40 @@ class Arrivals:
         }
 
 
-def alone(folders: Sequence[str], steps: int) -> None:
-    """In a process of its own: fit_many of these people, when standard input says so; prints what it took."""
+def alone(folders: list[Path], steps: int, ready: Any) -> dict[str, float]:
+    """In a process of its own: what fit_many of these people takes, once all are ready."""
     os.nice(NICENESS - os.nice(0))
     torch.set_num_threads(1)
     fitter = Fitter(load_model("sface"), preset="plain", steps=steps, inner_steps=INNER_STEPS)
-    fitter.fit_many({"": load_faces(photo_files([folders[0]]))}, progress=False)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    fitter.fit_many({"": load_faces(photo_files(folders[0]))}, progress=False)
+    ready.wait()
     began, cpu = time.perf_counter(), time.process_time()
-    faces = {folder: load_faces(photo_files([folder])) for folder in folders}
-    after, cpu_after = time.perf_counter(), time.process_time()
+    faces = {folder.name: load_faces(photo_files(folder)) for folder in folders}
+    read_seconds, read_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     cloaks = fitter.fit_many(faces, progress=False)
-    measured = {
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu,
-        "read_seconds": after - began,
-        "read_cpu_seconds": cpu_after - cpu,
-        "fit_seconds": sum(cloak.info["seconds"] for cloak in cloaks.values()),
-    }
-    print(json.dumps(measured), flush=True)
+    measured = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    measured |= {"read_seconds": read_seconds, "read_cpu_seconds": read_cpu_seconds}
+    return measured | {"fit_seconds": sum(cloak.info["seconds"] for cloak in cloaks.values())}
 
 
 def many(folders: list[Path], workers: int, steps: int) -> dict[str, Any]:
     """`fit_many` in several processes that begin together."""
-    share = len(folders) // workers
-    program = [sys.executable, "-m", "bench.speed.cluster", "alone", "--steps", str(steps)]
-    running = [
-        subprocess.Popen(
-            [*program, *map(str, folders[i * share : (i + 1) * share])],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(workers)
-    ]
-    try:
-        for process in running:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise RuntimeError("a process with fit_many failed; its output is above")
+    share, spawning = len(folders) // workers, multiprocessing.get_context("spawn")
+    with spawning.Manager() as manager, ProcessPoolExecutor(workers, spawning) as pool:
+        ready = manager.Barrier(workers + 1)
+        parts = [folders[i * share : (i + 1) * share] for i in range(workers)]
+        running = [pool.submit(alone, part, steps, ready) for part in parts]
+        ready.wait(600)  # for ever would be too long where one of them failed
         began, busy_before = time.perf_counter(), busy()
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        measured = [json.loads(process.communicate()[0]) for process in running]
+        measured = [one.result() for one in running]
         wall, anything = time.perf_counter() - began, busy() - busy_before
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
     mean = {key: sum(one[key] for one in measured) / len(folders) for key in measured[0]}
-    return {
-        "how": "fit_many",
-        "wall_seconds": wall,
-        "steady_people_per_hour": sum(3600 * share / one["seconds"] for one in measured),
-        "seconds_per_person": mean["seconds"],
-        "fit_seconds_per_person": mean["fit_seconds"],
-        "fit_seconds": mean["fit_seconds"] * len(folders),
-        "cpu_seconds_per_person": mean["cpu_seconds"],
-        "read_seconds_per_person": mean["read_seconds"],
-        "read_cpu_seconds_per_person": mean["read_cpu_seconds"],
-        "others": (anything - sum(one["cpu_seconds"] for one in measured)) / (wall * len(os.sched_getaffinity(0))),
-    }
+    others = anything - sum(one["cpu_seconds"] for one in measured)
+    row = {"how": "fit_many", "wall_seconds": wall}
+    row["steady_people_per_hour"] = sum(3600 * share / one["seconds"] for one in measured)
+    row |= {f"{key}_per_person": value for key, value in mean.items()}
+    row["fit_seconds"] = mean["fit_seconds"] * len(folders)
+    return row | {"others": others / (wall * len(os.sched_getaffinity(0)))}
 
 
 def on_ray(source: Path, out: Path, workers: int, batch: int, steps: int) -> dict[str, Any]:
@@ -301,14 +273,9 @@ def on_ray(source: Path, out: Path, workers: int, batch: int, steps: int) -> dic
         options: dict[str, Any] = {"preset": "plain", "steps": steps, "inner_steps": INNER_STEPS}
         summary = fit_dataset(source, model, out, **ways, **options)
     assert summary.fitted == sum(arrivals.people) == len(list(out.glob("*.safetensors")))
-    return {
-        "how": "fit_dataset",
-        "cluster_seconds": ready,
-        "wall_seconds": summary.seconds,
-        "first_seconds": arrivals.seconds[0],
-        "fit_seconds": sum(arrivals.fit_seconds),
-        **arrivals.steady(workers),
-    }
+    row = {"how": "fit_dataset", "cluster_seconds": ready, "wall_seconds": summary.seconds}
+    row |= {"first_seconds": arrivals.seconds[0], "fit_seconds": sum(arrivals.fit_seconds)}
+    return row | arrivals.steady(workers)
 
 
 def with_overhead(ours: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -430,28 +397,16 @@ def _memory(ray: Any) -> dict[str, Any]:
 def main() -> None:
     parser = command(__doc__)
     modes = parser.add_subparsers(dest="mode", required=True)
-    defaults: dict[str, dict[str, Any]] = {
-        "overhead": {"people": 48, "batch": 16, "steps": 3, "rounds": 1},
-        "memory": {"people": 10_000, "batch": 16, "workers": 2},
-    }
-    helps = {
-        "people": "for each worker, or in all (%(default)s)",
-        "batch": "people per batch (%(default)s)",
-        "steps": f"of {INNER_STEPS} inner steps (%(default)s)",
-        "rounds": "measurements of everything, in turns (%(default)s)",
-        "workers": "(%(default)s)",
-    }
-    for mode, options in defaults.items():
-        one = modes.add_parser(mode)
+    for mode, options in (
+        ("overhead", {"people": 48, "batch": 16, "steps": 3, "rounds": 1}),
+        ("memory", {"people": 10_000, "batch": 16, "workers": 2}),
+    ):
+        one = modes.add_parser(mode, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         one.add_argument("-o", "--output", type=Path, required=True)
         for name, value in options.items():
-            one.add_argument(f"--{name}", type=int, default=value, help=helps[name])
-    single = modes.add_parser("alone")  # what `overhead` starts
-    single.add_argument("--steps", type=int, required=True)
-    single.add_argument("folders", nargs="+")
+            one.add_argument(f"--{name}", type=int, default=value, help=HELP[name])
     given = vars(parser.parse_args())
-    modes_by_name: dict[str, Any] = {"overhead": overhead, "memory": memory, "alone": alone}
-    modes_by_name[given.pop("mode")](**given)
+    (overhead if given.pop("mode") == "overhead" else memory)(**given)
 
 
 if __name__ == "__main__":

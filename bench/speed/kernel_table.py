@@ -51,13 +51,12 @@ BUDGETS = {
 """Registers per thread."""
 
 TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
 }
-
 TRAFFIC = ("bytes_read", "bytes_written", "least_read", "least_written")
 
 
@@ -72,7 +71,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Name of the kernel function."""
+        """Of the kernel function."""
         return str(self.kernel.__name__)
 
 
@@ -123,14 +122,9 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
         return torch.zeros(P * b, 3, SIDE, SIDE, dtype=dtype).to(memory_format=layout)[None]  # P = 1
 
     def hull(objective: str, dtype: torch.dtype = torch.float32, K: int = K, D: int = D) -> Callable[[], object]:
-        return lambda: kernels.hull_loss(
-            torch.zeros(P, B, D, dtype=dtype),
-            torch.zeros(P, K, D),
-            torch.zeros(P, K, K, dtype=torch.float64),
-            torch.zeros(P, D),
-            index,
-            objective,
-        )
+        features, points = torch.zeros(P, B, D, dtype=dtype), torch.zeros(P, K, D)
+        gram, center = torch.zeros(P, K, K, dtype=torch.float64), torch.zeros(P, D)
+        return partial(kernels.hull_loss, features, points, gram, center, index, objective)
 
     for objective in OBJECTIVES:
         yield objective, hull(objective)
@@ -227,7 +221,7 @@ def source(launch: Launch) -> ASTSource:
         if name in compile_time or (isinstance(value, int) and value == 1):
             signature[name], constants[(position,)] = "constexpr", value
         elif torch.is_tensor(value):
-            signature[name], divisible = TYPES[value.dtype], value.data_ptr() % 16 == 0
+            signature[name], divisible = "*" + TYPES[value.dtype], value.data_ptr() % 16 == 0
         elif isinstance(value, int):
             signature[name], divisible = "i32" if value < 2**31 else "i64", value % 16 == 0
         else:
@@ -239,16 +233,14 @@ def source(launch: Launch) -> ASTSource:
 
 def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
     """Resources of the compiled kernel, from the assembler's own report, and its access widths, from the PTX."""
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source(launch), target=target, options=launch.options)
+    compiled = triton.compile(source(launch), target=GPUTarget("cuda", architecture, 32), options=launch.options)
     ptx = compiled.asm["ptx"]
-    report = _assembler_report(ptx, architecture, launch.options.get("enable_fp_fusion", True))
-    row = {
-        "registers": int(_find(r"Used (\d+) registers", report)),
-        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
-        "stack_bytes": int(_find(r"(\d+) bytes stack frame", report)),
-        "shared_bytes": int(compiled.metadata.shared),
-    }
+    report = assembled(ptx, architecture, launch.options.get("enable_fp_fusion", True))
+    registers, stack = (re.findall(words, report) for words in (r"Used (\d+) registers", r"(\d+) bytes stack frame"))
+    if not registers or not stack:
+        raise ValueError(f"expected registers and stack in the assembler's report, got {report!r}")
+    row = {"registers": int(registers[0]), "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report)))}
+    row |= {"stack_bytes": int(stack[0]), "shared_bytes": int(compiled.metadata.shared)}
     for word, instruction in (("load", "ld"), ("store", "st")):
         accesses = re.findall(rf"\b{instruction}\.global\S*", ptx)
         row[f"{word}_v4"] = sum(".v4" in access for access in accesses)
@@ -259,29 +251,23 @@ def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
     return row
 
 
-def _assembler_report(ptx: str, architecture: int, fusion: bool) -> str:
-    folder = Path(triton.__file__).parent / "backends/nvidia/bin"
-    # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads (shared/prototypes/aot_check.py).
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    assembler = folder / ("ptxas-blackwell" if version >= (3, 9) else "ptxas")
+def assembled(ptx: str, architecture: int, fusion: bool) -> str:
+    """What the assembler reports of a kernel."""
+    # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads.
+    new = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if new else "ptxas")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "kernel.ptx"
         file.write_text(ptx)
-        command = [str(assembler), "-v", f"--gpu-name=sm_{architecture}{'a' if architecture >= 90 else ''}", str(file)]
-        command += [] if fusion else ["--fmad=false"]
-        done = subprocess.run([*command, "-o", f"{file}.o"], capture_output=True, text=True, check=True)
+        name = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
+        program = [str(assembler), "-v", f"--gpu-name={name}", str(file)]
+        program += [] if fusion else ["--fmad=false"]
+        done = subprocess.run([*program, "-o", f"{file}.o"], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 
-def _find(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
-        raise ValueError(f"expected {pattern!r} in the assembler's report, got {text!r}")
-    return str(found[1])
-
-
 def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a compiled kernel, in words."""
+    """What is wrong with a compiled kernel."""
     wrong = []
     if row["spill_bytes"] or row["stack_bytes"]:
         wrong.append(f"spills {row['spill_bytes']} bytes, stack {row['stack_bytes']}")

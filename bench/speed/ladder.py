@@ -46,8 +46,6 @@ from fastcloak.models import prepare
 from fastcloak.models.rewrites.fold import fold
 from fastcloak.system.device import has_fast_bfloat16, resolve_device
 
-__all__ = ["measure"]
-
 EPS, ALPHA = 8 / 255, 1 / 255
 
 

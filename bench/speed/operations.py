@@ -14,8 +14,6 @@ from torch.nn.functional import normalize
 
 from fastcloak.ops.hull import build_hull
 
-__all__ = ["Operation", "agreement", "hull_operations", "picture_operations"]
-
 EPS, ALPHA = 8 / 255, 1 / 255
 
 

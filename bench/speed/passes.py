@@ -14,8 +14,6 @@ from fastcloak.models import Surrogate, unit_features
 from fastcloak.ops.backend import resolve_backend
 from fastcloak.ops.engine import resolve_engine
 
-__all__ = ["Pass", "network_gradient", "people_of"]
-
 
 class Pass:
     """The loop for P people with N photos each; a call fits `config.steps` steps of all their masks.

@@ -1,15 +1,13 @@
 """Other people's attacks and solvers on the same network, photos and number of image-gradients.
 
 Every adapter runs the peer's own loop; ours is only what turns embeddings into the loss that it ascends, fi_uap:
-|z' - z|^2 of unit embeddings, z the clean photo's. Networks are `net`: faces [n, 3, 112, 112] in [0, 1] -> [n, D], in
-eval mode. Whether its weights require a gradient is the caller's choice, since it decides the speed of a peer that
-calls `backward()` (foolbox, ART) and not of one that asks for the picture's gradient alone (torchattacks).
+|z' - z|^2 of unit embeddings, z the clean photo's. Networks map faces [n, 3, 112, 112] in [0, 1] to [n, D], in eval
+mode. Whether their weights require a gradient is the caller's choice: it decides the speed of a peer that calls
+`backward()` (foolbox, ART), not of one that asks for the picture's gradient alone (torchattacks).
 
-An attack on one photo is no universal mask: torchattacks and foolbox return pictures that each have their own mask.
-They are compared by the cost of an image-gradient, counted at the network and not assumed. All take `clean`, what
-`clean_units` gives, so that embedding the clean photos is not charged to them.
-
-Each peer is imported where it is used, so that one that is missing does not take the others with it.
+torchattacks and foolbox return pictures that each have their own mask, which is not universal. Peers are compared by
+the cost of an image-gradient, counted at the network. `clean` is what `clean_units` gives, so that embedding the clean
+photos is not charged to them. Each peer is imported where it is used: one that is missing does not stop the others.
 """
 
 from __future__ import annotations
@@ -26,9 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bench.speed import hull_solvers, published
-
-__all__ = ["ATTACKS", "Attacked", "Solve", "clean_units", "count_passes", "cvxpy_weights", "own_feature_distance"]
-__all__ += ["quadprog_weights"]
 
 Solve = Callable[[Tensor, Tensor], Tensor]
 EPS = 8 / 255
@@ -96,11 +91,7 @@ class _TwoLogits(nn.Module):
 
 
 def torchattacks_pgd(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -> Attacked:
-    """torchattacks.PGD: a mask per photo, `steps` image-gradients per photo.
-
-    Its loss is fixed, nn.CrossEntropyLoss (torchattacks/attacks/pgd.py), hence `_TwoLogits`: a positive factor does not
-    change a sign step.
-    """
+    """torchattacks.PGD: a mask per photo, `steps` image-gradients per photo. Its loss is fixed, hence `_TwoLogits`."""
     import torchattacks
 
     attack = torchattacks.PGD(_TwoLogits(net, clean), EPS, ALPHA, steps, random_start=True)
@@ -112,7 +103,7 @@ def torchattacks_pgd(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -
 def foolbox_pgd(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -> Attacked:
     """foolbox.attacks.LinfPGD: a mask per photo, `steps` image-gradients per photo.
 
-    Runs `attack.run`, the loop alone: calling the attack embeds all pictures once more to see which of them fool.
+    `run` is the loop alone: calling the attack embeds all pictures once more.
     """
     from eagerpy.astensor import astensor
     from foolbox.attacks import LinfPGD
@@ -156,9 +147,8 @@ class _OwnDistance(nn.Module):
 def art_universal(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -> Attacked:
     """art.attacks.evasion.UniversalPerturbation with PGD inside: one mask for all photos, at most `steps` per photo.
 
-    One pass over the photos, one by one: a photo that the mask so far moves away from its class is skipped, others get
-    `steps` steps of PGD, whose picture replaces the mask if its class changes. So the number of image-gradients depends
-    on the data; ART also embeds pictures again and again without a gradient, to see their class.
+    A photo that the mask so far moves away from its class is skipped, so the number of image-gradients depends on the
+    data; ART also embeds pictures again and again without a gradient, to see their class.
     """
     from art.attacks.evasion import UniversalPerturbation
     from art.estimators.classification import PyTorchClassifier

@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OBJECTIVES", "clean_features", "hull_weights", "published_fit", "published_step", "start_noise"]
-
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 
 
