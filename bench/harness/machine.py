@@ -30,7 +30,7 @@ def row_context(device: str | torch.device = "auto") -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name() if cuda else "",
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: next((one.version for one in metadata.distributions(name=name)), "") for name in PACKAGES},
         **_commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -41,25 +41,16 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    names = {key.strip(): value.strip() for key, value in fields.items()}
+    names = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     # Several generations call themselves "AMD EPYC": family and model tell them apart.
     generation = f"family {names.get('cpu family')}, model {names.get('model')}"
     return f"{names.get('model name', platform.machine())} ({generation})"
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def _commit() -> dict[str, Any]:
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "--no-optional-locks", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        program = ["git", "--no-optional-locks", *arguments]
+        return subprocess.check_output(program, cwd=ROOT, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
     try:
         return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -121,22 +121,22 @@ def _conv(
     return nn.Sequential(*layers, *([] if linear else [nn.PReLU(out)]))
 
 
-def iresnet50(seed: int = 0) -> IResNet:
+def iresnet50() -> IResNet:
     """ArcFace's iResNet-50 with random weights, in eval mode; weights require a gradient, as in any torch module."""
-    return _randomised(IResNet(), seed)
+    return _randomised(IResNet())
 
 
-def mobilefacenet(seed: int = 0) -> MobileFaceNet:
-    """MobileFaceNet with random weights, in eval mode; weights require a gradient, as in any torch module."""
-    return _randomised(MobileFaceNet(), seed)
+def mobilefacenet() -> MobileFaceNet:
+    """MobileFaceNet with random weights, likewise."""
+    return _randomised(MobileFaceNet())
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {"mobilefacenet": mobilefacenet, "iresnet50": iresnet50}
 
 
-def _randomised(net: Net, seed: int) -> Net:
+def _randomised(net: Net) -> Net:
     """Random weights; one pass in training mode gives batch normalisations the statistics of what they get."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.normal_(module.weight, 0, module.weight[0].numel() ** -0.5, generator)

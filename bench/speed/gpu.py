@@ -192,12 +192,8 @@ def measure_kernel(run: Run, operation: Operation, triton: ModuleType, copied: f
     each = {name: Timing(tuple(s / calls[name][1] for s in timing.seconds)) for name, timing in timings.items()}
     alone, unfused, copy = (each[name] for name in ("triton", "reference", "copy"))
     cuda = run.device.type == "cuda"
-    row = alone.columns("seconds") | {
-        "bytes": operation.moved,
-        "setup_seconds": setup,
-        "error": error,
-        "agrees": agrees,
-    }
+    row: Row = {**alone.columns("seconds"), "bytes": operation.moved, "setup_seconds": setup}
+    row |= {"error": error, "agrees": agrees}
     row |= {"gb_per_s": operation.moved / alone.median / 1e9, "share": operation.moved / alone.median / copied}
     row |= {"copy_seconds": copy.median, "share_of_equal_copy": copy.over(alone)}
     row |= {"reference_seconds": unfused.median, "reference_over_triton": unfused.over(alone)}
@@ -305,12 +301,11 @@ def set_up(run: Run, make: Callable[[], Pass]) -> Pass:
 
 def climb(run: Run) -> None:
     """The ladder of `bench.speed.ladder`, whole fits of fi_uap on all photos."""
-    sizes: Row = (
-        {"steps": 2, "persons": 2, "repeats": 2} if run.dry_run else {"steps": STEPS, "persons": 32, "repeats": 5}
-    )
+    steps, persons, repeats = (2, 2, 2) if run.dry_run else (STEPS, 32, 5)
+    sizes: Row = {"photos": run.photos, "steps": steps, "persons": persons, "repeats": repeats}
     for name in run.networks:
         try:
-            for row in ladder.measure(name, run.network(name), photos=run.photos, **sizes, left=run.left):
+            for row in ladder.measure(name, run.network(name), "fi_uap", left=run.left, **sizes):
                 run.add("ladder", row)
         except Exception as error:
             run.add("ladder", {"net": name, "note": reason(error)})

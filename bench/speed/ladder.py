@@ -41,12 +41,11 @@ from bench.harness.machine import Timing, interleaved, peak_flops, row_context, 
 from bench.harness.rows import Rows
 from bench.speed import published
 from bench.speed.passes import Pass
+from bench.speed.published import ALPHA, EPS
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import prepare
 from fastcloak.models.rewrites.fold import fold
 from fastcloak.system.device import has_fast_bfloat16, resolve_device
-
-EPS, ALPHA = 8 / 255, 1 / 255
 
 
 @dataclass(frozen=True)
