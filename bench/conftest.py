@@ -44,7 +44,6 @@ def net(request: pytest.FixtureRequest) -> nets.OnFaces:
 
 @pytest.fixture(scope="session")
 def model(net: nets.OnFaces) -> Surrogate:
-    """The network as fastcloak takes it."""
     return nets.surrogate(net.net)
 
 

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.benchmark(max_time=0.3)
 
 @pytest.fixture(scope="session")
 def copied_per_second() -> float:
-    """Bytes per second of a large copy, the roof of elementwise operations."""
     return copy_bandwidth(DEVICE)
 
 
@@ -37,7 +36,6 @@ def operations() -> list[Operation]:
 
 @pytest.mark.parametrize("operation", operations(), ids=str)
 def test_operation(benchmark: BenchmarkFixture, copied_per_second: float, operation: Operation) -> None:
-    """Checked against float64, then timed."""
     (call, arguments), (exact, theirs) = operation.call_of(reference), operation.call_of(reference, torch.float64)
     error, agrees = operation.compared(call(), arguments, exact(), theirs)
     assert agrees, error

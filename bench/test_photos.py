@@ -89,7 +89,6 @@ def test_step(benchmark: BenchmarkFixture, step: str) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 def test_folder(benchmark: BenchmarkFixture, jobs: int, tmp_path: Path) -> None:
-    """Eight photos of 12 megapixels with a face of ORL, from folder to folder."""
     (tmp_path / "album").mkdir()
     for i in range(8):
         (tmp_path / "album" / f"{i}.jpg").write_bytes(photo())

@@ -59,7 +59,6 @@ def _commit() -> dict[str, Any]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what was asked of it; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -118,7 +117,6 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The middle."""
         return median(self.seconds)
 
     @property
@@ -172,12 +170,10 @@ class StepClock:
         self.ends: list[float] = []
 
     def __call__(self, done: int, total: int) -> None:
-        """Called after each step."""
         synchronise(self.device)
         self.ends.append(time.perf_counter())
 
     def timing(self) -> Timing:
-        """Seconds of every step but the first."""
         if len(self.ends) < 2:
             raise ValueError(f"a StepClock needs 2 steps or more, got {len(self.ends)}")
         return Timing(tuple(after - before for before, after in zip(self.ends, self.ends[1:], strict=False)))

@@ -44,7 +44,6 @@ class IResNet(nn.Module):
         self.features = nn.BatchNorm1d(EMBEDDING_SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw embeddings."""
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.bn2(self.body(x))
         embeddings: Tensor = self.features(self.fc(x.flatten(1)))
@@ -94,7 +93,6 @@ class MobileFaceNet(nn.Module):
         self.bn = nn.BatchNorm1d(EMBEDDING_SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw embeddings."""
         embeddings: Tensor = self.bn(self.fc(self.body(x).flatten(1)))
         return embeddings
 
@@ -160,7 +158,6 @@ class OnFaces(nn.Module):
         self.train(net.training)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Raw embeddings [n, D] of faces [n, 3, 112, 112] in [0, 1]."""
         embeddings: Tensor = self.net(faces * 2 - 1)
         return embeddings
 

@@ -32,7 +32,6 @@ class Rows:
         self.rows: list[Mapping[str, Any]] = list(read(path)) if append and path.exists() else []
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one row more."""
         context = self.context()
         whole = {**context, **row}
         self.rows.append({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in whole.items()})
@@ -45,7 +44,6 @@ class Rows:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a CSV file."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 

@@ -48,7 +48,6 @@ KEY = (*PEOPLE_COLUMNS, "row", "surrogate", "target", "seed", "survival")
 
 
 def resize(pixels: Pixels) -> Pixels:
-    """Half the side and back, in 8 bits each time."""
     half = Image.fromarray(half_size(pixels))
     return np.array(half.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC))
 
@@ -80,16 +79,7 @@ def measure(
 ) -> None:
     """Append a line per row, surrogate, target, seed and survival to `output`, but for those that it has.
 
-    Args:
-        people: whom to cloak.
-        recipes: by the name of the row; the controls go before them.
-        surrogates: networks to fit on, of different names.
-        targets: networks that judge, of different names.
-        output: the CSV file.
-        cloaks: folder for the cloaks.
-        seeds: of the cloaks, and of the random masks.
-        survivals: names of `SURVIVALS`.
-        memory_budget: as for `fit_many`.
+    The controls go before the recipes; `cloaks` is the folder that keeps the cloaks.
 
     Raises:
         ValueError: the file is another table, or it or the folder holds one of the rows with other options.
@@ -188,13 +178,11 @@ def masks_of(
 
 
 def check_lines(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Refuse another table."""
     if lines and not set(KEY) <= set(lines[0]):
         raise ValueError(f"{path} must have the columns {', '.join(KEY)}; take another output file")
 
 
 def members(model: Surrogate) -> set[str]:
-    """Names of the networks in a model."""
     return {member.name for member in model.members}
 
 

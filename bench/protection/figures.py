@@ -101,7 +101,6 @@ def _methods(estimates: Estimates, names: Sequence[str]) -> dict[str, tuple[str,
 
 
 def _ends(points: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[list[float]]]:
-    """Means in %, and how far their intervals reach below and above."""
     means = [100 * mean for mean, _, _ in points]
     return means, [[100 * (mean - low) for mean, low, _ in points], [100 * (high - mean) for mean, _, high in points]]
 

@@ -49,7 +49,6 @@ class People:
 
 
 def people_folders(folder: Path | None) -> list[Path]:
-    """The folders in a folder, or the 40 people of ORL."""
     if folder is None:
         return [orl_folder() / f"s{person}" for person in range(1, 41)]
     return sorted(person for person in folder.iterdir() if person.is_dir())

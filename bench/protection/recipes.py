@@ -181,7 +181,6 @@ def parse_rows(texts: Iterable[str], reserved: Collection[str] = ()) -> dict[str
 
 
 def literal(text: str) -> object:
-    """A Python value, or the text itself."""
     try:
         value: object = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -108,7 +108,6 @@ def _with_interval(pairs: list[Array], sign: str = "") -> list[str]:
 
 
 def groups(lines: Iterable[Row]) -> dict[tuple[str, ...], dict[str, list[Row]]]:
-    """Lines by people, then by survival, in the order of the file."""
     found: dict[tuple[str, ...], dict[str, list[Row]]] = {}
     for line in lines:
         people = tuple(line[column] for column in PEOPLE_COLUMNS)
@@ -117,7 +116,6 @@ def groups(lines: Iterable[Row]) -> dict[tuple[str, ...], dict[str, list[Row]]]:
 
 
 def report(lines: Sequence[Row], against: str | None = None, *, markdown: bool = False) -> None:
-    """Print a table per group of people and survival."""
     for people, survivals in groups(lines).items():
         about = dict(zip(PEOPLE_COLUMNS, people, strict=True))
         for survival, own in survivals.items():

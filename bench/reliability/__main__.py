@@ -46,7 +46,6 @@ RUNS = {
 
 
 def killed(part: str, kills: int) -> tuple[dict[str, Tally], str]:
-    """What came of each way to kill, and a note."""
     ways: Mapping[str, Any] = {"SIGKILL": partial(save_kills, kills=kills)}
     if part == "fit_kills":
         ways = {
@@ -62,7 +61,6 @@ def killed(part: str, kills: int) -> tuple[dict[str, Tally], str]:
 
 
 def keep_failures(folder: Path, part: str, failures: Iterable[str]) -> None:
-    """Write the files that broke something, to be looked at."""
     with tempfile.TemporaryDirectory() as scratch:
         reader = READERS[part](Path(scratch))
         for line in failures:

@@ -81,7 +81,6 @@ class Allowed:
 
     @staticmethod
     def of(delta: torch.Tensor, eps: float, info: Mapping[str, Any]) -> Allowed:
-        """From the parts of a cloak, which need not be a valid one."""
         return Allowed(delta, eps, json.dumps(dict(info), sort_keys=True))
 
     def equals(self, cloak: Cloak) -> bool:
@@ -134,7 +133,6 @@ def _packed(header: bytes, values: bytes, length: int | None = None) -> bytes:
 
 
 def _odd_header(text: str, values: bytes, rng: Random) -> bytes:
-    """One or two entries of the header altered."""
     header = json.loads(text)
     entry, metadata, length = header["delta"], header["__metadata__"], None
     for _ in range(rng.integers(1, 3)):
@@ -269,7 +267,6 @@ def photo_files(pixels: np.ndarray[Any, Any]) -> dict[str, bytes]:
 
 
 def photo_case(kind: str, files: Mapping[str, bytes], rng: Random) -> tuple[str, bytes]:
-    """The suffix and the bytes of a damaged photo of a kind of `PHOTOS`; `files` are those of `photo_files`."""
     name = _pick(rng, list(files))
     raw, suffix = files[name], "." + name.rsplit(".", 1)[1]
     # Two files of one kind fit together best.
@@ -285,7 +282,6 @@ def photo_case(kind: str, files: Mapping[str, bytes], rng: Random) -> tuple[str,
 
 
 def png_chunks(raw: bytes) -> list[tuple[bytes, bytes]]:
-    """(name, content) of each chunk."""
     chunks, at = [], 8
     while at + 12 <= len(raw):
         size = int.from_bytes(raw[at : at + 4], "big")
@@ -359,7 +355,6 @@ SIDES = (0, 1, 2, 111, 4096, 9000, 16383, 65535, 2**20, 2**31 - 1, 2**32 - 1)
 
 
 def _odd_size(raw: bytes, suffix: str, rng: Random) -> bytes:
-    """Another width and height in the header."""
     sides = [int(_pick(rng, SIDES)) for _ in range(2)]
     hurt = bytearray(raw)
     if suffix == ".png":
@@ -396,7 +391,6 @@ def _odd_size(raw: bytes, suffix: str, rng: Random) -> bytes:
 
 
 def _odd_metadata(raw: bytes, rng: Random) -> tuple[str, bytes]:
-    """A whole picture with EXIF, colour profile or DPI of garbage."""
     order, start = _pick(rng, (("<", b"II*\0\x08\0\0\0"), (">", b"MM\0*\0\0\0\x08")))
     count = int(rng.integers(1, 12))
     table = b"Exif\0\0" + start + struct.pack(order + "H", _pick(rng, (count, count, 0, 65535)))
@@ -492,7 +486,6 @@ def _i64(*numbers: int) -> np.ndarray[Any, Any]:
 
 
 def network_files() -> list[bytes]:
-    """Small networks as ONNX files."""
     rng = np.random.default_rng(0)
 
     def f32(*shape: int) -> np.ndarray[Any, Any]:
@@ -521,7 +514,6 @@ def onnx_file(nodes: str, arrays: Mapping[str, Any]) -> bytes:
 
 
 def network_case(kind: str, raws: Sequence[bytes], rng: Random) -> bytes:
-    """A damaged ONNX file of a kind of `NETWORKS`; `raws` are those of `network_files`."""
     first = int(rng.integers(len(raws)))
     if kind in BYTES:
         return damaged(kind, raws[first], raws[first - 1], rng)

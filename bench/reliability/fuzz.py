@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +40,8 @@ class WrongResult(Exception):
     """A reader returned something that it should not have."""
 
 
-class Reader(Protocol):
-    """Makes damaged files in a folder and reads them."""
-
-    kinds: tuple[str, ...]
-    folder: Path
-
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
-        """Suffix, bytes, and what the file may load as."""
-
-    def read(self, path: Path, allowed: Any) -> str:
-        """The outcome."""
-
-
-class CloakReader(Reader):
-    """Damaged cloak files."""
+class CloakReader:
+    """Damaged cloak files: `make` gives suffix, bytes and what the file may load as, `read` the outcome."""
 
     kinds = damage.CLOAKS
 
@@ -65,10 +52,10 @@ class CloakReader(Reader):
             cloak.save(folder / f"original{i}.safetensors")
             self.raws.append(damage.in_order((folder / f"original{i}.safetensors").read_bytes()))
 
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:  # noqa: D102
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
         return ".safetensors", *damage.cloak_case(kind, self.raws, self.originals, rng)
 
-    def read(self, path: Path, allowed: list[damage.Allowed]) -> str:  # noqa: D102
+    def read(self, path: Path, allowed: list[damage.Allowed]) -> str:
         try:
             cloak = fastcloak.load(path)
         except (CloakFileError, OSError) as error:
@@ -81,7 +68,7 @@ class CloakReader(Reader):
         return EXACT
 
 
-class PhotoReader(Reader):
+class PhotoReader:
     """Damaged photo files: read, protected where a face is found, written and read again."""
 
     kinds = damage.PHOTOS
@@ -93,10 +80,10 @@ class PhotoReader(Reader):
         self.pixels = (larger * np.array([1, 0.85, 0.7])).astype(np.uint8)
         self.files = damage.photo_files(self.pixels)
 
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:  # noqa: D102
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
         return *damage.photo_case(kind, self.files, rng), None
 
-    def read(self, path: Path, allowed: None) -> str:  # noqa: D102
+    def read(self, path: Path, allowed: None) -> str:
         try:
             photo = read_photo(path)
         except (PhotoError, OSError) as error:
@@ -125,7 +112,7 @@ class PhotoReader(Reader):
         return EXACT if np.array_equal(before, self.pixels) else OTHER
 
 
-class NetworkReader(Reader):
+class NetworkReader:
     """Damaged ONNX files: loaded, and one pass."""
 
     kinds = damage.NETWORKS
@@ -139,10 +126,10 @@ class NetworkReader(Reader):
             with torch.no_grad():
                 self.expected.append(fastcloak.load_model(folder / f"original{i}.onnx")(self.faces))
 
-    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:  # noqa: D102
+    def make(self, kind: str, rng: np.random.Generator) -> tuple[str, bytes, Any]:
         return ".onnx", damage.network_case(kind, self.raws, rng), None
 
-    def read(self, path: Path, allowed: None) -> str:  # noqa: D102
+    def read(self, path: Path, allowed: None) -> str:
         try:
             surrogate = fastcloak.load_model(path)
         except (ValueError, OSError) as error:
@@ -177,7 +164,6 @@ def outcome_of(error: BaseException) -> str:
 
 
 def command_line(arguments: list[str], expected: int) -> None:
-    """Run fastcloak in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = fastcloak_main(arguments)
@@ -196,7 +182,6 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
     def add(self, outcome: str, seconds: float, why: str = "") -> None:
-        """One more file."""
         self.counts["runs"] += 1
         self.counts[outcome] += 1
         self.seconds += seconds
@@ -206,7 +191,6 @@ class Tally:
 
 
 def cases_of(part: str, runs: int) -> list[Case]:
-    """Files of a part, of its kinds in turns."""
     kinds = READERS[part].kinds
     return [(kinds[i % len(kinds)], i // len(kinds)) for i in range(runs)]
 
@@ -280,18 +264,9 @@ def fuzz(
     memory: float | None = None,
     child: Callable[..., None] = work,
 ) -> dict[str, Tally]:
-    """Read damaged files in a child process, and in another one after each crash or hang.
+    """Read damaged files in a child process, and in another one after each crash or hang; kind -> what came of them.
 
-    Args:
-        part: "cloaks", "photos" or "networks".
-        cases: (kind, number) of each file.
-        seed: decides the files, with the case.
-        time_limit: seconds of the processor for one file.
-        memory: GiB that reading may take.
-        child: what the child process runs.
-
-    Returns:
-        kind -> what came of its files.
+    A case is a (kind, number), and decides its file together with the seed. `memory` is in GiB.
     """
     tallies, spawning = {kind: Tally() for kind, _ in cases}, multiprocessing.get_context("spawn")
     limit = MEMORY_LIMIT[part] if memory is None else memory

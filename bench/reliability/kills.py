@@ -78,7 +78,6 @@ def save_kills(folder: Path, kills: int, seed: int = 0) -> tuple[Tally, int]:
 
 
 def small_network() -> torch.nn.Module:
-    """112 px -> 16 numbers in less than a millisecond."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = [torch.nn.Conv2d(3, 8, 7, stride=4), torch.nn.PReLU(8), torch.nn.Flatten(), torch.nn.Linear(5832, 16)]

@@ -93,7 +93,6 @@ class SmallNet(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw embeddings."""
         embeddings: Tensor = self.body(x * 2 - 1)
         return embeddings
 
@@ -109,7 +108,6 @@ class Process:
 
 
 def processes() -> list[Process]:
-    """This process and all below it."""
     found: dict[int, tuple[int, Process]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -146,11 +144,7 @@ def memory_of(pid: int) -> int:
 def cluster(nodes: int = 0) -> Iterator[tuple[Any, Any, list[Any]]]:
     """A Ray of our own on this machine, whose workers find `bench`; gone at the end, whatever happens.
 
-    Args:
-        nodes: besides the head; 0: a head that works itself.
-
-    Yields:
-        Ray, its cluster and the nodes; without nodes no cluster.
+    Yields Ray, its cluster and its nodes besides the head; without them the head works itself, and is no cluster.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
@@ -173,7 +167,6 @@ def cluster(nodes: int = 0) -> Iterator[tuple[Any, Any, list[Any]]]:
 
 
 def save_pictures(pictures: Tensor, folder: Path) -> list[Path]:
-    """Pictures [n, 3, 112, 112] in [0, 1] as PNG files."""
     folder.mkdir(parents=True)
     files = [folder / f"{i}.png" for i in range(len(pictures))]
     for file, picture in zip(files, (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy(), strict=True):
@@ -212,7 +205,6 @@ class Arrivals:
         self.fit_seconds[-1] += row["seconds"]
 
     def steady(self, workers: int) -> dict[str, float]:
-        """From the arrival of as many batches as there are workers, so that all have begun, to that of the last."""
         people = sum(self.people[workers:])
         if not people:
             raise ValueError(f"a worker must get two batches or more, got {len(self.people)} for {workers} workers")
@@ -263,7 +255,6 @@ def many(folders: list[Path], workers: int, steps: int) -> dict[str, Any]:
 
 
 def on_ray(source: Path, out: Path, workers: int, batch: int, steps: int) -> dict[str, Any]:
-    """`fit_dataset` on a cluster that was begun for it."""
     model = load_model("sface")
     began = time.perf_counter()
     with cluster():
@@ -279,7 +270,6 @@ def on_ray(source: Path, out: Path, workers: int, batch: int, steps: int) -> dic
 
 
 def with_overhead(ours: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """A row with what it took more than `fit_many`, as shares."""
     reading, cpu = base["read_seconds_per_person"], base["read_cpu_seconds_per_person"]
     if ours is base:
         reading = cpu = 0.0

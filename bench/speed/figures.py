@@ -33,7 +33,6 @@ def ladder_groups(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def milliseconds(row: Row) -> str:
-    """Of an image-gradient."""
     value = 1e3 * float(row["seconds_per_image_gradient"])
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -69,7 +68,6 @@ def draw_ladder(rows: list[Row]) -> Any:
 
 
 def draw_scaling(rows: list[Row]) -> Any:
-    """Time of a step and peak memory, one column per curve."""
     curves = list(dict.fromkeys(row["curve"] for row in rows))
     drawn, panels = figure(3 * len(curves), 5, 2, len(curves))
     for column, curve in enumerate(curves):
@@ -100,7 +98,6 @@ def slope(rows: list[Row], column: str) -> float:
 
 
 def draw_scale(rates: list[Row], sizes: list[Row]) -> Any:
-    """People per hour against workers, and memory against people done."""
     drawn, panels = figure(10, 4.2, 1, 2)
     left, right = panels[0]
     for how, label, colour, style in (

@@ -89,11 +89,9 @@ class Run:
         self.networks = ("tiny",) if dry_run else ("iresnet50", "mobilefacenet")
 
     def left(self) -> float:
-        """Seconds."""
         return self.ends - time.monotonic()
 
     def add(self, topic: str, row: Row) -> None:
-        """Write one row and print it."""
         if topic not in self.files:
             path = self.folder / f"gpu_{topic}_{re.sub('[^A-Za-z0-9]+', '_', self.card)}.csv"
             self.files[topic] = Rows(path, lambda: {"note": "", **self.context})
@@ -127,7 +125,6 @@ class Run:
                 print(f"empty_cache: {reason(error)}", flush=True)
 
     def network(self, name: str) -> nn.Module:
-        """On the device, weights as they come."""
         if name != "tiny":
             return nets.NETS[name]().to(self.device)
         torch.manual_seed(0)
@@ -140,7 +137,6 @@ class Run:
 
 
 def reason(error: Exception) -> str:
-    """One line of an exception."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -238,7 +234,6 @@ class Subject:
     expected: float = math.nan
 
     def what(self, backend: str, engine: str, persons: int) -> Row:
-        """What a pass is."""
         config, surrogate = self.config, self.surrogate
         batch, dtype = config.batch(self.run.photos), str(surrogate.dtype).removeprefix("torch.")
         row: Row = {"net": self.name, "method": config.method, "objective": config.objective, "persons": persons}
@@ -247,11 +242,9 @@ class Subject:
         return row | {"backend": backend, "engine": engine}
 
     def of(self, backend: str, engine: str, persons: int) -> Pass:
-        """A pass, allocated."""
         return Pass(self.surrogate, self.config, backend, engine, persons, self.run.photos)
 
     def row(self, one: Pass, timing: Timing) -> Row:
-        """What was measured of a pass."""
         steps, losses = self.config.steps, one.learnt.losses
         row: Row = {"setup_seconds": one.setup, **timing.columns("seconds_per_step", steps)}
         rate, loss = one.images / row["seconds_per_step"], float(losses[-1, 0])
@@ -300,7 +293,6 @@ def set_up(run: Run, make: Callable[[], Pass]) -> Pass:
 
 
 def climb(run: Run) -> None:
-    """The ladder of `bench.speed.ladder`, whole fits of fi_uap on all photos."""
     steps, persons, repeats = (2, 2, 2) if run.dry_run else (STEPS, 32, 5)
     sizes: Row = {"photos": run.photos, "steps": steps, "persons": persons, "repeats": repeats}
     for name in run.networks:
@@ -364,7 +356,6 @@ def engines(run: Run) -> None:
 
 
 def compared(run: Run, subject: Subject, persons: int, options: list[tuple[str, str]], needs: float) -> None:
-    """Rows of `engines`: one for each (engine, backend)."""
     ready: dict[tuple[str, str], Pass] = {}
     for engine, backend in options:
         what = subject.what(backend, engine, persons)
@@ -401,7 +392,6 @@ def launches(run: Run) -> None:
 
 
 def count_launches(run: Run, surrogate: Surrogate, backend: str, objective: str, normalise: bool) -> Row:
-    """Counts of a row of `launches`."""
     counts = []
     for inner_steps in (2, 4):
         config = FitConfig(objective=objective, steps=1, inner_steps=inner_steps, warmup=0, normalise=normalise)
@@ -492,7 +482,6 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Measures what happens inside."""
         self.began, before = time.perf_counter(), self._counter()
         try:
             yield
@@ -508,7 +497,6 @@ SECTIONS: dict[str, Callable[[Run], None]] = dict(
 
 
 def run_section(run: Run, section: str) -> bool:
-    """Run one section in this process; whether it came to its end."""
     try:
         SECTIONS[section](run)
     except Exception as error:
@@ -528,7 +516,6 @@ def spawn_section(section: str, seconds: float, options: list[str]) -> bool:
 
 
 def table(folder: Path) -> str:
-    """The short table of all files of rows in a folder."""
     parts: list[str] = []
     for topic, columns in SHOWN.items():
         for path in sorted(folder.glob(f"gpu_{topic}_*.csv")):
@@ -549,7 +536,6 @@ def table(folder: Path) -> str:
 
 
 def rounded(cell: str) -> str:
-    """Three digits are enough in a table."""
     try:
         value = float(cell)
     except ValueError:

@@ -71,7 +71,6 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Of the kernel function."""
         return str(self.kernel.__name__)
 
 
@@ -110,7 +109,6 @@ def recorded(run: bool = False) -> Iterator[list[Launch]]:
 
 
 def variants() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Names of the variants and calls that launch them."""
     kernels = import_module("fastcloak.kernels")
     state = [torch.zeros(P, 3, SIDE, SIDE) for _ in range(4)]
     state_last = [t.to(memory_format=torch.channels_last) for t in state]
@@ -252,7 +250,6 @@ def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
 
 
 def assembled(ptx: str, architecture: int, fusion: bool) -> str:
-    """What the assembler reports of a kernel."""
     # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads.
     new = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
     assembler = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if new else "ptxas")
@@ -267,7 +264,6 @@ def assembled(ptx: str, architecture: int, fusion: bool) -> str:
 
 
 def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a compiled kernel."""
     wrong = []
     if row["spill_bytes"] or row["stack_bytes"]:
         wrong.append(f"spills {row['spill_bytes']} bytes, stack {row['stack_bytes']}")

@@ -86,7 +86,6 @@ def folded(net: nn.Module, faces: Tensor) -> nn.Module:
 def rungs_of(
     net: nn.Module, faces: Tensor, objective: str, steps: int, persons: int, compiled: bool, bfloat16: bool
 ) -> dict[str, Rung]:
-    """The rungs on a network that takes raw pictures, by name."""
     device, plain, model = faces.device, nets.OnFaces(net), nets.surrogate(net, "net")
     config = FitConfig(method="opom", objective=objective, warmup=0, steps=steps)
 
@@ -155,7 +154,7 @@ def measure(
         photos: of a person.
         steps: of a fit.
         persons: in the rungs `people` and `cudagraph`.
-        repeats: at most; fewer where less time is left.
+        repeats: at most; fewer where less time is `left`.
         compiled: with the rung `compile`.
         bfloat16: that rung also where the processor emulates it.
         left: seconds that may still be used.

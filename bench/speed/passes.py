@@ -39,7 +39,6 @@ class Pass:
         persons: int = 1,
         photos: int = 10,
     ) -> None:
-        """Make and embed the people, and allocate the loop."""
         device = surrogate.device
         self.config, self.persons = config, persons
         self.backend, operations = resolve_backend(backend, device)
@@ -49,7 +48,6 @@ class Pass:
         self.images = persons * config.batch(photos) * config.inner()
 
     def __call__(self) -> Learnt:
-        """Fit once."""
         self.learnt = self.loop.learn(self.faces, self.features, lambda: None)
         return self.learnt
 

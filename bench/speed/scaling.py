@@ -34,7 +34,6 @@ UNBOUNDED = 2**50
 
 
 def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[str, Any]:
-    """One fit of all people in one pass."""
     device = resolve_device("auto")
     surrogate = nets.surrogate(nets.NETS[net]())
     photos = max(photos, batch)
