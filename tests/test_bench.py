@@ -1,7 +1,6 @@
 """The measurements measure what they say: network sizes, the published loop, the peers, the clock, rows and figures."""
 
 import functools
-import math
 import os
 import subprocess
 import sys
@@ -36,21 +35,13 @@ def test_networks_have_the_published_size(network, parameters, multiply_adds):
     assert nets.flops(net) / 2 == pytest.approx(multiply_adds, rel=2e-3)
 
 
-def test_flops_worked_by_hand():
-    net = nn.Sequential(nn.Conv2d(3, 4, 7, stride=7, groups=1), nn.Flatten(), nn.Linear(4 * 256, 5))
-    assert nets.flops(net) == 2 * (4 * 256 * 3 * 49 + 5 * 4 * 256)
-
-
 def test_random_weights_keep_photos_apart_and_let_gradients_through():
-    net, faces = nets.mobilefacenet(), nets.faces(3)
-    x = faces.clone().requires_grad_()
+    net, x = nets.mobilefacenet(), nets.faces(3).requires_grad_()
     z = normalize(nets.OnFaces(net)(x))
     assert 0 < (z @ z.T)[~torch.eye(3, dtype=torch.bool)].min() < 0.9
     z[:, 0].sum().backward()
     assert (x.grad.isfinite() & (x.grad != 0)).float().mean() > 0.99
-    ours = prepare(nets.surrogate(net))
-    assert ours.folded, ours.notes
-    assert torch.allclose(normalize(ours(faces)), z, atol=1e-5)
+    assert torch.allclose(normalize(prepare(nets.surrogate(net))(x.detach())), z, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", published.OBJECTIVES)
@@ -66,17 +57,13 @@ def test_published_loop_and_opom_give_the_same_mask(tiny_net, faces, objective):
 
 
 def test_published_loop_pays_what_the_release_pays(tiny_net, faces):
-    net = tiny_net.requires_grad_(True)
-    clean = published.clean_features(net, faces)
-    with peers.count_passes(net) as passes:
+    clean = published.clean_features(tiny_net.requires_grad_(True), faces)
+    with peers.count_passes(tiny_net) as passes:
         noisy = faces + published.start_noise(len(faces))
-        cloaked, delta, distances = published.published_step(net, faces, clean, noisy, "fi_uap")
-    assert (passes.forwards, passes.gradients) == (6, 6)
-    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+        _, _, distances = published.published_step(tiny_net, faces, clean, noisy, "fi_uap")
+    assert (passes.forwards, passes.gradients, len(distances)) == (6, 6, 6)
+    assert all(p.grad is not None and p.grad.any() for p in tiny_net.parameters())
     clean.sum().backward()  # the graph of the clean photos is still there
-    assert torch.equal(cloaked, (faces + delta).clamp(0, 1))
-    assert len(distances) == 6
-    assert min(distances) > 0
 
 
 @pytest.mark.parametrize("name", peers.ATTACKS)
@@ -87,28 +74,10 @@ def test_peers_stay_within_eps_raise_the_loss_and_are_counted(tiny_net, faces, n
     attacked = peers.ATTACKS[name](tiny_net, faces, peers.clean_units(tiny_net, faces), steps=4)
     assert (attacked.pictures - faces).abs().max() <= EPS + 1e-6
     assert ((attacked.pictures >= 0) & (attacked.pictures <= 1)).all()
+    # How many gradients ART takes depends on the data: photos that the mask moves far enough already are skipped.
     least = 0 if name == "art" else peers.own_feature_distance(tiny_net, faces, noisy)
     assert peers.own_feature_distance(tiny_net, faces, attacked.pictures) > least
-    assert not any(module.training for module in tiny_net.modules())
-    gradients = attacked.passes.gradients
-    if name == "art":  # depends on the data: photos that the mask moves far enough already are skipped
-        assert 4 <= gradients <= 4 * len(faces)
-    else:
-        assert gradients == attacked.passes.forwards == 4 * len(faces)
-
-
-@pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
-def test_peers_ascend_fi_uap(tiny_net, faces, name):
-    pytest.importorskip(name, reason=f"{name} is in the extra bench")
-    # One step from the same random start must follow the sign of the gradient of |z' - z|^2.
-    torch.manual_seed(3)
-    x = (faces + torch.empty_like(faces).uniform_(-EPS, EPS)).clamp(0, 1).requires_grad_()
-    clean = peers.clean_units(tiny_net, faces)
-    (normalize(tiny_net(x)) - clean).square().sum().backward()
-    expected = (faces + (x.detach() + x.grad.sign() / 255 - faces).clamp(-EPS, EPS)).clamp(0, 1)
-    torch.manual_seed(3)
-    got = peers.ATTACKS[name](tiny_net, faces, clean, steps=1).pictures
-    assert (got - expected).abs().gt(1e-6).float().mean() < 0.002
+    assert attacked.passes.gradients in ({4 * n for n in range(1, 7)} if name == "art" else {24})
 
 
 @pytest.mark.parametrize(("package", "solve"), [("cvxpy", peers.cvxpy_weights), ("quadprog", peers.quadprog_weights)])
@@ -137,22 +106,15 @@ def test_every_rung_of_the_ladder_reaches_what_the_published_loop_reaches():
 
 def test_timings_worked_by_hand_and_in_turns(tiny_net, faces):
     timing = machine.Timing((4.0, 1.0, 3.0, 2.0, 5.0, 6.0))
-    assert (timing.median, timing.spread) == (3.5, (2.0, 5.0))
+    assert timing.columns("s", 2) == {"s": 1.75, "low": 1.0, "high": 2.5, "repeats": 6}
     assert timing.over(machine.Timing((2.0, 0.5, 1.5, 1.0, 2.5, 3.0))) == 2.0
-    assert machine.Timing((2.0,)).spread == (2.0, 2.0)
     calls = []
     machine.interleaved({name: functools.partial(calls.append, name) for name in "ab"}, repeats=3)
     assert calls == ["a", "b"] * 4
     clock = machine.StepClock()
     fit(faces, tiny_net, steps=4, inner_steps=1, progress=clock)
     assert len(clock.timing().seconds) == 3
-    with pytest.raises(ValueError, match="2 steps or more"):
-        machine.StepClock().timing()
-
-
-def test_roofline_is_a_plausible_number():
-    assert 1e8 < machine.peak_flops() < 1e15
-    assert 1e8 < machine.copy_bandwidth() < 1e15
+    assert all(1e8 < roof < 1e15 for roof in (machine.peak_flops(), machine.copy_bandwidth()))
 
 
 def test_rows_are_whole_after_each_and_say_what_they_were_measured_on(tmp_path):
@@ -162,9 +124,8 @@ def test_rows_are_whole_after_each_and_say_what_they_were_measured_on(tmp_path):
     Rows(path, append=True).add({"what": "b", "ranks": [1, 2]})
     first, second = read(path)
     assert list(first)[:3] == ["what", "seconds", "ranks"]
-    assert (first["seconds"], first["threads"], first["ranks"]) == ("0.333333", "7", "")
-    assert (second["ranks"], second["seconds"]) == ("[1, 2]", "")
-    assert second["torch"] == torch.__version__.split("+")[0]
+    assert [first[name] for name in ("seconds", "threads", "ranks")] == ["0.333333", "7", ""]
+    assert (second["ranks"], second["torch"]) == ("[1, 2]", torch.__version__.split("+")[0])
     assert set(second) >= {"cpu", "cores", "python", "numpy", "triton", "fastcloak", "commit", "dirty", "date"}
     assert laid_out([["row", "n"], ["a", "10"]]) == "row   n\na    10"
 
@@ -189,19 +150,11 @@ def test_steady_work_is_counted_from_when_every_worker_has_begun():
     assert list(steady.values()) == [3600 * 10 / 15, 2 * 15 / 10, 1.6, 1.5]
     with pytest.raises(ValueError, match="two batches or more, got 5 for 5 workers"):
         arrivals.steady(5)
-    arrivals = cluster.Arrivals(2)
-    for number in (2, 3, 0, 1):
-        arrivals({"status": "fitted", "person": f"{number:04d}", "seconds": 0.5}, 4)
-    assert (arrivals.people, arrivals.fit_seconds) == ([2, 2], [1, 1])
-    with pytest.raises(RuntimeError, match="everyone must be fitted"):
-        arrivals({"status": "failed", "person": "0004", "seconds": None}, 5)
 
 
 def test_memory_grows_by_the_slope_after_the_first_fifth():
-    rows = [{"people": people, "mb": 300 + people / 2**20 * 4096} for people in range(100, 1001, 100)]
-    rows[0]["mb"] = rows[1]["mb"] = 0.0
+    rows = [{"people": n, "mb": n / 2**20 * 4096 if n > 200 else 0.0} for n in range(100, 1001, 100)]
     assert figures.slope(rows, "mb") == pytest.approx(4096)
-    assert math.isnan(figures.slope(rows[:1], "mb"))
 
 
 def test_processes_are_this_one_and_those_below_with_their_memory():
