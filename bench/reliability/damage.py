@@ -156,7 +156,8 @@ def _odd_header(text: str, values: bytes, rng: Random) -> bytes:
             length = _pick(rng, (0, 1, 2**20, 2**31, 2**63, 2**64 - 1, len(values)))
         else:
             values = values[: int(rng.integers(len(values) + 1))] if rng.random() < 0.5 else values + rng.bytes(64)
-        metadata.setdefault("format", FORMAT)
+        if not metadata:
+            metadata["format"] = FORMAT
     return _packed(json.dumps(header).encode(), values, length)
 
 

@@ -24,12 +24,7 @@ from fastcloak import fit_many
 from fastcloak.system.device import resolve_device
 
 BASE = {"people": 1, "photos": 10, "batch": 10, "steps": 4}
-CURVES = {
-    "people": (1, 2, 4, 8, 16),
-    "photos": (10, 20, 40, 80),
-    "batch": (1, 2, 5, 10, 20),
-    "steps": (2, 4, 8, 16),
-}
+CURVES = {"people": (1, 2, 4, 8, 16), "photos": (10, 20, 40, 80), "batch": (1, 2, 5, 10, 20), "steps": (2, 4, 8, 16)}
 UNBOUNDED = 2**50
 
 
