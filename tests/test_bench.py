@@ -16,7 +16,6 @@ from bench.harness.rows import Rows, laid_out, read
 from bench.speed import cluster, figures, ladder, peers, published
 from fastcloak import fit
 from fastcloak.models import prepare
-from fastcloak.ops.hull import build_hull, convex_weights
 
 EPS = 8 / 255
 RESULTS = Path(__file__).parent.parent / "bench/results"
@@ -78,17 +77,6 @@ def test_peers_stay_within_eps_raise_the_loss_and_are_counted(tiny_net, faces, n
     least = 0 if name == "art" else peers.own_feature_distance(tiny_net, faces, noisy)
     assert peers.own_feature_distance(tiny_net, faces, attacked.pictures) > least
     assert attacked.passes.gradients in ({4 * n for n in range(1, 7)} if name == "art" else {24})
-
-
-@pytest.mark.parametrize(("package", "solve"), [("cvxpy", peers.cvxpy_weights), ("quadprog", peers.quadprog_weights)])
-def test_peer_hull_solvers_agree_with_ours(package, solve):
-    pytest.importorskip(package, reason=f"{package} is in the extra bench")
-    generator = torch.Generator().manual_seed(0)
-    points = normalize(torch.randn(1, 64, generator=generator) + torch.randn(7, 64, generator=generator), dim=1)
-    features = normalize(points[:5] + 0.1 * torch.randn(5, 64, generator=generator), dim=1)
-    hull = build_hull(points[None], "convex_hull")
-    ours = convex_weights(hull.gram, ((features - hull.center) @ hull.points[0].T)[None])[0][0]
-    assert (solve(features, points).double() - ours).abs().max() < 2e-3
 
 
 def test_every_rung_of_the_ladder_reaches_what_the_published_loop_reaches():
