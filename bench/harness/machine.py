@@ -23,17 +23,11 @@ PACKAGES = ("torch", "triton", "numpy", "fastcloak")
 def row_context(device: str | torch.device = "auto") -> dict[str, Any]:
     """Where a row was measured; the GPU is named if `device` is CUDA, or "auto" and there is one."""
     cuda = torch.cuda.is_available() if device == "auto" else torch.device(device).type == "cuda"
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "gpu": torch.cuda.get_device_name() if cuda else "",
-        "python": platform.python_version(),
-        **{name: next((one.version for one in metadata.distributions(name=name)), "") for name in PACKAGES},
-        **_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    row: dict[str, Any] = {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0))}
+    row |= {"threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2)}
+    row |= {"gpu": torch.cuda.get_device_name() if cuda else "", "python": platform.python_version()}
+    row |= {name: next((one.version for one in metadata.distributions(name=name)), "") for name in PACKAGES}
+    return {**row, **_commit(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
 
 
 def _cpu_model() -> str:

@@ -120,32 +120,21 @@ def measure(
                     person_rates(embed(target, changed(faces, survival)), clean[name], crowd)
                     for name, faces in posted.items()
                 ]
-                columns = {
+                rates_of = {
                     "top1": [rate.protection_top1 for rate in rates],
                     "top5": [rate.protection_top5 for rate in rates],
                     "linkage": [rate.linkage_top1 for rate in rates],
                     "cosine": [rate.mean_similarity for rate in rates],
                 }
-                rows.add(
-                    {
-                        **about,
-                        "row": row,
-                        "options": line["options"],
-                        "surrogate": line["surrogate"],
-                        "target": target.name,
-                        "white_box": surrogate is not None and bool(members(surrogate) & members(target)),
-                        "seed": seed,
-                        "survival": survival,
-                        "image_gradients": infos[0].get("image_gradients", 0),
-                        "seconds": f"{median(info.get('seconds', 0.0) for info in infos):.4g}",
-                        **{name: f"{np.mean(values):.4f}" for name, values in columns.items()},
-                        **{
-                            f"per_person_{name}": " ".join(f"{value:.4f}" for value in columns[name])
-                            for name in ("top1", "linkage", "cosine")
-                        },
-                        **versions,
-                    }
-                )
+                white = surrogate is not None and bool(members(surrogate) & members(target))
+                result: dict[str, Any] = {key: line[key] for key in (*about, "row", "options", "surrogate")}
+                result |= {"target": target.name, "white_box": white, "seed": seed, "survival": survival}
+                result["image_gradients"] = infos[0].get("image_gradients", 0)
+                result["seconds"] = f"{median(info.get('seconds', 0.0) for info in infos):.4g}"
+                result |= {name: f"{np.mean(values):.4f}" for name, values in rates_of.items()}
+                for name in ("top1", "linkage", "cosine"):
+                    result[f"per_person_{name}"] = " ".join(f"{value:.4f}" for value in rates_of[name])
+                rows.add({**result, **versions})
 
 
 def masks_of(

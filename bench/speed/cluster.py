@@ -4,9 +4,9 @@
     python -m bench.speed.cluster memory -o bench/results/scale_memory.csv   10,000 people, none
     python -m bench.speed.figures    draws both: bench/results/scale_cpu.png, .svg
 
-`overhead`: ten pictures of 112 px a person, on SFace; the same number of people for every worker, one thread each, all
-at the niceness of Ray's workers. Only steady work counts: for `fit_many` all people after a first one, photos being
-read included; for `fit_dataset` what arrives after as many batches as there are workers, until the last one arrives.
+`overhead`: ten pictures of 112 px a person, on SFace; equally many people for every worker, one thread each, all at the
+niceness of Ray's workers. Only steady work counts: for `fit_many` all people after a first one, with reading photos;
+for `fit_dataset` what arrives after as many batches as there are workers, until the last one arrives.
 
     seconds_per_person       elapsed * workers / people: what a worker spends on a person, idle or not
     overhead                 seconds_per_person over that of `fit_many` with as many processes in this run, minus 1
@@ -209,13 +209,10 @@ class Arrivals:
         if not people:
             raise ValueError(f"a worker must get two batches or more, got {len(self.people)} for {workers} workers")
         elapsed, cpu, anything = (clock[-1] - clock[workers - 1] for clock in (self.seconds, self.cpu, self.busy))
-        return {
-            "steady_people_per_hour": 3600 * people / elapsed,
-            "seconds_per_person": elapsed * workers / people,
-            "fit_seconds_per_person": sum(self.fit_seconds[workers:]) / people,
-            "cpu_seconds_per_person": cpu / people,
-            "others": (anything - cpu) / (elapsed * len(os.sched_getaffinity(0))),
-        }
+        row = {"steady_people_per_hour": 3600 * people / elapsed, "seconds_per_person": elapsed * workers / people}
+        row["fit_seconds_per_person"] = sum(self.fit_seconds[workers:]) / people
+        others = (anything - cpu) / (elapsed * len(os.sched_getaffinity(0)))
+        return row | {"cpu_seconds_per_person": cpu / people, "others": others}
 
 
 def alone(folders: list[Path], steps: int, ready: Any) -> dict[str, float]:
@@ -273,13 +270,10 @@ def with_overhead(ours: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     reading, cpu = base["read_seconds_per_person"], base["read_cpu_seconds_per_person"]
     if ours is base:
         reading = cpu = 0.0
-    return {
-        **ours,
-        "overhead": ours["seconds_per_person"] / base["seconds_per_person"] - 1,
-        "overhead_without_reading": ours["seconds_per_person"] / (base["seconds_per_person"] - reading) - 1,
-        "overhead_cpu": ours["cpu_seconds_per_person"] / (base["cpu_seconds_per_person"] - cpu) - 1,
-        "overhead_own_clock": ours["seconds_per_person"] / ours["fit_seconds_per_person"] - 1,
-    }
+    seconds, usual = ours["seconds_per_person"], base["seconds_per_person"]
+    row = {**ours, "overhead": seconds / usual - 1, "overhead_without_reading": seconds / (usual - reading) - 1}
+    row["overhead_cpu"] = ours["cpu_seconds_per_person"] / (base["cpu_seconds_per_person"] - cpu) - 1
+    return row | {"overhead_own_clock": seconds / ours["fit_seconds_per_person"] - 1}
 
 
 def overhead(output: Path, people: int, batch: int, steps: int, rounds: int) -> None:
