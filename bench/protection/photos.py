@@ -158,12 +158,14 @@ def kept(columns: Sequence[Mapping[str, float]]) -> tuple[float, float, float, f
 def summary(lines: Sequence[Row]) -> list[list[str]]:
     """A line per mask, target, face and file: Top-1 of clean, random and mask, gain and what is kept of it."""
     found = {(line["mask"], line["face"], line["file"], line["target"]): line for line in lines}
+    aligned = {(line["mask"], line["target"]): line for line in lines if line["face"] == ALIGNED}
     table = [["mask", "target", "face", "file", "found", "clean", "random", "mask", "gain", "kept", "interval"]]
     for mask, face, file, target in found:
         if mask in (CLEAN, RANDOM):
             continue
-        keys = [(which, *where, target) for where in ((face, file), (ALIGNED, AS_SAVED)) for which in (mask, RANDOM)]
-        gain, share, low, high = kept([json.loads(found[key]["per_person"]) for key in keys])
+        both = [found[which, face, file, target] for which in (mask, RANDOM)]
+        both += [aligned[which, target] for which in (mask, RANDOM)]
+        gain, share, low, high = kept([json.loads(line["per_person"]) for line in both])
         top1 = [f"{100 * float(found[which, face, file, target]['top1']):.1f}" for which in (CLEAN, RANDOM, mask)]
         seen = f"{100 * float(found[mask, face, file, target]['found']):.0f}"
         shares = [f"{100 * share:.0f}", f"[{100 * low:.0f}, {100 * high:.0f}]"]
