@@ -8,17 +8,21 @@ pytest bench --benchmark-json rows.json         keeps the rows
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.harness import nets
-from bench.harness.machine import Timing, copy_bandwidth, row_context
+from bench.harness.machine import StepClock, Timing, row_context
+from fastcloak import fit
+from fastcloak.models import Surrogate
 
 PHOTOS = 10
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Compare = Callable[[str, Callable[[], float], Mapping[str, Callable[[], float]]], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,9 +37,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 @pytest.fixture(scope="session")
-def net(request: pytest.FixtureRequest) -> nn.Module:
+def net(request: pytest.FixtureRequest) -> nets.OnFaces:
     """The chosen network on faces in [0, 1], weights as they come."""
-    return nets.OnFaces(nets.NETS[request.config.getoption("--net")]()).to(_device())
+    return nets.OnFaces(nets.NETS[request.config.getoption("--net")]()).to(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def model(net: nets.OnFaces) -> Surrogate:
+    return nets.surrogate(net.net)
 
 
 @pytest.fixture(scope="session")
@@ -47,24 +56,20 @@ def dtype(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def faces() -> Tensor:
     """[10, 3, 112, 112], one person."""
-    return nets.faces(PHOTOS).to(_device())
+    return nets.faces(PHOTOS).to(DEVICE)
 
 
-@pytest.fixture(scope="session")
-def copied_per_second() -> float:
-    """Bytes per second of a large copy, the roof of elementwise operations."""
-    return copy_bandwidth()
+def step_seconds(fitting: Callable[..., object], *arguments: Any, **options: Any) -> float:
+    """Median seconds of a step of `fit` or of what takes its `progress`, but for the first."""
+    clock = StepClock(DEVICE)
+    fitting(*arguments, progress=clock, **options)
+    return clock.timing().median
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Compare(Protocol):
-    """Type of the fixture `compare`."""
-
-    def __call__(self, name: str, call: Callable[[], float], others: Mapping[str, Callable[[], float]]) -> None:
-        """Measures and records."""
+@pytest.fixture
+def step(faces: Tensor, model: Surrogate, dtype: str) -> Callable[..., float]:
+    """Seconds of a step of `fastcloak.fit` with these options."""
+    return lambda **options: step_seconds(fit, faces, model, warmup=0, dtype=dtype, **options)
 
 
 @pytest.fixture
@@ -76,21 +81,19 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
     """
 
     def run(name: str, call: Callable[[], float], others: Mapping[str, Callable[[], float]]) -> None:
-        seconds: dict[str, list[float]] = {key: [] for key in (name, *others)}
+        calls = {name: call, **others}
+        seconds: dict[str, list[float]] = {key: [] for key in calls}
 
-        def measure_others() -> None:
-            for key, other in others.items():
-                seconds[key].append(other())
+        def measure(*keys: str) -> None:
+            for key in keys:
+                seconds[key].append(calls[key]())
 
-        def measured() -> None:
-            seconds[name].append(call())
-
+        rounds = request.config.getoption("--rounds")
         pedantic: Callable[..., object] = benchmark.pedantic
-        pedantic(measured, setup=measure_others, rounds=request.config.getoption("--rounds"), iterations=1)
+        pedantic(lambda: measure(name), setup=lambda: measure(*others), rounds=rounds, iterations=1)
         timings = {key: Timing(tuple(values)) for key, values in seconds.items()}
         for key, timing in timings.items():
-            low, high = timing.spread
-            benchmark.extra_info[f"{key}: seconds, 20 %, 80 %"] = (timing.median, low, high)
+            benchmark.extra_info[f"{key}: seconds, 20 %, 80 %"] = (timing.median, *timing.spread)
             if key != name:
                 benchmark.extra_info[f"{key} / {name}"] = round(timing.over(timings[name]), 3)
 

@@ -5,28 +5,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.conftest import Compare
-from bench.harness import nets
-from bench.harness.machine import StepClock
 from fastcloak import fit
+from fastcloak.models import Surrogate
 
-CUDA = torch.cuda.is_available()
+PAIRS = [("compile", "reference"), ("cudagraph", "reference"), ("eager", "triton"), ("cudagraph", "triton")]
 
 
-@pytest.mark.parametrize(
-    ("engine", "backend"),
-    [("compile", "reference"), ("cudagraph", "reference"), ("eager", "triton"), ("cudagraph", "triton")],
-)
+@pytest.mark.parametrize(("engine", "backend"), PAIRS)
 def test_step(
     compare: Compare,
+    step: Callable[..., float],
     request: pytest.FixtureRequest,
-    net: nn.Module,
+    model: Surrogate,
     faces: Tensor,
     dtype: str,
     engine: str,
@@ -35,25 +32,18 @@ def test_step(
     """Seconds of a plain GA step (10 inner steps of one photo) against the eager reference."""
     if engine == "compile" and not request.config.getoption("--compile"):
         pytest.skip("torch.compile takes minutes: --compile")
-    if not CUDA and (engine == "cudagraph" or backend == "triton"):
+    if not torch.cuda.is_available() and (engine == "cudagraph" or backend == "triton"):
         pytest.skip("needs a CUDA device")
-    assert isinstance(net, nets.OnFaces)
-    model = nets.surrogate(net.net)
-
-    setting: dict[str, Any] = {"preset": "plain", "dtype": dtype}
-
-    def step(engine: str, backend: str) -> float:
-        clock = StepClock(faces.device)
-        fit(
-            faces, model, preset="plain", steps=3, warmup=0, dtype=dtype, engine=engine, backend=backend, progress=clock
-        )
-        return clock.timing().median
-
-    options: dict[str, Any] = {"steps": 1, "warmup": 1, **setting}
-    plain = fit(faces, model, engine="eager", backend="reference", **options)
-    other = fit(faces, model, engine=engine, backend=backend, **options)
+    plain, other = (
+        fit(faces, model, preset="plain", steps=1, warmup=1, dtype=dtype, engine=which, backend=how)
+        for which, how in (("eager", "reference"), (engine, backend))
+    )
     assert (other.info["engine"], other.info["backend"]) == (engine, backend)
     assert other.info["losses"] == pytest.approx(plain.info["losses"], rel=1e-3 if dtype == "float32" else 3e-2)
     # Another order of sums turns signs near zero; ten inner steps build on each other.
     assert (other.delta != plain.delta).float().mean() < 0.3
-    compare(f"{engine}, {backend}", lambda: step(engine, backend), {"eager": lambda: step("eager", "reference")})
+    compare(
+        f"{engine}, {backend}",
+        lambda: step(preset="plain", steps=3, engine=engine, backend=backend),
+        {"eager": lambda: step(preset="plain", steps=3, engine="eager", backend="reference")},
+    )

@@ -3,8 +3,8 @@
     pytest bench/test_photos.py --benchmark-json rows.json         needs the extra demo
     taskset -c 0 pytest bench/test_photos.py -k "not folder"       one core
 
-`without detection` is reading, adding the mask and coding a JPEG anew, with a face of 1,500 pixels. Detection costs the
-same for any size, since it looks at the photo at 640 pixels first.
+`without detection` is reading, adding the mask and coding a JPEG again, with a face of 1,500 pixels. Detection costs
+the same for any size, since it looks at the photo at 640 pixels first.
 """
 
 from __future__ import annotations
@@ -70,26 +70,25 @@ def test_without_detection(benchmark: BenchmarkFixture) -> None:
     assert len(benchmark(whole)) > 1_000_000
 
 
-def steps() -> dict[str, Callable[[], object]]:
+STEPS = ("decode", "detect", "add the mask", "encode jpeg", "encode png")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_step(benchmark: BenchmarkFixture, step: str) -> None:
     payload, mask, where = photo(), cloak(), [face()]
     read = decode_photo(payload, name="photo")
-    return {
-        "decode": lambda: decode_photo(payload, name="photo"),
-        "detect": lambda: detect(read.pixels),
-        "add the mask": lambda: protect(read.pixels, mask, faces=where),
-        "encode jpeg": lambda: encode_photo(read, "photo.jpg"),
-        "encode png": lambda: encode_photo(read, "photo.png"),
-    }
-
-
-@pytest.mark.parametrize("step", ["decode", "detect", "add the mask", "encode jpeg", "encode png"])
-def test_step(benchmark: BenchmarkFixture, step: str) -> None:
-    benchmark(steps()[step])
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: decode_photo(payload, name="photo"),
+        lambda: detect(read.pixels),
+        lambda: protect(read.pixels, mask, faces=where),
+        lambda: encode_photo(read, "photo.jpg"),
+        lambda: encode_photo(read, "photo.png"),
+    )
+    benchmark(calls[STEPS.index(step)])
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 def test_folder(benchmark: BenchmarkFixture, jobs: int, tmp_path: Path) -> None:
-    """Eight photos of 12 megapixels with a face of ORL, from folder to folder."""
     (tmp_path / "album").mkdir()
     for i in range(8):
         (tmp_path / "album" / f"{i}.jpg").write_bytes(photo())

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastcloak
-from bench.reliability.__main__ import killed_after
+from bench.reliability.kills import killed_after
 from fastcloak.fitting import checkpoint, claim
 from tests.conftest import TinyNet, smooth_faces
 

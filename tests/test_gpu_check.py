@@ -1,6 +1,5 @@
-"""bench/gpu_check.sh and gpu_check.py as far as they run without a GPU: every section writes its rows."""
+"""bench/gpu_check.sh and bench.speed.gpu as far as they run without a GPU: every section writes its rows."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -11,20 +10,20 @@ import pytest
 import torch
 
 from bench.harness.machine import row_context
-from bench.speed import gpu as gpu_check
+from bench.harness.rows import read
+from bench.speed import gpu
+from bench.speed.operations import agreement, picture_operations
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "bench/gpu_check.sh"
+TOPICS = tuple(gpu.SHARES)
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script needs bash")
 
 
 def run_script(*arguments, **environment):
+    program = ["bash", ROOT / "bench/gpu_check.sh", *arguments]
     return subprocess.run(
-        ["bash", SCRIPT, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHON": sys.executable} | environment,
+        program, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable} | environment
     )
 
 
@@ -38,28 +37,15 @@ def dry_run(tmp_path_factory):
     return done, folder
 
 
-def rows_of(folder, topic):
-    (path,) = folder.glob(f"gpu_{topic}_*.csv")
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_the_script_is_well_formed_bash():
-    subprocess.run(["bash", "-n", SCRIPT], check=True)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says so only where there is none")
-def test_without_a_gpu_it_ends_with_words(tmp_path):
-    done = run_script(OUT=str(tmp_path))
-    assert done.returncode == 1
-    assert "gpu_check needs a CUDA device" in done.stderr
+def test_without_a_gpu_or_python_the_script_ends_with_a_clear_message(tmp_path):
+    for done, message in (
+        (run_script(OUT=str(tmp_path)), "gpu_check needs a CUDA device"),
+        (run_script("--dry-run", OUT=str(tmp_path), PYTHON="no-such-python"), "no-such-python"),
+    ):
+        assert done.returncode == 1
+        assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_python_ends_it_with_words(tmp_path):
-    done = run_script("--dry-run", OUT=str(tmp_path), PYTHON="no-such-python")
-    assert done.returncode == 1
-    assert "no-such-python" in done.stderr
 
 
 def test_the_dry_run_succeeds_and_ends_with_the_table_and_the_verdicts(dry_run):
@@ -70,75 +56,47 @@ def test_the_dry_run_succeeds_and_ends_with_the_table_and_the_verdicts(dry_run):
     assert end[1].startswith("ok      measurements")
     assert end[2].startswith("skipped compute-sanitizer")
     assert end[3].endswith(f"rows and log in {folder}")
-    for topic in gpu_check.COLUMNS:
-        assert f"\n{topic}: cpu_dry_run, " in done.stdout
-    assert (folder / "gpu_check.txt").stat().st_size > 0
+    assert all(f"\n{topic}: cpu_dry_run, " in done.stdout for topic in TOPICS)
     assert len(list(folder.iterdir())) <= 8, "the device machine gives back 8 files"
 
 
-@pytest.mark.parametrize("topic", gpu_check.COLUMNS)
+@pytest.mark.parametrize("topic", TOPICS)
 def test_every_section_writes_rows_with_machine_and_numbers(dry_run, topic):
-    rows = rows_of(dry_run[1], topic)
-    assert rows
-    expected = {*gpu_check.COLUMNS[topic], "note", "card", "dry_run", *row_context("cpu")}
+    rows = read(dry_run[1] / f"gpu_{topic}_cpu_dry_run.csv")
     for row in rows:
-        assert set(row) == expected
+        assert set(row) >= {*gpu.SHOWN[topic], "card", "note", *row_context("cpu")}
         assert (row["card"], row["dry_run"], row["note"]) == ("cpu_dry_run", "True", "")
-        assert (row["commit"], row["dirty"]) == ("0123456789ab", "True")
-        assert row["torch"]
-        assert row.get("agrees", "True") == "True"
-        empty = {column for column in gpu_check.COLUMNS[topic] if row[column] == ""}
+        assert (row["commit"], row["dirty"], row.get("agrees", "True")) == ("0123456789ab", "True", "True")
+        empty = {column for column in gpu.SHOWN[topic] if row[column] == ""}
         assert empty <= {"variant", "layout"}
+    assert len(rows) >= 2
+    if topic == "kernels":
+        assert len({(row["operation"], row["variant"]) for row in rows}) == 8
 
 
-def test_every_kernel_and_rung_has_a_row(dry_run):
-    kernels = {(row["operation"], row["variant"]) for row in rows_of(dry_run[1], "kernels")}
-    assert kernels == {
-        ("cloak_batch_", ""),
-        ("accumulate_step_", ""),
-        ("outer_step_", ""),
-        ("outer_step_", "momentum"),
-        *(("hull_loss", objective) for objective in ("fi_uap", "class_center", "affine_hull", "convex_hull")),
-    }
-    rungs = [row["rung"] for row in rows_of(dry_run[1], "ladder")]
-    assert rungs[:4] == ["published", "clean features cached", "weights frozen", "batch norm folded"]
-    assert len(rungs) == 9
-
-
-def test_a_row_that_fails_says_why_and_the_others_go_on(tmp_path, capsys):
-    run = gpu_check.Run(tmp_path, dry_run=True, ends=float("inf"))
-    run.start("launches")
-    run.attempt("launches", {"net": "a"}, lambda: 1 / 0)
-    run.attempt("launches", {"net": "b"}, lambda: {"network": 3})
+def test_what_fails_is_a_row_that_says_why_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    run = gpu.Run(tmp_path, dry_run=True, ends=float("inf"))
+    run.attempt("launches", {"backend": "a"}, lambda: 1 / 0)
+    run.attempt("launches", {"backend": "b"}, lambda: {"network": 3})
+    monkeypatch.setitem(gpu.SECTIONS, "energy", lambda run: 1 / 0)
+    assert not gpu.run_section(run, "energy")
     run.ends = 0.0
-    run.attempt("launches", {"net": "c"}, lambda: {"network": 4}, needs=5)
-    rows = rows_of(tmp_path, "launches")
+    run.attempt("launches", {"backend": "c"}, lambda: {"network": 4}, needs=5)
+    rows = read(tmp_path / "gpu_launches_cpu_dry_run.csv")
     assert [row["note"] for row in rows] == ["ZeroDivisionError: division by zero", "", "skipped: 0 s left, needs 5"]
     assert [row["network"] for row in rows] == ["", "3", ""]
-    assert "ZeroDivisionError" in capsys.readouterr().out
-    assert "not measured: ZeroDivisionError: division by zero" in gpu_check.table(tmp_path)
+    (row,) = read(tmp_path / "gpu_energy_cpu_dry_run.csv")
+    assert row["note"] == "section ended: ZeroDivisionError: division by zero"
+    assert "not measured: a ZeroDivisionError: division by zero" in gpu.table(tmp_path)
 
 
-def test_a_section_that_fails_is_a_row(tmp_path, monkeypatch):
-    monkeypatch.setitem(gpu_check.SECTIONS, "energy", lambda run: 1 / 0)
-    run = gpu_check.Run(tmp_path, dry_run=True, ends=float("inf"))
-    assert not gpu_check.run_section(run, "energy")
-    assert rows_of(tmp_path, "energy")[0]["note"] == "section ended: ZeroDivisionError: division by zero"
-
-
-def test_bytes_of_the_kernels_are_the_minimum(tmp_path):
-    run = gpu_check.Run(tmp_path, dry_run=True, ends=float("inf"))
+def test_bytes_are_the_minimum_and_agreement_tells_rounding_from_error():
     n, P, b = 3 * 6 * 6, 1, 2
-    moved = {(c.operation, c.what.get("variant", "")): c.moved for c in gpu_check.cases(run) if c.what["batch"] == b}
-    first = next(c for c in gpu_check.cases(run))
-    assert first.moved == P * (4 * b * n + 4 * n + 8 * b + 2 * b * n) + 24  # bfloat16 out
-    assert moved["outer_step_", ""] == P * n * 4 * 5
+    found = picture_operations(P, b, torch.bfloat16, True, torch.device("cpu"), side=6, photos=3)
+    moved = {(operation.name, operation.variant): operation.moved for operation in found}
+    assert moved["cloak_batch_", ""] == P * (4 * b * n + 4 * n + 8 * b + 2 * b * n) + 24  # bfloat16 out
     assert moved["outer_step_", "momentum"] == P * n * 4 * 7
-
-
-def test_compare_knows_rounding_from_error():
     exact = torch.linspace(-1, 1, 101)
-    assert gpu_check.compare([(exact + 1e-6, exact)], signs=False)[1]
-    assert not gpu_check.compare([(exact + 1e-3, exact)], signs=False)[1]
-    assert not gpu_check.compare([(exact * torch.nan, exact)], signs=True)[1]
-    assert gpu_check.compare([(exact.bfloat16(), exact.bfloat16())], signs=False) == (0.0, True)
+    assert agreement([(exact + 1e-6, exact)])[1]
+    assert not agreement([(exact + 1e-3, exact)])[1]
+    assert not agreement([(exact * torch.nan, exact)], turned=1e-3)[1]

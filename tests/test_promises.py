@@ -21,7 +21,7 @@ P15 One bad photo never stops a folder.
 P16 No network access, ever.
 P17 The original file is never overwritten unless asked.
 
-Many other tests prove parts of these; bench/reliability/__main__.py runs the long versions of P9, P10 and P12.
+Many other tests prove parts of these; bench.reliability runs the long versions of P9, P10 and P12.
 """
 
 import ast
@@ -46,8 +46,8 @@ from PIL import Image, ImageOps
 from torch import nn
 
 import fastcloak
-from bench.reliability import __main__ as reliability
-from bench.reliability.__main__ import READERS, cases_of, read_one
+from bench.reliability.fuzz import READERS, cases_of, fuzz, read_one
+from bench.reliability.kills import litter
 from fastcloak import Cloak, fit, fit_many, load, protect, protect_photo
 from fastcloak.cli.main import main
 from fastcloak.ops import reference
@@ -497,7 +497,7 @@ def test_save_and_load_is_exact(eps, info, odd):
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize("part", ["cloaks", "networks"])
 def test_damaged_files_give_a_typed_error_or_load_exactly(part, tmp_path):
-    # In this process, which a crash would end: bench/reliability/__main__.py has thousands, each in a child.
+    # In this process, which a crash would end: bench.reliability has thousands, each in a child.
     reader, seen = READERS[part](tmp_path), set()
     for case in cases_of(part, 250 if part == "cloaks" else 70):
         outcome, why = read_one(reader, case, seed=1)
@@ -510,14 +510,14 @@ def test_damaged_files_give_a_typed_error_or_load_exactly(part, tmp_path):
 @pytest.mark.promise("P10")
 def test_kill_9_while_saving_leaves_the_old_cloak_or_the_new(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from bench.reliability.__main__ import save_kills\n"
+        "import sys; from pathlib import Path; from bench.reliability.kills import save_kills\n"
         "tally, left = save_kills(Path(sys.argv[1]), 12)\n"
         "print(tally.counts['exact_loads'], tally.failures, left)\n"
     )
     done = in_python(code, tmp_path)
     assert done.stdout.startswith("12 [] "), done.stdout
     # What a kill leaves is hidden, is named, is no photo and no cloak to anyone, and is in no one's way.
-    left = reliability.litter(tmp_path)
+    left = litter(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"me.safetensors", *(file.name for file in left)}
     (tmp_path / "photo.png").touch()
     assert photo_files(tmp_path) == [tmp_path / "photo.png"]
@@ -528,7 +528,7 @@ def test_kill_9_while_saving_leaves_the_old_cloak_or_the_new(tmp_path):
 @pytest.mark.promise("P10")
 def test_kill_9_during_a_fit_and_resume_gives_the_cloak_of_an_uninterrupted_run(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from bench.reliability.__main__ import fit_kills\n"
+        "import sys; from pathlib import Path; from bench.reliability.kills import fit_kills\n"
         "tally, left = fit_kills(Path(sys.argv[1]), 2, every_step=True, steps=12, before=1.2)\n"
         "print(tally.counts['runs'] == tally.counts['exact_loads'] >= 2, tally.failures)\n"
     )
@@ -627,7 +627,7 @@ def test_damaged_photos_are_refused_with_words_or_are_valid_photos(tmp_path):
 @pytest.mark.promise("P12")
 def test_bombs_are_refused_within_limits():
     # In a child with a limit of memory; a file that takes more than a minute is a hang.
-    tally = reliability.fuzz("photos", [("bomb", i) for i in range(4)], seed=2)["bomb"]
+    tally = fuzz("photos", [("bomb", i) for i in range(4)], seed=2)["bomb"]
     assert not tally.failures
     assert tally.counts["runs"] == 4
     assert tally.counts["typed_errors"] >= 2

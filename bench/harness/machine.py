@@ -1,4 +1,4 @@
-"""What a measurement ran on, what that machine can do at most, and how to time two things fairly."""
+"""What a measurement ran on, what that machine can do at most, and how to time several things fairly."""
 
 from __future__ import annotations
 
@@ -16,38 +16,18 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "StepClock",
-    "Timing",
-    "copy_bandwidth",
-    "interleaved",
-    "peak_flops",
-    "row_context",
-    "synchronise",
-]
-
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "numpy", "fastcloak")
 
 
 def row_context(device: str | torch.device = "auto") -> dict[str, Any]:
-    """Where a row was measured: processor, cores, threads, load, GPU, versions, commit and date.
-
-    Args:
-        device: a GPU is named if this is CUDA, or "auto" and there is one.
-    """
+    """Where a row was measured; the GPU is named if `device` is CUDA, or "auto" and there is one."""
     cuda = torch.cuda.is_available() if device == "auto" else torch.device(device).type == "cuda"
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "gpu": torch.cuda.get_device_name() if cuda else "",
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-        **_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    row: dict[str, Any] = {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0))}
+    row |= {"threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2)}
+    row |= {"gpu": torch.cuda.get_device_name() if cuda else "", "python": platform.python_version()}
+    row |= {name: next((one.version for one in metadata.distributions(name=name)), "") for name in PACKAGES}
+    return {**row, **_commit(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
 
 
 def _cpu_model() -> str:
@@ -55,25 +35,16 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    names = {key.strip(): value.strip() for key, value in fields.items()}
+    names = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     # Several generations call themselves "AMD EPYC": family and model tell them apart.
     generation = f"family {names.get('cpu family')}, model {names.get('model')}"
     return f"{names.get('model name', platform.machine())} ({generation})"
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def _commit() -> dict[str, Any]:
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "--no-optional-locks", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        program = ["git", "--no-optional-locks", *arguments]
+        return subprocess.check_output(program, cwd=ROOT, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
     try:
         return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
@@ -82,57 +53,64 @@ def _commit() -> dict[str, Any]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what was asked of it; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def peak_flops(dtype: torch.dtype = torch.float32, device: str | torch.device | None = None) -> float:
+def peak_flops(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> float:
     """Operations per second of a large matrix product, the fastest of several: the roof of convolutions.
 
-    float32 on a GPU is measured as `torch.get_float32_matmul_precision` has it: by default without TF32.
+    float32 on a GPU runs as TF32, as convolutions do by default.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    side = 8192 if place.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=place).to(dtype) for _ in range(2))
+    device = torch.device(device)
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * side**3 / _fastest(lambda: torch.mm(a, b, out=out), place)
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        return 2 * side**3 / _fastest(lambda: torch.mm(a, b, out=out), device)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def copy_bandwidth(device: str | torch.device | None = None) -> float:
+def copy_bandwidth(device: str | torch.device = "cpu") -> float:
     """Bytes per second, read and written, of a copy that no cache holds, the fastest of several."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = torch.ones(2**30 // 4 if place.type == "cuda" else 2**28 // 4, device=place)
+    device = torch.device(device)
+    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / _fastest(lambda: target.copy_(source), place)
+    return 2 * source.numel() * source.element_size() / _fastest(lambda: target.copy_(source), device)
 
 
 def _fastest(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
     call()
-    return min(_seconds(call, device) for _ in range(repeats))
+    return min(seconds_of(call, device) for _ in range(repeats))
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Of one call until the device has done it; by events on CUDA."""
     synchronise(device)
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
     began = time.perf_counter()
     call()
-    synchronise(device)
     return time.perf_counter() - began
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one thing, measured several times.
-
-    Attributes:
-        seconds: each measurement, in order.
-    """
+    """Seconds of one thing, measured several times, in order."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
         return median(self.seconds)
 
     @property
@@ -143,6 +121,11 @@ class Timing:
         fifths = quantiles(self.seconds, n=5, method="inclusive")
         return fifths[0], fifths[-1]
 
+    def columns(self, name: str, units: float = 1) -> dict[str, float]:
+        """Columns of a row: the median of one unit of several as `name`, its spread, and how often it was measured."""
+        low, high = self.spread
+        return {name: self.median / units, "low": low / units, "high": high / units, "repeats": len(self.seconds)}
+
     def over(self, other: Timing) -> float:
         """Median of this divided by the other, pair by pair where both were measured in turns."""
         if len(self.seconds) == len(other.seconds):
@@ -151,30 +134,29 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 5, device: str | torch.device = "cpu"
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int = 5,
+    device: str | torch.device = "cpu",
+    *,
+    warm_up: bool = True,
 ) -> dict[str, Timing]:
     """Times several things in turns, A B A B ..., so that a machine that slows down slows all of them.
 
-    Every call is made once before, for warm-up.
+    With `warm_up` every call is made once before.
     """
-    place = torch.device(device)
-    for call in calls.values():
+    for call in calls.values() if warm_up else ():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            seconds[name].append(_seconds(call, place))
+            seconds[name].append(seconds_of(call, torch.device(device)))
     return {name: Timing(tuple(measured)) for name, measured in seconds.items()}
 
 
 class StepClock:
-    """A `progress` function for `fastcloak.fit` that keeps when each step ended: what a step costs without setting up.
+    """A `progress` function for `fastcloak.fit` that keeps when each step ended.
 
-        clock = StepClock()
-        fastcloak.fit(faces, model, steps=5, progress=clock)
-        clock.timing().median
-
-    The first step, before whose end nothing is known, and with it all warm-up, is left out.
+    The first step, and with it all setting up and warm-up, is left out.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -182,12 +164,10 @@ class StepClock:
         self.ends: list[float] = []
 
     def __call__(self, done: int, total: int) -> None:
-        """Called after each step."""
         synchronise(self.device)
         self.ends.append(time.perf_counter())
 
     def timing(self) -> Timing:
-        """Seconds of every step but the first."""
         if len(self.ends) < 2:
             raise ValueError(f"a StepClock needs 2 steps or more, got {len(self.ends)}")
         return Timing(tuple(after - before for before, after in zip(self.ends, self.ends[1:], strict=False)))

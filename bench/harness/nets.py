@@ -18,18 +18,6 @@ from torch import Tensor, nn
 from fastcloak import load_model
 from fastcloak.models import Surrogate
 
-__all__ = [
-    "NETS",
-    "IResNet",
-    "MobileFaceNet",
-    "OnFaces",
-    "faces",
-    "flops",
-    "iresnet50",
-    "mobilefacenet",
-    "surrogate",
-]
-
 SIDE = 112
 EMBEDDING_SIZE = 512
 Net = TypeVar("Net", bound=nn.Module)
@@ -46,20 +34,16 @@ class IResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.prelu = nn.PReLU(64)
-        blocks: list[nn.Module] = []
-        channels = 64
+        self.body, channels = nn.Sequential(), 64
         for stage, depth in enumerate(layers):
-            width = 64 * 2**stage
             for block in range(depth):
-                blocks.append(_ResidualBlock(channels, width, 2 if block == 0 else 1))
-                channels = width
-        self.body = nn.Sequential(*blocks)
+                self.body.append(_ResidualBlock(channels, 64 * 2**stage, 2 if block == 0 else 1))
+                channels = 64 * 2**stage
         self.bn2 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels * 7 * 7, EMBEDDING_SIZE)
         self.features = nn.BatchNorm1d(EMBEDDING_SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw embeddings."""
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.bn2(self.body(x))
         embeddings: Tensor = self.features(self.fc(x.flatten(1)))
@@ -109,7 +93,6 @@ class MobileFaceNet(nn.Module):
         self.bn = nn.BatchNorm1d(EMBEDDING_SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw embeddings."""
         embeddings: Tensor = self.bn(self.fc(self.body(x).flatten(1)))
         return embeddings
 
@@ -136,47 +119,38 @@ def _conv(
     return nn.Sequential(*layers, *([] if linear else [nn.PReLU(out)]))
 
 
-def iresnet50(seed: int = 0) -> IResNet:
+def iresnet50() -> IResNet:
     """ArcFace's iResNet-50 with random weights, in eval mode; weights require a gradient, as in any torch module."""
-    return _randomised(IResNet(), seed)
+    return _randomised(IResNet())
 
 
-def mobilefacenet(seed: int = 0) -> MobileFaceNet:
-    """MobileFaceNet with random weights, in eval mode; weights require a gradient, as in any torch module."""
-    return _randomised(MobileFaceNet(), seed)
+def mobilefacenet() -> MobileFaceNet:
+    """MobileFaceNet with random weights, likewise."""
+    return _randomised(MobileFaceNet())
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {"mobilefacenet": mobilefacenet, "iresnet50": iresnet50}
 
 
-def _randomised(net: Net, seed: int) -> Net:
+def _randomised(net: Net) -> Net:
     """Random weights; one pass in training mode gives batch normalisations the statistics of what they get."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rand(count: int, low: float, high: float) -> Tensor:
-        return torch.empty(count).uniform_(low, high, generator=generator)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
+    generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.data = randn(*module.weight.shape) / module.weight[0].numel() ** 0.5
+            nn.init.normal_(module.weight, 0, module.weight[0].numel() ** -0.5, generator)
         elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            module.weight.data, module.bias.data = rand(module.num_features, 0.3, 1.1), 0.2 * randn(module.num_features)
+            nn.init.uniform_(module.weight, 0.3, 1.1, generator)
+            nn.init.normal_(module.bias, 0, 0.2, generator)
             module.momentum = None  # plain average over passes, of which there is one
         elif isinstance(module, nn.PReLU):
-            module.weight.data = rand(module.num_parameters, 0.0, 0.4)
+            nn.init.uniform_(module.weight, 0.0, 0.4, generator)
     with torch.no_grad():
         net.train()(torch.cat([faces(1, seed=person) for person in range(8)]) * 2 - 1)
     return net.eval()
 
 
 class OnFaces(nn.Module):
-    """A network and ArcFace's normalisation before it, (x - 127.5) / 127.5 of 0..255: takes faces in [0, 1].
-
-    What the published loop and the peers get; fastcloak gets the same through `surrogate`.
-    """
+    """A network with ArcFace's normalisation, (x - 127.5) / 127.5 of 0..255, before it: faces in [0, 1] -> [n, D]."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -184,7 +158,6 @@ class OnFaces(nn.Module):
         self.train(net.training)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Raw embeddings [n, D] of faces [n, 3, 112, 112] in [0, 1]."""
         embeddings: Tensor = self.net(faces * 2 - 1)
         return embeddings
 

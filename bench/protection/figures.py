@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from bench.harness.rows import BLUE, GREY
+from bench.harness.figures import BLUE, GREY, ORANGE, figure
 from bench.protection.recipes import ACCUMULATED, GROUPS, IMPROVED, INNER_STEPS, UNACCUMULATED
 from fastcloak.fitting.options import OBJECTIVES
 
-ORANGE = "#d9822b"
 # Row -> mean, and the ends of its interval, of rates in [0, 1].
 Estimates = dict[str, tuple[float, float, float]]
 Draw = Callable[[Estimates, Estimates, Mapping[str, Estimates], int], Any]
@@ -19,56 +16,53 @@ Draw = Callable[[Estimates, Estimates, Mapping[str, Estimates], int], Any]
 
 def fig2a(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
     """Top-1 against the batch size, with and without gradient accumulation, at equal cost."""
-    figure, panel = _panel(top1)
+    drawn, panel = _panel(top1)
     names = [b if b != "N" else f"N = {photos}" for b in ACCUMULATED]
     _curve(panel, names, [top1[row] for row in ACCUMULATED.values()], BLUE, "accumulated", -1)
     _curve(panel, names, [top1[row] for row in UNACCUMULATED.values()], ORANGE, "a step per batch", 1)
     panel.set_xlabel("photos in a batch, b", fontsize=9)
     panel.set_title(f"Gradient accumulation at {16 * photos} image-gradients", fontsize=10)
-    _legend(figure)
-    return figure
+    _legend(drawn)
+    return drawn
 
 
 def fig2b(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
     """Top-1 against the inner iterations; the cost grows with them."""
-    figure, panel = _panel(top1)
+    drawn, panel = _panel(top1)
     names = [str(M) for M in INNER_STEPS]
     for b, colour, side in ((1, BLUE, -1), (2, ORANGE, 1)):
         _curve(panel, names, [top1[f"ga b={b} M={M}"] for M in INNER_STEPS], colour, f"b = {b}", side)
     panel.set_xlabel("inner iterations, M", fontsize=9)
     panel.set_title("Inner iterations, 16 steps of b M image-gradients", fontsize=10)
-    _legend(figure)
-    return figure
+    _legend(drawn)
+    return drawn
 
 
 def table1(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
     """Objectives, opom beside ga, a panel per target."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1 + 4.2 * len(by_target), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(by_target), sharey=True, squeeze=False)[0]
-    for panel, (target, estimates) in zip(panels, by_target.items(), strict=True):
+    drawn, panels = figure(1 + 4.2 * len(by_target), 3.6, 1, len(by_target), sharey=True)
+    for panel, (target, estimates) in zip(panels[0], by_target.items(), strict=True):
         _bars(panel, [name.replace("_", "\n", 1) for name in OBJECTIVES], _methods(estimates, OBJECTIVES))
         _controls(panel, estimates)
         panel.set_title(f"target {target}", fontsize=10)
-    panels[0].set_ylabel("Top-1 protection, black box, %", fontsize=9)
-    _legend(figure)
-    return figure
+    panels[0, 0].set_ylabel("Top-1 protection, black box, %", fontsize=9)
+    _legend(drawn)
+    return drawn
 
 
 def table2(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
     """What transfers better: momentum, DFANet's dropout, both; opom beside ga."""
-    figure, panel = _panel(top1)
+    drawn, panel = _panel(top1)
     names = ("convex_hull", *IMPROVED)
     _bars(panel, ["plain", *(name.replace(" ", " +\n") for name in IMPROVED)], _methods(top1, names))
     panel.set_title("Means to transfer, convex_hull, equal cost", fontsize=10)
-    _legend(figure)
-    return figure
+    _legend(drawn)
+    return drawn
 
 
 def presets(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
     """Protection and linkage of the presets beside the published method."""
-    figure, panel = _panel(top1)
+    drawn, panel = _panel(top1)
     rows = GROUPS["presets"]
     series = {
         "Top-1 protection": (BLUE, [top1[row] for row in rows]),
@@ -77,33 +71,18 @@ def presets(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimat
     _bars(panel, [row.removeprefix("preset ").replace(" ", "\n") for row in rows], series)
     panel.set_ylabel("black box, %", fontsize=9)
     panel.set_title("Presets", fontsize=10)
-    _legend(figure)
-    return figure
+    _legend(drawn)
+    return drawn
 
 
 FIGURES: dict[str, Draw] = {"fig2a": fig2a, "fig2b": fig2b, "table1": table1, "table2": table2, "presets": presets}
 
 
-def save(figure: Any, path: Path, caption: str) -> None:
-    """Write a figure as .svg and .png; the same rows give the same file."""
-    import matplotlib
-
-    # About 18 letters of this size are an inch.
-    wrapped = textwrap.fill(caption, int(18 * figure.get_figwidth()))
-    figure.supxlabel(wrapped, fontsize=7, color=GREY)
-    with matplotlib.rc_context({"svg.hashsalt": "fastcloak"}):
-        figure.savefig(path.with_name(path.name + ".svg"), metadata={"Date": None})
-        figure.savefig(path.with_name(path.name + ".png"), dpi=110)
-
-
 def _panel(top1: Estimates) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
-    panel = figure.subplots()
-    panel.set_ylabel("Top-1 protection, black box, %", fontsize=9)
-    _controls(panel, top1)
-    return figure, panel
+    drawn, panels = figure(5.6, 3.8)
+    panels[0, 0].set_ylabel("Top-1 protection, black box, %", fontsize=9)
+    _controls(panels[0, 0], top1)
+    return drawn, panels[0, 0]
 
 
 def _controls(panel: Any, estimates: Estimates) -> None:
@@ -111,8 +90,6 @@ def _controls(panel: Any, estimates: Estimates) -> None:
         panel.axhline(
             100 * estimates[control][0], color=GREY, linestyle=style, linewidth=1.2, label=f"{control}, Top-1", zorder=0
         )
-    panel.tick_params(labelsize=8)
-    panel.spines[["top", "right"]].set_visible(False)
     panel.set_ylim(0, 108)
 
 
@@ -124,7 +101,6 @@ def _methods(estimates: Estimates, names: Sequence[str]) -> dict[str, tuple[str,
 
 
 def _ends(points: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[list[float]]]:
-    """Means in %, and how far their intervals reach below and above."""
     means = [100 * mean for mean, _, _ in points]
     return means, [[100 * (mean - low) for mean, low, _ in points], [100 * (high - mean) for mean, _, high in points]]
 
@@ -153,7 +129,7 @@ def _bars(panel: Any, names: list[str], series: Mapping[str, tuple[str, list[tup
     panel.set_xticks(range(len(names)), names)
 
 
-def _legend(figure: Any) -> None:
+def _legend(drawn: Any) -> None:
     # Panels share their entries.
-    found = dict(entry[::-1] for panel in figure.axes for entry in zip(*panel.get_legend_handles_labels(), strict=True))
-    figure.legend(found.values(), found, loc="outside upper center", ncols=len(found), frameon=False, fontsize=8)
+    found = dict(entry[::-1] for panel in drawn.axes for entry in zip(*panel.get_legend_handles_labels(), strict=True))
+    drawn.legend(found.values(), found, loc="outside upper center", ncols=len(found), frameon=False, fontsize=8)

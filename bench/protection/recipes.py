@@ -7,7 +7,9 @@ comes as close as whole inner steps and whole steps allow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import re
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,6 @@ Recipe = Options | Callable[[int], Options]
 
 STEPS = 16
 INNER_STEPS = (1, 2, 5, 10, 20)
-SPREADS = (0.1, 1.0)
 MOMENTUM: Options = {"decay": 1.0}
 DFANET: Options = {"dropout": 0.1}
 IMPROVED: dict[str, Options] = {"momentum": MOMENTUM, "DFANet": DFANET, "momentum DFANet": {**MOMENTUM, **DFANET}}
@@ -68,7 +69,6 @@ SEARCH: dict[str, Options] = {
     "opom, 32 steps": {"method": "opom", "steps": 32},
     "opom, 32 steps, geometry, momentum": {"method": "opom", "steps": 32, "augment": ("geometry",), "decay": 1.0},
     "plain": search(),
-    "smoothing 1": search(smoothing=1.0),
     "dropout 0.02": search(dropout=0.02),
     "photo": search(augment=("photo",)),
     "all views": search(augment=AUGMENTATIONS),
@@ -122,7 +122,6 @@ RECIPES: dict[str, Recipe] = {
         for name in ("balanced", "strong")
         for words, without in WITHOUT.items()
     },
-    **{f"preset fast, spread {w:g}": {"preset": "fast", **PRESETS["fast"], "spread": w} for w in SPREADS},
     "preset fast, grey": {"preset": "fast", **PRESETS["fast"], "grey": True},
     "preset fast, photo, grey": {
         "preset": "fast",
@@ -146,10 +145,40 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fig2a": tuple(dict.fromkeys((*ACCUMULATED.values(), *UNACCUMULATED.values()))),
     "fig2b": tuple(f"ga b={b} M={M}" for b in (1, 2) for M in INNER_STEPS),
     "search": tuple(SEARCH),
-    "linkage": ("preset fast", *(f"preset fast, spread {w:g}" for w in SPREADS)),
     "ablation": (
         "preset balanced",
         *(f"preset balanced, {words}" for words in ("no average", "no mix", "no average, no mix")),
     ),
     "presets": ("opom convex_hull", "preset fast", "preset balanced", "preset strong"),
 }
+
+
+def parse_rows(texts: Iterable[str], reserved: Collection[str] = ()) -> dict[str, Recipe]:
+    """Names, @groups and NAME=option:value,option:value -> recipes.
+
+    Raises:
+        ValueError: an unknown name or group, a reserved name, or a name for two things.
+    """
+    rows: dict[str, Recipe] = {}
+    for text in texts:
+        given = re.fullmatch(r"(.+?)=(\w+:.*)", text)
+        if text in RECIPES:
+            rows[text] = RECIPES[text]
+        elif text.startswith("@") and text[1:] in GROUPS:
+            rows |= {name: RECIPES[name] for name in GROUPS[text[1:]]}
+        elif given is None or given[1] in rows or given[1] in RECIPES or given[1] in reserved:
+            listed = ", ".join([*(f"@{group}" for group in GROUPS), *RECIPES])
+            raise ValueError(f"--rows must be one of {listed}; or a new NAME=option:value,option:value; got {text!r}")
+        else:
+            # A tuple has commas of its own; only one before another option's name divides.
+            parts = [part.partition(":") for part in re.split(r",(?=\w+:)", given[2])]
+            rows[given[1]] = {option: literal(value) for option, _, value in parts}
+    return rows
+
+
+def literal(text: str) -> object:
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.harness.rows import Row
-from bench.protection import figures as protection_plots
+from bench.harness.figures import save
+from bench.harness.rows import Row, laid_out
+from bench.protection.figures import FIGURES, Estimates
+from bench.protection.people import PEOPLE_COLUMNS
 from bench.protection.recipes import GROUPS
 
 CONTROLS = ("clean", "random")
-PEOPLE_COLUMNS = ("data", "learn", "first", "count", "distractors")
 DRAWS = 10_000
 
 Pair = tuple[str, str]
@@ -106,19 +107,7 @@ def _with_interval(pairs: list[Array], sign: str = "") -> list[str]:
     return [mean, f"[{low}, {high}]"]
 
 
-def laid_out(table: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-    """The table as text; names lean left, numbers right."""
-    if markdown:
-        rule = ["---", *["---:"] * (len(table[0]) - 1)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (table[0], rule, *table[1:]))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip() for cells in table
-    )
-
-
 def groups(lines: Iterable[Row]) -> dict[tuple[str, ...], dict[str, list[Row]]]:
-    """Lines by people, then by survival, in the order of the file."""
     found: dict[tuple[str, ...], dict[str, list[Row]]] = {}
     for line in lines:
         people = tuple(line[column] for column in PEOPLE_COLUMNS)
@@ -127,7 +116,6 @@ def groups(lines: Iterable[Row]) -> dict[tuple[str, ...], dict[str, list[Row]]]:
 
 
 def report(lines: Sequence[Row], against: str | None = None, *, markdown: bool = False) -> None:
-    """Print a table per group of people and survival."""
     for people, survivals in groups(lines).items():
         about = dict(zip(PEOPLE_COLUMNS, people, strict=True))
         for survival, own in survivals.items():
@@ -144,7 +132,7 @@ def report(lines: Sequence[Row], against: str | None = None, *, markdown: bool =
                 print("* lacks pairs: means over the pairs it has, differences over the pairs that both rows have.\n")
 
 
-def estimates(values: PerPerson, rows: Sequence[str], target: str | None = None) -> protection_plots.Estimates:
+def estimates(values: PerPerson, rows: Sequence[str], target: str | None = None) -> Estimates:
     """Row -> mean and interval over the black-box pairs that all of these rows have, or those with one target."""
     kept = [pair for pair in _shared(values, rows) if target in (None, pair[1])]
     return {row: interval(np.mean([values[row][pair] for pair in kept], 0)) for row in rows}
@@ -165,7 +153,7 @@ def plot(lines: Sequence[Row], folder: Path) -> None:
         alone = sum(other[0] == people[0] for other in found) == 1
         more = "" if alone else "".join(f"_{column}{about[column]}" for column in PEOPLE_COLUMNS[1:])
         name = about["data"] + more
-        for figure, draw in protection_plots.FIGURES.items():
+        for figure, draw in FIGURES.items():
             rows = (*CONTROLS, *GROUPS[figure])
             missing = [row for row in rows if row not in top1]
             if missing or not _shared(top1, rows):
@@ -183,4 +171,4 @@ def plot(lines: Sequence[Row], folder: Path) -> None:
             pairs = ", ".join(" -> ".join(pair) for pair in _shared(top1, rows))
             caption = f"{about['data']}: {about['count']} people, {about['learn']} photos learnt from; {pairs}; "
             caption += f"bars: 95 % over people; fastcloak {versions}"
-            protection_plots.save(drawn, folder / f"protection_{name}_{figure}", caption)
+            save(drawn, folder / f"protection_{name}_{figure}", caption)

@@ -2,7 +2,7 @@
 
     python -m bench.protection.turned PEOPLE_DIR CLOAKS_DIR --distractors DIR --learn 10 --targets ... -o CSV
 
-CLOAKS_DIR holds NAME.safetensors for each person to judge, learnt from the first photos. Every other photo is turned
+CLOAKS_DIR holds NAME.safetensors for each person to judge, fitted to the first photos. Every other photo is turned
 by `angle` degrees on a larger grey picture, protected there and turned back ("turned"); the control is protected
 upright and then turned and turned back, so that both are resampled twice ("upright"). The face is then found and
 aligned as a recogniser would. Photos in which no face is found to protect are refused, and left out of both.
@@ -11,26 +11,25 @@ The summary shows Top-1 protection of both, and the loss with its 95 % interval 
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.harness.machine import row_context
-from bench.protection.photos import BOOTSTRAPS, crop_again, pair_ranks
-from bench.protection.summary import laid_out
+from bench.harness.command import command
+from bench.harness.rows import Row, Rows, laid_out, read
+from bench.protection.people import load_models, photos_of
+from bench.protection.photos import crop_again, draws, pair_ranks
 from fastcloak import load
-from fastcloak.cli.options import MODEL_HELP, parse_model
 from fastcloak.cloak import Cloak
+from fastcloak.evaluation.postprocessing import Pixels
 from fastcloak.evaluation.protocol import embed
 from fastcloak.models import Surrogate
 from fastcloak.photos.detection import detect
@@ -38,22 +37,7 @@ from fastcloak.photos.files import read_photo
 from fastcloak.photos.inputs import photo_files, saved_faces
 from fastcloak.protection.photo import protect
 
-Pixels = npt.NDArray[np.uint8]
-
 TURNED, UPRIGHT = "turned", "upright"
-COLUMNS = (
-    "data",
-    "people",
-    "photos",
-    "distractors",
-    "target",
-    "angle",
-    "refused",
-    "uncertain",
-    "how",
-    "top1",
-    "cosine",
-)
 
 
 def turned(pixels: Pixels, angle: float) -> Pixels:
@@ -92,14 +76,12 @@ def measure(
     distractors: Tensor,
     angles: Sequence[float],
     probes: int | None,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """Rows of every target, angle and way to protect."""
     clean = {name: saved_faces(list(paths)) for name, paths in photos.items()}
-    found: dict[float, dict[str, dict[int, dict[str, Tensor]]]] = {
-        angle: {name: {} for name in photos} for angle in angles
-    }
-    refused: dict[float, int] = defaultdict(int)
-    uncertain: dict[float, int] = defaultdict(int)
+    found: dict[float, dict[str, dict[int, dict[str, Tensor]]]] = {a: {name: {} for name in photos} for a in angles}
+    refused: Counter[float] = Counter()
+    uncertain: Counter[float] = Counter()
     for name, i in tqdm([(who, i) for who in photos for i in range(len(photos[who][:probes]))], unit="photo"):
         for angle, (seen, unsure) in zip(angles, crops(photos[name][i], cloaks[name], angles), strict=True):
             refused[angle] += seen is None
@@ -113,16 +95,13 @@ def measure(
             for how in (TURNED, UPRIGHT):
                 rates, cosines = {}, []
                 for name, of in found[angle].items():
-                    if not of:
-                        continue
-                    owners = list(of)
-                    features = embed(target, torch.stack([one[how] for one in of.values()]))
-                    rates[name] = (pair_ranks(features, own[name], owners, crowd) > 1).double().mean().item()
-                    cosines.append((features * own[name][owners]).sum(1).mean().item())
-                yield {
-                    "target": target.name,
-                    "angle": angle,
-                    "refused": refused[angle],
+                    if of:
+                        owners = list(of)
+                        features = embed(target, torch.stack([one[how] for one in of.values()]))
+                        rates[name] = (pair_ranks(features, own[name], owners, crowd) > 1).double().mean().item()
+                        cosines.append((features * own[name][owners]).sum(1).mean().item())
+                what = {"target": target.name, "angle": angle, "refused": refused[angle]}
+                yield what | {
                     "uncertain": uncertain[angle],
                     "how": how,
                     "top1": float(np.mean(list(rates.values()))),
@@ -131,7 +110,7 @@ def measure(
                 }
 
 
-def summary(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
+def summary(lines: Sequence[Row]) -> list[list[str]]:
     """A line per target and angle, and one over all angles: Top-1 of both and the loss in points."""
     rates: dict[str, dict[str, dict[str, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
     for line in lines:
@@ -144,44 +123,31 @@ def summary(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
         values["all"] = np.mean(list(values.values()), 0)
         for angle, (of_turned, of_upright) in values.items():
             loss = 100 * (of_upright - of_turned)
-            draws = np.random.default_rng(0).integers(0, len(names), (BOOTSTRAPS, len(names)))
-            low, high = np.quantile(loss[draws].mean(1), (0.025, 0.975))
+            low, high = np.quantile(loss[draws(len(names))].mean(1), (0.025, 0.975))
             shown = [f"{100 * of_turned.mean():.1f}", f"{100 * of_upright.mean():.1f}", f"{loss.mean():.1f}"]
             table.append([target, angle, *shown, f"[{low:.1f}, {high:.1f}]"])
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("people", type=Path, help="folder of a folder of photos per person")
-    parser.add_argument("cloaks", type=Path, help="folder of NAME.safetensors")
-    parser.add_argument("--distractors", type=Path, required=True, help="photos of others")
-    parser.add_argument("--learn", type=int, default=10, help="first photos, to leave out (%(default)s)")
+    parser = command(__doc__, "people", "distractors", "summary", "output", learn=10, targets=["dlib"])
+    parser.add_argument("cloaks", type=Path, nargs="?", help="folder of NAME.safetensors")
     parser.add_argument("--probes", type=int, help="photos to turn of each person; the gallery holds all (all)")
-    parser.add_argument("--targets", nargs="+", default=["dlib"], help=f"{MODEL_HELP} (%(default)s)")
     parser.add_argument("--step", type=int, default=15, help="degrees between angles (%(default)s)")
-    parser.add_argument("--summary", action="store_true", help="show what the file holds and measure nothing")
-    parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     if not given.summary:
+        if not (given.people and given.cloaks and given.distractors):
+            parser.error("PEOPLE_DIR, cloaks and --distractors are needed, but for --summary")
         cloaks = {file.stem: load(file) for file in sorted(given.cloaks.glob("*.safetensors"))}
-        photos = {name: photo_files(given.people / name)[given.learn :] for name in cloaks}
+        photos = {name: photos_of(given.people / name)[given.learn :] for name in cloaks}
         distractors = saved_faces(photo_files(given.distractors))
-        about = {
-            "data": given.people.resolve().parent.name,
-            "people": len(photos),
-            "photos": sum(len(paths[: given.probes]) for paths in photos.values()),
-            "distractors": len(distractors),
-        }
-        context = row_context()
-        targets = [parse_model(target) for target in given.targets]
-        with open(given.output, "w", newline="") as file:
-            writer = csv.DictWriter(file, [*COLUMNS, "per_person", *context])
-            writer.writeheader()
-            for line in measure(photos, cloaks, targets, distractors, range(0, 360, given.step), given.probes):
-                writer.writerow({**about, **line, **context})
-    with open(given.output, newline="") as file:
-        print(laid_out(summary(list(csv.DictReader(file)))))
+        about = {"data": given.people.resolve().parent.name, "people": len(photos)}
+        about |= {"photos": sum(len(paths[: given.probes]) for paths in photos.values())}
+        about |= {"distractors": len(distractors)}
+        rows, angles = Rows(given.output), range(0, 360, given.step)
+        for row in measure(photos, cloaks, load_models(given.targets, {}), distractors, angles, given.probes):
+            rows.add({**about, **row})
+    print(laid_out(summary(read(given.output))))
 
 
 if __name__ == "__main__":

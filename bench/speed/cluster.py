@@ -2,11 +2,11 @@
 
     python -m bench.speed.cluster overhead -o bench/results/scale_cpu.csv   needs extras demo and ray: SFace
     python -m bench.speed.cluster memory -o bench/results/scale_memory.csv   10,000 people, none
-    python -m bench.speed.cluster plot    draws both: bench/results/scale_cpu.png, .svg
+    python -m bench.speed.figures    draws both: bench/results/scale_cpu.png, .svg
 
-`overhead`: ten pictures of 112 px a person, on SFace; the same number of people for every worker, one thread each, all
-at the niceness of Ray's workers. Only steady work counts: for `fit_many` all people after a first one, photos being
-read included; for `fit_dataset` what arrives after as many batches as there are workers, until the last one arrives.
+`overhead`: ten pictures of 112 px a person, on SFace; equally many people for every worker, one thread each, all at the
+niceness of Ray's workers. Only steady work counts: for `fit_many` all people after a first one, with reading photos;
+for `fit_dataset` what arrives after as many batches as there are workers, until the last one arrives.
 
     seconds_per_person       elapsed * workers / people: what a worker spends on a person, idle or not
     overhead                 seconds_per_person over that of `fit_many` with as many processes in this run, minus 1
@@ -29,30 +29,30 @@ store by what is in it. Slopes are of the rows after the first fifth of the peop
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from bench.harness import nets
-from bench.harness.machine import row_context
-from bench.harness.rows import BLUE, GREY, read, where
+from bench.harness.command import command
+from bench.harness.machine import ROOT
+from bench.harness.rows import Rows, read
+from bench.speed.figures import slope
 from fastcloak import load, load_model
 from fastcloak.fitting.fitter import Fitter
 from fastcloak.photos.inputs import load_faces, photo_files
@@ -60,19 +60,19 @@ from fastcloak.scale.jobs import fit_dataset
 from fastcloak.scale.people import read_people
 from fastcloak.system.files import cloak_file
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
-CPUS = 4  # that Ray is told of; workers ask for 0.75
+CPUS = 4  # that Ray is given; workers ask for 0.75
 WORKERS = (1, 2, 4)
 PHOTOS, SMALL_PHOTOS = 10, 4
 PICTURES = 64
 INNER_STEPS = 4
-SMALL: dict[str, Any] = {"preset": "plain", "steps": 4, "inner_steps": 2}
-# 15 is what Ray gives its workers if not told otherwise; the variable is Ray's.
+SMALL: dict[str, Any] = {"preset": "plain", "steps": 4, "inner_steps": 2, "dtype": "float32"}
+# 15 is what Ray gives its workers by default; the variable is Ray's.
 NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
 SAMPLE_SECONDS = 2.0
-SETTLED = 0.2
 CLOCK = os.sysconf("SC_CLK_TCK")
+HELP = {"people": "for each worker, or in all", "batch": "people per batch", "steps": f"of {INNER_STEPS} inner steps"}
+HELP |= {"rounds": "measurements of everything, in turns", "workers": "on the cluster"}
+SIZES = ("driver_mb", "workers_mb", "fitting_mb", "ray_mb", "object_store_mb")
 
 
 class SmallNet(nn.Module):
@@ -92,7 +92,6 @@ class SmallNet(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw embeddings."""
         embeddings: Tensor = self.body(x * 2 - 1)
         return embeddings
 
@@ -108,7 +107,6 @@ class Process:
 
 
 def processes() -> list[Process]:
-    """This process and all below it."""
     found: dict[int, tuple[int, Process]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -142,22 +140,32 @@ def memory_of(pid: int) -> int:
 
 
 @contextmanager
-def cluster() -> Iterator[Any]:
-    """A Ray of our own on this machine, whose workers find `bench`; gone at the end, whatever happens."""
+def cluster(nodes: int = 0) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """A Ray of our own on this machine, whose workers find `bench`; gone at the end, whatever happens.
+
+    Yields Ray, its cluster and its nodes besides the head; without them the head works itself, and is no cluster.
+    """
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray = import_module("ray")
-    # "local": never someone else's cluster that runs on this machine.
-    ray.init("local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray, made, added = import_module("ray"), None, []
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        yield ray
+        if nodes:
+            head = {"num_cpus": 1, "include_dashboard": False}
+            made = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
+            added = [made.add_node(num_cpus=2) for _ in range(nodes)]
+            ray.init(made.address, **quiet)
+        else:  # "local": never someone else's cluster that runs on this machine
+            ray.init("local", num_cpus=CPUS, include_dashboard=False, **quiet)
+        yield ray, made, added
     finally:
         ray.shutdown()
+        if made is not None:
+            made.shutdown()
 
 
 def save_pictures(pictures: Tensor, folder: Path) -> list[Path]:
-    """Pictures [n, 3, 112, 112] in [0, 1] as PNG files."""
     folder.mkdir(parents=True)
     files = [folder / f"{i}.png" for i in range(len(pictures))]
     for file, picture in zip(files, (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy(), strict=True):
@@ -196,138 +204,80 @@ class Arrivals:
         self.fit_seconds[-1] += row["seconds"]
 
     def steady(self, workers: int) -> dict[str, float]:
-        """From the arrival of as many batches as there are workers, so that all have begun, to that of the last."""
         people = sum(self.people[workers:])
         if not people:
             raise ValueError(f"a worker must get two batches or more, got {len(self.people)} for {workers} workers")
         elapsed, cpu, anything = (clock[-1] - clock[workers - 1] for clock in (self.seconds, self.cpu, self.busy))
-        return {
-            "steady_people_per_hour": 3600 * people / elapsed,
-            "seconds_per_person": elapsed * workers / people,
-            "fit_seconds_per_person": sum(self.fit_seconds[workers:]) / people,
-            "cpu_seconds_per_person": cpu / people,
-            "others": (anything - cpu) / (elapsed * len(os.sched_getaffinity(0))),
-        }
+        row = {"steady_people_per_hour": 3600 * people / elapsed, "seconds_per_person": elapsed * workers / people}
+        row["fit_seconds_per_person"] = sum(self.fit_seconds[workers:]) / people
+        others = (anything - cpu) / (elapsed * len(os.sched_getaffinity(0)))
+        return row | {"cpu_seconds_per_person": cpu / people, "others": others}
 
 
-def alone(folders: Sequence[str], steps: int) -> None:
-    """In a process of its own: fit_many of these people, when standard input says so; prints what it took."""
+def alone(folders: list[Path], steps: int, ready: Any) -> dict[str, float]:
+    """In a process of its own: what fit_many of these people takes, once all are ready."""
     os.nice(NICENESS - os.nice(0))
     torch.set_num_threads(1)
     fitter = Fitter(load_model("sface"), preset="plain", steps=steps, inner_steps=INNER_STEPS)
-    fitter.fit_many({"": load_faces(photo_files([folders[0]]))}, progress=False)
-    print("ready", flush=True)
-    sys.stdin.readline()
+    fitter.fit_many({"": load_faces(photo_files(folders[0]))}, progress=False)
+    ready.wait()
     began, cpu = time.perf_counter(), time.process_time()
-    faces = {folder: load_faces(photo_files([folder])) for folder in folders}
-    after, cpu_after = time.perf_counter(), time.process_time()
+    faces = {folder.name: load_faces(photo_files(folder)) for folder in folders}
+    read_seconds, read_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     cloaks = fitter.fit_many(faces, progress=False)
-    measured = {
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu,
-        "read_seconds": after - began,
-        "read_cpu_seconds": cpu_after - cpu,
-        "fit_seconds": sum(cloak.info["seconds"] for cloak in cloaks.values()),
-    }
-    print(json.dumps(measured), flush=True)
+    measured = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    measured |= {"read_seconds": read_seconds, "read_cpu_seconds": read_cpu_seconds}
+    return measured | {"fit_seconds": sum(cloak.info["seconds"] for cloak in cloaks.values())}
 
 
 def many(folders: list[Path], workers: int, steps: int) -> dict[str, Any]:
     """`fit_many` in several processes that begin together."""
-    share = len(folders) // workers
-    command = [sys.executable, "-m", "bench.speed.cluster", "alone", "--steps", str(steps)]
-    running = [
-        subprocess.Popen(
-            [*command, *map(str, folders[i * share : (i + 1) * share])],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(workers)
-    ]
-    try:
-        for process in running:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise RuntimeError("a process with fit_many failed; its words are above")
+    share, spawning = len(folders) // workers, multiprocessing.get_context("spawn")
+    with spawning.Manager() as manager, ProcessPoolExecutor(workers, spawning) as pool:
+        ready = manager.Barrier(workers + 1)
+        parts = [folders[i * share : (i + 1) * share] for i in range(workers)]
+        running = [pool.submit(alone, part, steps, ready) for part in parts]
+        ready.wait(600)  # for ever would be too long where one of them failed
         began, busy_before = time.perf_counter(), busy()
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        measured = [json.loads(process.communicate()[0]) for process in running]
+        measured = [one.result() for one in running]
         wall, anything = time.perf_counter() - began, busy() - busy_before
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
     mean = {key: sum(one[key] for one in measured) / len(folders) for key in measured[0]}
-    return {
-        "how": "fit_many",
-        "wall_seconds": wall,
-        "steady_people_per_hour": sum(3600 * share / one["seconds"] for one in measured),
-        "seconds_per_person": mean["seconds"],
-        "fit_seconds_per_person": mean["fit_seconds"],
-        "fit_seconds": mean["fit_seconds"] * len(folders),
-        "cpu_seconds_per_person": mean["cpu_seconds"],
-        "read_seconds_per_person": mean["read_seconds"],
-        "read_cpu_seconds_per_person": mean["read_cpu_seconds"],
-        "others": (anything - sum(one["cpu_seconds"] for one in measured)) / (wall * len(os.sched_getaffinity(0))),
-    }
+    others = anything - sum(one["cpu_seconds"] for one in measured)
+    row = {"how": "fit_many", "wall_seconds": wall}
+    row["steady_people_per_hour"] = sum(3600 * share / one["seconds"] for one in measured)
+    row |= {f"{key}_per_person": value for key, value in mean.items()}
+    row["fit_seconds"] = mean["fit_seconds"] * len(folders)
+    return row | {"others": others / (wall * len(os.sched_getaffinity(0)))}
 
 
 def on_ray(source: Path, out: Path, workers: int, batch: int, steps: int) -> dict[str, Any]:
-    """`fit_dataset` on a cluster that was begun for it."""
     model = load_model("sface")
     began = time.perf_counter()
     with cluster():
         ready = time.perf_counter() - began
         arrivals = Arrivals(batch)
-        summary = fit_dataset(
-            source,
-            model,
-            out,
-            concurrency=workers,
-            people_per_batch=batch,
-            progress=arrivals,
-            preset="plain",
-            steps=steps,
-            inner_steps=INNER_STEPS,
-        )
+        ways: dict[str, Any] = {"concurrency": workers, "people_per_batch": batch, "progress": arrivals}
+        options: dict[str, Any] = {"preset": "plain", "steps": steps, "inner_steps": INNER_STEPS}
+        summary = fit_dataset(source, model, out, **ways, **options)
     assert summary.fitted == sum(arrivals.people) == len(list(out.glob("*.safetensors")))
-    return {
-        "how": "fit_dataset",
-        "cluster_seconds": ready,
-        "wall_seconds": summary.seconds,
-        "first_seconds": arrivals.seconds[0],
-        "fit_seconds": sum(arrivals.fit_seconds),
-        **arrivals.steady(workers),
-    }
+    row = {"how": "fit_dataset", "cluster_seconds": ready, "wall_seconds": summary.seconds}
+    row |= {"first_seconds": arrivals.seconds[0], "fit_seconds": sum(arrivals.fit_seconds)}
+    return row | arrivals.steady(workers)
 
 
 def with_overhead(ours: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """A row with what it took more than `fit_many`, as shares."""
     reading, cpu = base["read_seconds_per_person"], base["read_cpu_seconds_per_person"]
     if ours is base:
         reading = cpu = 0.0
-    return {
-        **ours,
-        "overhead": ours["seconds_per_person"] / base["seconds_per_person"] - 1,
-        "overhead_without_reading": ours["seconds_per_person"] / (base["seconds_per_person"] - reading) - 1,
-        "overhead_cpu": ours["cpu_seconds_per_person"] / (base["cpu_seconds_per_person"] - cpu) - 1,
-        "overhead_own_clock": ours["seconds_per_person"] / ours["fit_seconds_per_person"] - 1,
-    }
+    seconds, usual = ours["seconds_per_person"], base["seconds_per_person"]
+    row = {**ours, "overhead": seconds / usual - 1, "overhead_without_reading": seconds / (usual - reading) - 1}
+    row["overhead_cpu"] = ours["cpu_seconds_per_person"] / (base["cpu_seconds_per_person"] - cpu) - 1
+    return row | {"overhead_own_clock": seconds / ours["fit_seconds_per_person"] - 1}
 
 
 def overhead(output: Path, people: int, batch: int, steps: int, rounds: int) -> None:
     """Rows of `fit_many` and `fit_dataset` in turns, with 1, 2 and 4 workers."""
-    columns = ["round", "how", "workers", "people", "people_per_batch", "steps", "inner_steps", "photos"]
-    columns += ["cluster_seconds", "wall_seconds", "first_seconds", "steady_people_per_hour", "seconds_per_person"]
-    columns += ["fit_seconds_per_person", "cpu_seconds_per_person", "read_seconds_per_person"]
-    columns += ["read_cpu_seconds_per_person", "fit_seconds", "overhead", "overhead_without_reading", "overhead_cpu"]
-    columns += ["overhead_own_clock", "others", *row_context()]
-    rows = []
+    rows = Rows(output)
     with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary:
         folder = Path(temporary)
         everyone = [folder / str(max(WORKERS)) / f"{i:04d}" for i in range(max(WORKERS) * people)]
@@ -341,19 +291,18 @@ def overhead(output: Path, people: int, batch: int, steps: int, rounds: int) -> 
             for workers in WORKERS:
                 base = many(everyone[: workers * people], workers, steps)
                 ours = on_ray(folder / str(workers), folder / f"out-{turn}-{workers}", workers, batch, steps)
+                row = {"round": turn, "workers": workers, "people": workers * people, "people_per_batch": batch}
+                # The threads are a worker's, not those of this process.
+                row |= {"steps": steps, "inner_steps": INNER_STEPS, "photos": PHOTOS, "threads": 1}
                 for measured in (with_overhead(base, base), with_overhead(ours, base)):
-                    row = {"round": turn, "workers": workers, "people": workers * people, "people_per_batch": batch}
-                    row |= {"steps": steps, "inner_steps": INNER_STEPS, "photos": PHOTOS, **measured, **row_context()}
-                    # A worker's, not those of this process.
-                    rows.append({**row, "threads": 1})
-                    print(_rounded(measured), flush=True)
-                _write(output, columns, rows)
+                    rows.add({**row, **measured})
+                    print(measured, flush=True)
 
 
 def memory(output: Path, people: int, batch: int, workers: int) -> None:
     """Rows of memory against people done, while a worker and a node are lost; then every cloak against `fit_many`."""
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary, nodes() as (ray, made, lost):
+    rows = Rows(output)
+    with tempfile.TemporaryDirectory(prefix="fastcloak-scale-") as temporary, cluster(nodes=2) as (ray, made, nodes):
         folder = Path(temporary)
         files = [file.name for file in save_pictures(nets.faces(PICTURES), folder / "pictures")]
         source, out = folder / "pictures" / "people.jsonl", folder / "out"
@@ -361,72 +310,48 @@ def memory(output: Path, people: int, batch: int, workers: int) -> None:
             for i in range(people):
                 photos = [files[(i + 7 * j) % PICTURES] for j in range(SMALL_PHOTOS)]
                 manifest.write(json.dumps({"person": f"{i:06d}", "photos": photos}) + "\n")
-        began, done, next_sample, events = time.perf_counter(), 0, 0.0, ""
-        context = row_context()
+        began, done, next_sample, event = time.perf_counter(), 0, 0.0, ""
 
         def watch(person: dict[str, Any], total: int | None) -> None:
-            nonlocal done, next_sample, events
+            nonlocal done, next_sample, event
             done += 1
             if done == people * 3 // 10:
                 fitting = [process.pid for process in processes() if process.name.startswith("ray::MapWorker")]
                 os.kill(fitting[0], signal.SIGKILL)
-                events = "worker killed"
+                event = "worker killed"
             if done == people * 6 // 10:
-                made.remove_node(lost, allow_graceful=False)
-                events = "node killed"
+                made.remove_node(nodes[0], allow_graceful=False)
+                event = "node killed"
             seconds = time.perf_counter() - began
-            if seconds < next_sample and done < people and not events:
-                return
-            next_sample = seconds + SAMPLE_SECONDS
-            rows.append(
-                {"seconds": seconds, "people": done, "event": events, "batch": batch, **_memory(ray), **context}
-            )
-            events = ""
+            if seconds >= next_sample or event:
+                next_sample = seconds + SAMPLE_SECONDS
+                rows.add({"seconds": seconds, "people": done, "event": event, "batch": batch, **_memory(ray)})
+                event = ""
 
         # Workers import the network; one of a module that was run as a program would be sent to them.
         net = import_module("bench.speed.cluster").SmallNet()
-        options = {**SMALL, "dtype": "float32"}
-        summary = fit_dataset(source, net, out, concurrency=workers, people_per_batch=batch, progress=watch, **options)
+        summary = fit_dataset(source, net, out, concurrency=workers, people_per_batch=batch, progress=watch, **SMALL)
         print(f"{summary}, {summary.people_per_hour:.0f} people per hour")
+        last = {"seconds": time.perf_counter() - began, "people": done, "batch": batch, **_memory(ray)}
         torch.set_num_threads(1)
-        differing = compare(source, out, net, options)
+        differing = compare(source, out, net)
         if not len(differing) == len(list(out.glob("*.safetensors"))) == people:
             raise RuntimeError(f"everyone must have a cloak, got {len(differing)}")
         index = import_module("pyarrow.parquet").read_table(out / "index").to_pylist()
         if len(index) != len({row["person"] for row in index}) or any(row["error"] for row in index):
             raise RuntimeError("the index must have a row for everyone, once")
-    rows[-1]["cloaks"] = len(differing)
-    rows[-1]["rows_of_index"] = len(index)
-    rows[-1]["cloaks_that_differ"] = sum(share > 0 for share in differing)
-    rows[-1]["pixels_that_differ"] = max(differing)
-    columns = [*rows[0], "cloaks", "rows_of_index", "cloaks_that_differ", "pixels_that_differ"]
-    _write(output, columns, rows)
-    print(f"{len(differing)} cloaks loaded; {rows[-1]['cloaks_that_differ']} differ from fit_many's, one thread")
-    for column in ("driver_mb", "workers_mb", "fitting_mb", "ray_mb", "object_store_mb"):
-        print(f"{column}: {slope(rows, column):+.0f} bytes per person, largest {max(row[column] for row in rows):.1f}")
+    last |= {"cloaks": len(differing), "rows_of_index": len(index), "pixels_that_differ": max(differing)}
+    rows.add({**last, "cloaks_that_differ": sum(share > 0 for share in differing)})
+    print(f"{len(differing)} cloaks loaded; {sum(map(bool, differing))} differ from fit_many's, one thread")
+    written = read(output)
+    for column in SIZES:
+        largest = max(float(row[column]) for row in written)
+        print(f"{column}: {slope(written, column):+.0f} bytes per person, largest {largest:.1f}")
 
 
-@contextmanager
-def nodes() -> Iterator[tuple[Any, Any, Any]]:
-    """A Ray cluster of a head and two nodes on this machine: ray, the cluster, and a node to lose."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/"}
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray, cluster_utils = import_module("ray"), import_module("ray.cluster_utils")
-    head = {"num_cpus": 1, "include_dashboard": False}
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
-    try:
-        lost = [made.add_node(num_cpus=2), made.add_node(num_cpus=2)][0]
-        ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield ray, made, lost
-    finally:
-        ray.shutdown()
-        made.shutdown()
-
-
-def compare(source: Path, out: Path, net: nn.Module, options: dict[str, Any]) -> list[float]:
+def compare(source: Path, out: Path, net: nn.Module) -> list[float]:
     """Of each person's cloak the share of pixels that differ from what `fit_many` learns in this process."""
-    fitter = Fitter(net, **options)
+    fitter = Fitter(net, **SMALL)
     differing = []
     for name, photos in read_people(source):
         cloak = load(out / cloak_file(name))
@@ -436,10 +361,9 @@ def compare(source: Path, out: Path, net: nn.Module, options: dict[str, Any]) ->
 
 
 def _memory(ray: Any) -> dict[str, Any]:
-    sizes = {"driver_mb": 0, "workers_mb": 0, "fitting_mb": 0, "ray_mb": 0}
-    workers = 0
+    sizes, workers = dict.fromkeys(SIZES, 0.0), 0
     for process in processes():
-        size = memory_of(process.pid)
+        size = memory_of(process.pid) / 2**20
         if process.pid == os.getpid():
             sizes["driver_mb"] += size
         elif process.name.startswith("ray::"):
@@ -449,126 +373,23 @@ def _memory(ray: Any) -> dict[str, Any]:
         else:
             sizes["ray_mb"] += size
     key = "object_store_memory"
-    stored = ray.cluster_resources()[key] - ray.available_resources().get(key, 0)
-    return {
-        **{name: round(size / 2**20, 3) for name, size in sizes.items()},
-        "object_store_mb": round(stored / 2**20, 3),
-        "workers": workers,
-    }
-
-
-def slope(rows: Sequence[dict[str, Any]], column: str) -> float:
-    """Bytes per person: least squares over the rows after the first fifth of the people."""
-    last = float(rows[-1]["people"])
-    points = [(float(row["people"]), float(row[column])) for row in rows if float(row["people"]) > SETTLED * last]
-    if len(points) < 2:
-        return float("nan")
-    people, megabytes = np.array(points).T
-    return float(np.polyfit(people, megabytes * 2**20, 1)[0])
-
-
-def draw(rates: list[dict[str, str]], sizes: list[dict[str, str]]) -> Any:
-    """People per hour against workers, and memory against people done."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for how, colour, style in (("fit_many", GREY, "s--"), ("fit_dataset", BLUE, "o-")):
-        points = [(int(row["workers"]), float(row["steady_people_per_hour"])) for row in rates if row["how"] == how]
-        workers = sorted({count for count, _ in points})
-        middle = [float(np.median([rate for count, rate in points if count == w])) for w in workers]
-        label = "fit_many, a process each" if how == "fit_many" else "fit_dataset on Ray"
-        left.plot(workers, middle, style, color=colour, label=label)
-        if how == "fit_many":
-            cores = int(rates[0]["cores"])
-            ideal = [middle[0] / workers[0] * min(count, cores) for count in workers]
-            left.plot(workers, ideal, ":", color="black", linewidth=1, label=f"ideal on {cores} cores")
-    left.set_ylim(bottom=0)
-    left.set_xticks(workers, [str(count) for count in workers])
-    left.set_xlabel("workers, one thread each")
-    left.set_ylabel("people per hour")
-    first = rates[0]
-    gradients = int(first["steps"]) * int(first["inner_steps"])
-    left.set_title(f"SFace, {first['photos']} photos, {gradients} image-gradients a person", fontsize=10)
-    people = [int(row["people"]) for row in sizes]
-    curves = (
-        ("driver_mb", "driver", BLUE, "-"),
-        ("workers_mb", "Ray's Python processes", "#c8553d", "-"),
-        ("fitting_mb", "of these: fitting", "#c8553d", "--"),
-        ("ray_mb", "Ray's others", GREY, "-"),
-        ("object_store_mb", "object store", "black", ":"),
-    )
-    for column, label, colour, style in curves:
-        y = [float(row[column]) for row in sizes]
-        grown = f"{slope(sizes, column) / 1024:+.2f} KB a person"
-        words = f"{label}: {f'{max(y):.0f} MB at most' if column == 'object_store_mb' else grown}"
-        right.plot(people, y, style, color=colour, label=words)
-    for row in sizes:
-        if row["event"]:
-            right.axvline(int(row["people"]), color=GREY, linewidth=0.8)
-            right.text(int(row["people"]), 5, f" {row['event']}", fontsize=7, rotation=90, va="bottom", ha="right")
-    right.set_ylim(bottom=0, top=1.45 * max(float(row["workers_mb"]) for row in sizes))
-    right.set_xlabel("people done")
-    right.set_ylabel("MB")
-    right.set_title(f"memory, a network that costs nothing, batches of {sizes[0]['batch']}", fontsize=10)
-    for panel in (left, right):
-        panel.legend(fontsize=8, frameon=False)
-        panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(where(rates[0]), fontsize=7, color=GREY)
-    return figure
-
-
-def plot(overheads: Path, memories: Path) -> None:
-    """Draws the rows of both, next to the first."""
-    import matplotlib
-
-    matplotlib.rcParams["svg.hashsalt"] = "fastcloak"  # the same rows give the same file
-    figure = draw(read(overheads), read(memories))
-    figure.savefig(overheads.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(overheads.with_suffix(".png"), dpi=110)
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()}
-
-
-def _write(output: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    with open(output, "w", newline="") as file:
-        table = csv.DictWriter(file, columns, restval="")
-        table.writeheader()
-        table.writerows(map(_rounded, rows))
+    sizes["object_store_mb"] = (ray.cluster_resources()[key] - ray.available_resources().get(key, 0)) / 2**20
+    return {**sizes, "workers": workers}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__)
     modes = parser.add_subparsers(dest="mode", required=True)
-    one = modes.add_parser("overhead")
-    one.add_argument("-o", "--output", type=Path, required=True)
-    one.add_argument("--people", type=int, default=48, help="for each worker (%(default)s)")
-    one.add_argument("--batch", type=int, default=16, help="people per batch (%(default)s)")
-    one.add_argument("--steps", type=int, default=3, help=f"of {INNER_STEPS} inner steps (%(default)s)")
-    one.add_argument("--rounds", type=int, default=1, help="measurements of everything, in turns (%(default)s)")
-    two = modes.add_parser("memory")
-    two.add_argument("-o", "--output", type=Path, required=True)
-    two.add_argument("--people", type=int, default=10_000, help="(%(default)s)")
-    two.add_argument("--batch", type=int, default=16, help="people per batch (%(default)s)")
-    two.add_argument("--workers", type=int, default=2, help="(%(default)s)")
-    three = modes.add_parser("plot")
-    three.add_argument("--overhead", type=Path, default=RESULTS / "scale_cpu.csv")
-    three.add_argument("--memory", type=Path, default=RESULTS / "scale_memory.csv")
-    four = modes.add_parser("alone")
-    four.add_argument("--steps", type=int, required=True)
-    four.add_argument("folders", nargs="+")
-    arguments = parser.parse_args()
-    if arguments.mode == "overhead":
-        overhead(arguments.output, arguments.people, arguments.batch, arguments.steps, arguments.rounds)
-    elif arguments.mode == "memory":
-        memory(arguments.output, arguments.people, arguments.batch, arguments.workers)
-    elif arguments.mode == "plot":
-        plot(arguments.overhead, arguments.memory)
-    else:
-        alone(arguments.folders, arguments.steps)
+    for mode, options in (
+        ("overhead", {"people": 48, "batch": 16, "steps": 3, "rounds": 1}),
+        ("memory", {"people": 10_000, "batch": 16, "workers": 2}),
+    ):
+        one = modes.add_parser(mode, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        one.add_argument("-o", "--output", type=Path, required=True)
+        for name, value in options.items():
+            one.add_argument(f"--{name}", type=int, default=value, help=HELP[name])
+    given = vars(parser.parse_args())
+    (overhead if given.pop("mode") == "overhead" else memory)(**given)
 
 
 if __name__ == "__main__":

@@ -16,72 +16,41 @@ in the precision of its convolutions (float32 runs as TF32, torch's default for 
 
 from __future__ import annotations
 
-import argparse
-import csv
+import functools
 import gc
 import math
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._C._autograd import DeviceType
-from torch.nn.functional import interpolate, normalize
 from torch.profiler import ProfilerActivity, profile
 
 from bench.harness import nets
-from bench.harness.machine import Timing, copy_bandwidth, interleaved, peak_flops, row_context, synchronise
-from bench.speed import published
-from fastcloak.fitting.loop import Loop
+from bench.harness.command import command
+from bench.harness.machine import Timing, copy_bandwidth, interleaved, peak_flops, row_context, seconds_of, synchronise
+from bench.harness.rows import Rows, laid_out, read
+from bench.speed import ladder
+from bench.speed.operations import Operation, hull_operations, picture_operations
+from bench.speed.passes import Pass, network_gradient
 from fastcloak.fitting.options import FitConfig
-from fastcloak.fitting.state import Learnt
-from fastcloak.models import Surrogate, prepare, unit_features
+from fastcloak.models import Surrogate, prepare
 from fastcloak.ops import reference
 from fastcloak.ops.backend import resolve_backend
-from fastcloak.ops.hull import build_hull
 
-EPS, ALPHA = 8 / 255, 1 / 255
-PHOTOS, D = 10, 512
-STEPS = 16  # of a mask: the default of fit
+STEPS = 16  # of a cloak: the default of fit
 PEOPLE = (1, 4, 16, 64, 256, 1024)
 COMPILE_SECONDS = 25.0  # that must be left for torch.compile to be begun; it is ended 30 s after the end
-
-WHAT = ("net", "method", "objective", "persons", "batch", "inner_steps", "dtype", "channels_last", "backend", "engine")
-PASS = (
-    "setup_seconds", "seconds_per_step", "low", "high", "repeats", "images_per_second", "masks_per_hour", "share",
-    "peak_allocated_mb", "peak_reserved_mb", "loss", "loss_over_reference", "agrees",
-)  # fmt: skip
-
-COLUMNS = {
-    "kernels": (
-        "operation", "variant", "persons", "batch", "dtype", "layout", "bytes", "fits_l2", "setup_seconds", "seconds",
-        "low", "high", "gb_per_s", "share", "copy_seconds", "share_of_equal_copy", "reference_seconds",
-        "reference_launched", "reference_over_triton", "error", "agrees",
-    ),
-    "ladder": (
-        "net", "rung", "persons", "batch", "dtype", "setup_seconds", "seconds_per_step", "low", "high", "repeats",
-        "images_per_second", "over_published", "share", "roof", "reached", "reached_over_published", "agrees",
-    ),
-    "people": (*WHAT, *PASS),
-    "engines": (*WHAT, *PASS),
-    "launches": (
-        "net", "objective", "backend", "normalise", "per_inner_step", "per_inner_step_outside", "network",
-        "copies_per_inner_step_outside",
-    ),
-    "energy": (
-        *WHAT, "seconds", "masks", "joules_per_mask", "watts", "idle_watts", "image_gradients_per_joule", "method_of",
-    ),
-}  # fmt: skip
-"""Columns of each topic; every row also has `card`, `dry_run`, `note` and those of `row_context`."""
 
 SHARES = {"kernels": 0.18, "ladder": 0.2, "people": 0.28, "launches": 0.06, "energy": 0.1, "engines": 0.18}
 """Sections in their order and what part of the time each may take. What one leaves goes to the later ones."""
@@ -89,7 +58,7 @@ SHARES = {"kernels": 0.18, "ladder": 0.2, "people": 0.28, "launches": 0.06, "ene
 SHOWN = {
     "kernels": ("operation", "variant", "persons", "batch", "dtype", "layout", "seconds", "gb_per_s", "share",
                 "reference_over_triton", "agrees"),
-    "ladder": ("net", "rung", "images_per_second", "over_published", "share", "agrees"),
+    "ladder": ("net", "rung", "seconds_per_image_gradient", "times_faster_than_published", "share_of_peak", "agrees"),
     "people": ("net", "method", "persons", "images_per_second", "masks_per_hour", "share", "peak_reserved_mb",
                "agrees"),
     "engines": ("net", "method", "persons", "engine", "backend", "setup_seconds", "seconds_per_step", "agrees"),
@@ -101,68 +70,43 @@ SHOWN = {
 Row = dict[str, Any]
 
 
-@dataclass
 class Run:
-    """Where rows go, and until when.
+    """Where rows go, and until when: no row is begun after `ends` of `time.monotonic()`."""
 
-    Attributes:
-        folder: for one CSV file per topic.
-        dry_run: tiny sizes on a CPU.
-        ends: of `time.monotonic()`; no row is begun after it.
-        commit: of the tree this is a copy of, "-dirty" at its end if it has changes; empty: asks git.
-    """
+    def __init__(self, folder: Path, dry_run: bool, ends: float, commit: str = "") -> None:
+        """Look at the machine; `commit` names the tree this is a copy of, with "-dirty" if it has changes."""
+        self.folder, self.dry_run, self.ends = folder, dry_run, ends
+        self.device = torch.device("cpu" if dry_run else "cuda")
+        self.card = "cpu_dry_run" if dry_run else torch.cuda.get_device_name()
+        self.context: Row = {"card": self.card, "dry_run": dry_run, **row_context(self.device)}
+        if commit:
+            self.context |= {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
+        self.files: dict[str, Rows] = {}
+        self.roof = functools.cache(partial(peak_flops, device=self.device))
+        self.photos = 3 if dry_run else 10
+        # In a dry run the plain ones: the interpreter would take minutes.
+        self.backend, self.engine = ("reference", "eager") if dry_run else ("triton", "cudagraph")
+        self.networks = ("tiny",) if dry_run else ("iresnet50", "mobilefacenet")
 
-    folder: Path
-    dry_run: bool
-    ends: float
-    commit: str = ""
-    roofs: dict[torch.dtype, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Look at the machine."""
-        self.device = torch.device("cpu" if self.dry_run else "cuda")
-        self.card = "cpu_dry_run" if self.dry_run else torch.cuda.get_device_name()
-        self.context: Row = {"card": self.card, "dry_run": self.dry_run, **row_context(self.device)}
-        if self.commit:
-            self.context |= {"commit": self.commit.removesuffix("-dirty"), "dirty": self.commit.endswith("-dirty")}
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    @property
     def left(self) -> float:
-        """Seconds."""
         return self.ends - time.monotonic()
 
-    def file(self, topic: str) -> Path:
-        """Where the rows of a topic go."""
-        return self.folder / f"gpu_{topic}_{re.sub('[^A-Za-z0-9]+', '_', self.card)}.csv"
-
-    def start(self, topic: str) -> None:
-        """An empty file."""
-        with self.file(topic).open("w", newline="") as file:
-            csv.writer(file).writerow(self._columns(topic))
-
     def add(self, topic: str, row: Row) -> None:
-        """Writes one row and says so."""
-        told = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        with self.file(topic).open("a", newline="") as file:
-            csv.DictWriter(file, self._columns(topic)).writerow({**self.context, **told})
-        shown = (f"{key}={told[key]}" for key in (*SHOWN[topic], "note") if told.get(key) not in (None, ""))
-        print(f"{topic}: {' '.join(shown)}", flush=True)
+        if topic not in self.files:
+            path = self.folder / f"gpu_{topic}_{re.sub('[^A-Za-z0-9]+', '_', self.card)}.csv"
+            self.files[topic] = Rows(path, lambda: {"note": "", **self.context})
+        self.files[topic].add(row)
+        shown = {key: row.get(key) for key in (*SHOWN[topic], "note")}
+        said = [f"{key}={rounded(str(value))}" for key, value in shown.items() if value not in (None, "")]
+        print(f"{topic}: {' '.join(said)}", flush=True)
 
-    def _columns(self, topic: str) -> list[str]:
-        return [*COLUMNS[topic], "note", *self.context]
+    def attempt(self, topic: str, what: Row, measure: Callable[[], Row], needs: float = 0.0) -> None:
+        """Add the columns `what` and those that `measure` returns; where there is no time, or it fails, the reason.
 
-    def attempt(self, topic: str, what: Row, measure: Callable[[], Row], needs: float = 0.0) -> Row:
-        """Adds the row that `measure` returns; where there is no time, or it fails, one that says why.
-
-        Args:
-            topic: key of `COLUMNS`.
-            what: columns that say what is measured.
-            measure: returns the other columns.
-            needs: seconds it may take.
+        `needs` are the seconds that it may take.
         """
-        if self.left < needs or self.left <= 0:
-            row = {**what, "note": f"skipped: {max(self.left, 0):.0f} s left, needs {needs:.0f}"}
+        if self.left() < needs or self.left() <= 0:
+            row = {**what, "note": f"skipped: {max(self.left(), 0):.0f} s left, needs {needs:.0f}"}
         else:
             try:
                 row = {**what, **measure()}
@@ -170,10 +114,9 @@ class Run:
                 row = {**what, "note": reason(error)}
         self.add(topic, row)
         self.forget()
-        return row
 
     def forget(self) -> None:
-        """Frees what no row holds any more."""
+        """Free what no row holds any more."""
         gc.collect()
         if self.device.type == "cuda":
             try:
@@ -181,226 +124,89 @@ class Run:
             except RuntimeError as error:  # torch 2.11 after a failed capture
                 print(f"empty_cache: {reason(error)}", flush=True)
 
-    def roof(self, dtype: torch.dtype) -> float:
-        """Operations per second of a large matrix product, in what convolutions of this dtype compute in."""
-        if self.dry_run:
-            return 1e9
-        if dtype not in self.roofs:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high")
-            try:
-                self.roofs[dtype] = peak_flops(dtype, self.device)
-            finally:
-                torch.set_float32_matmul_precision(before)
-        return self.roofs[dtype]
+    def network(self, name: str) -> nn.Module:
+        if name != "tiny":
+            return nets.NETS[name]().to(self.device)
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 14, 14), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(256, 16)
+        return nn.Sequential(*layers).eval()
+
+    def prepared(self, net: nn.Module, dtype: torch.dtype | None = None) -> Surrogate:
+        """As fit prepares it, in its own choice of dtype; float32 in a dry run."""
+        return prepare(nets.surrogate(net, "net"), device=self.device, dtype=torch.float32 if self.dry_run else dtype)
 
 
 def reason(error: Exception) -> str:
-    """One line of an exception."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def timed(run: Run, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Seconds of several things in turns, by CUDA events. Everything was called before."""
-    if run.device.type != "cuda":
-        return interleaved(calls, repeats)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            seconds[name].append(start.elapsed_time(end) / 1e3)
-    return {name: Timing(tuple(measured)) for name, measured in seconds.items()}
-
-
-def once(run: Run, call: Callable[[], object]) -> float:
-    """Seconds of a first call, compilation and all."""
-    synchronise(run.device)
-    began = time.perf_counter()
-    call()
-    synchronise(run.device)
-    return time.perf_counter() - began
 
 
 # ---- kernels
 
 
-@dataclass
-class Case:
-    """One call of a hot operation by both backends.
-
-    Attributes:
-        operation: its name.
-        arguments: of a call; tensors that it changes are copied for each backend.
-        moved: bytes, each input read once and each output written once.
-        what: columns.
-    """
-
-    operation: str
-    arguments: tuple[Any, ...]
-    moved: int
-    what: Row
-
-
 def kernels(run: Run) -> None:
     """Achieved bytes per second of every kernel against a copy, and against the reference."""
     triton = resolve_backend("triton", run.device)[1]
-    copied = 1e9 if run.dry_run else copy_bandwidth(run.device)
-    for case in cases(run):
-        run.attempt("kernels", case.what, lambda case=case: measure_kernel(run, case, triton, copied))  # type: ignore[misc]
+    copied = copy_bandwidth(run.device)
+    for operation in operations(run):
+        what = {"operation": operation.name, "variant": operation.variant, **operation.what}
+        run.attempt("kernels", what, partial(measure_kernel, run, operation, triton, copied))
 
 
-def cases(run: Run) -> Iterator[Case]:
+def operations(run: Run) -> Iterator[Operation]:
     """What a fit uses first: bfloat16 in channels_last, then float32 contiguous, then the rest."""
     formats = [(torch.bfloat16, True), (torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
     sizes = [(1, 2)] if run.dry_run else [(1, 10), (256, 10), (1, 1), (64, 1)]
     for dtype, last in formats[: 2 if run.dry_run else 4]:
-        for persons, batch in sizes:
-            yield from picture_cases(run, persons, batch, dtype, last)
+        for P, b in sizes:
+            side = 6 if run.dry_run else 112
+            yield from picture_operations(P, b, dtype, last, run.device, side=side, photos=run.photos)
             # The layout of pictures does not matter to features; the convex hull is slow in the interpreter.
-            if last == (dtype == torch.bfloat16) and (last or not run.dry_run):
-                yield from hull_cases(run, persons, batch, dtype)
+            if run.dry_run and last:
+                yield from hull_operations(1, 1, dtype, run.device, photos=2, size=16)
+            elif not run.dry_run and last == (dtype == torch.bfloat16):
+                yield from hull_operations(P, b, dtype, run.device)
 
 
-def picture_cases(run: Run, P: int, b: int, dtype: torch.dtype, last: bool) -> Iterator[Case]:
-    """The three element-wise operations."""
-    side, photos = (6, 3) if run.dry_run else (112, PHOTOS)
-    n, e = 3 * side * side, dtype.itemsize
-    generator = torch.Generator(run.device).manual_seed(0)
-
-    def pictures(*size: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-        flat = torch.rand(math.prod(size), 3, side, side, device=run.device, generator=generator) * scale
-        layout = torch.channels_last if last else torch.contiguous_format
-        return flat.to(dtype=dtype, memory_format=layout).view(*size, 3, side, side)
-
-    def state() -> Tensor:
-        return pictures(P, scale=2 * EPS) - EPS
-
-    what: Row = {"persons": P, "batch": b, "dtype": name_of(dtype), "layout": "channels_last" if last else "contiguous"}
-    index = torch.arange(b, device=run.device).expand(P, b) % photos
-    scale, shift = (torch.full((3,), value, device=run.device) for value in (2.0, -1.0))
-
-    arguments: tuple[Any, ...] = (pictures(P, photos), state(), index, pictures(P, b, dtype=dtype), scale, shift)
-    moved = P * (4 * min(b, photos) * n + 4 * n + 8 * b + b * n * e) + 24
-    yield Case("cloak_batch_", arguments, moved, {"operation": "cloak_batch_", **what})
-
-    grads = (pictures(P, b, scale=2) - 1).to(dtype)
-    arguments = (grads, state(), state(), EPS / 2, EPS, scale)
-    moved = P * (b * n * e + 16 * n) + 12
-    yield Case("accumulate_step_", arguments, moved, {"operation": "accumulate_step_", "variant": "", **what})
-
-    if dtype == torch.float32 or last:  # float32 state whatever the network takes
-        for decay in (0.0, 1.0):
-            arguments = (state(), state(), state(), state(), ALPHA, EPS, decay)
-            named = {"operation": "outer_step_", "variant": "momentum" if decay else "", **what, "dtype": "float32"}
-            yield Case("outer_step_", arguments, P * n * (28 if decay else 20), named)
-
-
-def hull_cases(run: Run, P: int, b: int, dtype: torch.dtype) -> Iterator[Case]:
-    """The objectives; fi_uap_plus is class_center with less."""
-    b, K, size = (1, 2, 16) if run.dry_run else (b, PHOTOS, D)
-    generator = torch.Generator(run.device).manual_seed(1)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, device=run.device, generator=generator)
-
-    clean = normalize(randn(P, 1, size) + 0.7 * randn(P, K, size), dim=-1)
-    index = torch.arange(b, device=run.device).expand(P, b) % K
-    features = (20 * clean.gather(1, index[..., None].expand(-1, -1, size)) + 0.4 * randn(P, b, size)).to(dtype)
-    read = {
-        "fi_uap": 4 * min(b, K) * size + 8 * b,
-        "affine_hull": 4 * K * size,
-        "convex_hull": 4 * K * size + 8 * K * K,
-    }
-    for objective in ("convex_hull", "class_center", "affine_hull", "fi_uap"):
-        hull = build_hull(clean, objective)
-        arguments = (features, hull.points, hull.gram, hull.center, index, objective)
-        moved = P * (2 * b * size * dtype.itemsize + 4 * size + read.get(objective, 0) + 8 * b)
-        what: Row = {"operation": "hull_loss", "variant": objective, "persons": P, "batch": b, "dtype": name_of(dtype)}
-        yield Case("hull_loss", arguments, moved, what)
-
-
-def measure_kernel(run: Run, case: Case, triton: ModuleType, copied: float) -> Row:
-    """Checks against the reference, then times both."""
-
-    def call_of(module: ModuleType) -> tuple[Callable[[], Any], list[Any]]:
-        arguments = [a.clone() if isinstance(a, Tensor) else a for a in case.arguments]
-        return lambda: getattr(module, case.operation)(*arguments), arguments
-
-    (ours, mine), (theirs, their) = call_of(triton), call_of(reference)
+def measure_kernel(run: Run, operation: Operation, triton: ModuleType, copied: float) -> Row:
+    """Check against the reference, then time both."""
+    (ours, mine), (theirs, their) = operation.call_of(triton), operation.call_of(reference)
     results: list[Any] = []
-    setup = once(run, lambda: results.append(ours()))
-    expected = theirs()
-    if case.operation == "hull_loss":
-        pairs = list(zip(results[0], expected, strict=True))
-    else:
-        pairs = [(a, b) for a, b in zip(mine, their, strict=True) if isinstance(a, Tensor)]
-    error, agrees = compare(pairs, signs=case.operation != "hull_loss")
+    setup = seconds_of(lambda: results.append(ours()), run.device)
+    error, agrees = operation.compared(results[0], mine, theirs(), their)
 
     # The reference's convex hull may wait for the device inside LAPACK: a capture of it would fail.
-    capture_reference = case.what.get("variant") != "convex_hull"
+    capture = operation.variant != "convex_hull"
+    source = torch.ones(max(operation.moved // 8, 1), device=run.device)
+    target = torch.empty_like(source)
     calls = {
         "triton": several(run, ours, capture=True),
-        "reference": several(run, theirs, capture=capture_reference, count=10 if capture_reference else 2),
+        "reference": several(run, theirs, capture=capture, count=10 if capture else 2),
+        "copy": several(run, lambda: target.copy_(source), capture=True),
     }
-    source = torch.ones(max(case.moved // 8, 1), device=run.device)
-    target = torch.empty_like(source)
-    calls["copy"] = several(run, lambda: target.copy_(source), capture=True)
-    timings = timed(run, {name: call for name, (call, _) in calls.items()}, 1 if run.dry_run else 9)
-    each = {name: [s / calls[name][1] for s in timing.seconds] for name, timing in timings.items()}
-    alone, unfused, copy = (Timing(tuple(each[name])) for name in ("triton", "reference", "copy"))
-    cache = getattr(torch.cuda.get_device_properties(), "L2_cache_size", 0) if run.device.type == "cuda" else 0
-    return {
-        "bytes": case.moved,
-        "fits_l2": case.moved < cache,
-        "setup_seconds": setup,
-        "seconds": alone.median,
-        "low": alone.spread[0],
-        "high": alone.spread[1],
-        "gb_per_s": case.moved / alone.median / 1e9,
-        "share": case.moved / alone.median / copied,
-        "copy_seconds": copy.median,
-        "share_of_equal_copy": copy.over(alone),
-        "reference_seconds": unfused.median,
-        "reference_launched": "graph" if capture_reference and run.device.type == "cuda" else "eager",
-        "reference_over_triton": unfused.over(alone),
-        "error": error,
-        "agrees": agrees,
-    }
-
-
-def compare(pairs: list[tuple[Tensor, Tensor]], signs: bool) -> tuple[float, bool]:
-    """Largest difference over the largest number, and whether that is rounding; with `signs`, of all but 0.1 %.
-
-    A gradient that rounds across zero turns the sign of a step.
-    """
-    worst, agrees = 0.0, True
-    for actual, expected in pairs:
-        if not expected.is_floating_point():
-            continue
-        a, e = actual.double(), expected.double()
-        difference = (a - e).abs() / e.abs().max().clamp_min(1e-9)
-        rounding = max(1e-5, 2 * torch.finfo(expected.dtype).eps)
-        beyond = float((~(difference <= rounding)).double().mean())
-        worst = max(worst, float(difference.max()))
-        agrees = agrees and beyond <= (1e-3 if signs else 0.0)
-    return worst, agrees
+    repeats = 1 if run.dry_run else 9
+    timings = interleaved({name: call for name, (call, _) in calls.items()}, repeats, run.device, warm_up=False)
+    each = {name: Timing(tuple(s / calls[name][1] for s in timing.seconds)) for name, timing in timings.items()}
+    alone, unfused, copy = (each[name] for name in ("triton", "reference", "copy"))
+    cuda = run.device.type == "cuda"
+    row: Row = {**alone.columns("seconds"), "bytes": operation.moved, "setup_seconds": setup}
+    row |= {"error": error, "agrees": agrees}
+    row |= {"gb_per_s": operation.moved / alone.median / 1e9, "share": operation.moved / alone.median / copied}
+    row |= {"copy_seconds": copy.median, "share_of_equal_copy": copy.over(alone)}
+    row |= {"reference_seconds": unfused.median, "reference_over_triton": unfused.over(alone)}
+    cache = getattr(torch.cuda.get_device_properties(), "L2_cache_size", 0) if cuda else 0
+    return row | {"fits_l2": operation.moved < cache, "reference_launched": "graph" if capture and cuda else "eager"}
 
 
 def several(run: Run, call: Callable[[], Any], *, capture: bool, count: int = 20) -> tuple[Callable[[], object], int]:
     """Several calls as one, replayed from a CUDA graph if `capture`, so that launching them costs the host nothing."""
-    if run.device.type != "cuda" or not capture:
-        count = 1 if run.device.type != "cuda" else count
+    cuda = run.device.type == "cuda"
 
-        def loop() -> None:
-            for _ in range(count):
-                call()
+    def loop() -> None:
+        for _ in range(count if cuda else 1):
+            call()
 
-        return loop, count
+    if not (cuda and capture):
+        return loop, count if cuda else 1
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
@@ -408,8 +214,7 @@ def several(run: Run, call: Callable[[], Any], *, capture: bool, count: int = 20
         call()
     torch.cuda.current_stream().wait_stream(side)
     with torch.cuda.graph(graph):
-        for _ in range(count):
-            call()
+        loop()
     graph.replay()
     return graph.replay, count
 
@@ -417,345 +222,121 @@ def several(run: Run, call: Callable[[], Any], *, capture: bool, count: int = 20
 # ---- passes of the fit
 
 
-class Learner:
-    """A pass of the fit with its inputs: calling it learns `config.steps` steps of P masks."""
+@dataclass(frozen=True)
+class Subject:
+    """A prepared network and the options of a fit; `expected` is the loss of the first person by the reference."""
 
-    def __init__(
-        self, run: Run, surrogate: Surrogate, config: FitConfig, backend: str, engine: str, persons: int
-    ) -> None:
-        """Make the people, embed them, allocate the loop."""
-        self.run, self.config, self.persons = run, config, persons
-        photos = 3 if run.dry_run else PHOTOS
-        self.faces = people_of(persons, photos, run.device)
-        self.features = unit_features(surrogate, self.faces.flatten(0, 1), 256).view(persons, photos, -1)
-        ops = resolve_backend(backend, run.device)[1]
-        self.loop = Loop(surrogate, config, ops, engine, persons, photos)
-        self.images = persons * config.batch(photos) * config.inner()  # image-gradients of a step
+    run: Run
+    name: str
+    surrogate: Surrogate
+    config: FitConfig
+    flops: int
+    expected: float = math.nan
 
-    def __call__(self) -> Learnt:
-        """Learn once."""
-        return self.loop.learn(self.faces, self.features, lambda: None)
+    def what(self, backend: str, engine: str, persons: int) -> Row:
+        config, surrogate = self.config, self.surrogate
+        batch, dtype = config.batch(self.run.photos), str(surrogate.dtype).removeprefix("torch.")
+        row: Row = {"net": self.name, "method": config.method, "objective": config.objective, "persons": persons}
+        row |= {"batch": batch, "inner_steps": config.inner_steps, "dtype": dtype}
+        row["channels_last"] = surrogate.memory_format == torch.channels_last
+        return row | {"backend": backend, "engine": engine}
 
+    def of(self, backend: str, engine: str, persons: int) -> Pass:
+        return Pass(self.surrogate, self.config, backend, engine, persons, self.run.photos)
 
-def people_of(persons: int, photos: int, device: torch.device) -> Tensor:
-    """[P, N, 3, 112, 112]; the first person is that of `nets.faces`."""
-    one = nets.faces(photos).to(device)
-    if persons == 1:
-        return one[None]
-    generator = torch.Generator(device).manual_seed(0)
-    own = interpolate(torch.rand(persons, 3, 14, 14, device=device, generator=generator), (112, 112))
-    people = 0.6 * one[None] + 0.4 * own[:, None]
-    people[0] = one
-    return people
-
-
-def network(run: Run, name: str) -> nn.Module:
-    """On the device, weights as they come; a tiny one in a dry run."""
-    if run.dry_run:
-        torch.manual_seed(0)
-        layers = nn.Conv2d(3, 4, 14, 14), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(256, 16)
-        return nn.Sequential(*layers).eval()
-    return nets.NETS[name]().to(run.device)
-
-
-def surrogate_of(run: Run, net: nn.Module, dtype: torch.dtype | None, channels_last: bool | None = None) -> Surrogate:
-    """As fit prepares it; a dtype of None is fit's own choice."""
-    return prepare(nets.surrogate(net, "net"), device=run.device, dtype=dtype, channels_last=channels_last)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def described(name: str, surrogate: Surrogate, config: FitConfig, backend: str, engine: str, persons: int) -> Row:
-    """Columns `WHAT`."""
-    return {
-        "net": name,
-        "method": config.method,
-        "objective": config.objective,
-        "persons": persons,
-        "batch": config.batch(PHOTOS),
-        "inner_steps": config.inner(),
-        "dtype": name_of(surrogate.dtype),
-        "channels_last": surrogate.memory_format == torch.channels_last,
-        "backend": backend,
-        "engine": engine,
-    }
-
-
-@dataclass
-class Measured:
-    """A learner after its first call."""
-
-    learner: Learner
-    setup: float
-    allocated: int
-    reserved: int
-    learnt: Learnt
-
-
-def set_up(run: Run, make: Callable[[], Learner]) -> Measured:
-    """First call of a pass, and the memory that it took beyond what was there before."""
-    run.forget()
-    cuda = run.device.type == "cuda"
-    before = (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) if cuda else (0, 0)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    learner = make()
-    results: list[Learnt] = []
-    setup = once(run, lambda: results.append(learner()))
-    after = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if cuda else (0, 0)
-    return Measured(learner, setup, after[0] - before[0], after[1] - before[1], results[0])
-
-
-def pass_row(run: Run, measured: Measured, timing: Timing, flops: int, dtype: torch.dtype, expected: float) -> Row:
-    """Columns `PASS`; `expected` is the loss of the first person by the reference."""
-    learner = measured.learner
-    step = Timing(tuple(s / learner.config.steps for s in timing.seconds))
-    rate = learner.images / step.median
-    loss = float(measured.learnt.losses[-1, 0])
-    finite = bool(measured.learnt.losses.isfinite().all() and measured.learnt.delta.isfinite().all())
-    return {
-        "setup_seconds": measured.setup,
-        "seconds_per_step": step.median,
-        "low": step.spread[0],
-        "high": step.spread[1],
-        "repeats": len(step.seconds),
-        "images_per_second": rate,
-        "masks_per_hour": 3600 * learner.persons / (STEPS * step.median),
-        "share": rate * 2 * flops / run.roof(dtype),
-        "peak_allocated_mb": measured.allocated / 1e6,
-        "peak_reserved_mb": measured.reserved / 1e6,
-        "loss": loss,
-        "loss_over_reference": loss / expected,
+    def row(self, one: Pass, timing: Timing) -> Row:
+        steps, losses = self.config.steps, one.learnt.losses
+        row: Row = {"setup_seconds": one.setup, **timing.columns("seconds_per_step", steps)}
+        rate, loss = one.images / row["seconds_per_step"], float(losses[-1, 0])
+        row |= {"images_per_second": rate, "share": rate * 2 * self.flops / self.run.roof(self.surrogate.dtype)}
+        row["masks_per_hour"] = 3600 * one.persons / (STEPS * row["seconds_per_step"])
+        row |= {f"peak_{kind}_mb": n / 1e6 for kind, n in zip(("allocated", "reserved"), one.memory, strict=True)}
+        finite = bool(losses.isfinite().all() and one.learnt.delta.isfinite().all())
         # Rounding turns signs of gradients near zero, and later steps build on that.
-        "agrees": finite and abs(loss / expected - 1) < 0.2,
-    }
+        agrees = finite and abs(loss / self.expected - 1) < 0.2
+        return row | {"loss": loss, "loss_over_reference": loss / self.expected, "agrees": agrees}
 
 
-def configs(run: Run) -> dict[str, FitConfig]:
-    """The defaults of both methods, all steps with the hull (the slowest objective), few steps."""
-    steps = 2 if run.dry_run else 3
-    inner = 2 if run.dry_run else None
-    return {
-        "ga": FitConfig(steps=steps, inner_steps=inner, warmup=0),
-        "opom": FitConfig(method="opom", steps=steps, warmup=0),
-    }
+def subjects(run: Run, topic: str, networks: tuple[str, ...], *, expect: bool = True) -> Iterator[Subject]:
+    """Each network with the defaults of both methods, all steps with the hull (the slowest objective), few steps."""
+    few: Row = {"steps": 2 if run.dry_run else 3, "warmup": 0}
+    for name in networks:
+        net = run.network(name)
+        flops, surrogate = nets.flops(net), run.prepared(net)
+        for config in (FitConfig(**few, inner_steps=2 if run.dry_run else 10), FitConfig(method="opom", **few)):
+            subject = Subject(run, name, surrogate, config, flops)
+            if expect:
+                try:
+                    loss = float(subject.of("reference", "eager", 1)().losses[-1, 0])
+                    subject = Subject(run, name, surrogate, config, flops, loss)
+                except Exception as error:
+                    run.add(topic, {"net": name, "method": config.method, "note": reason(error)})
+            yield subject
 
 
-def reference_loss(run: Run, surrogate: Surrogate, config: FitConfig) -> float:
-    """Of the first person alone, in plain PyTorch."""
-    return float(Learner(run, surrogate, config, "reference", "eager", 1)().losses[-1, 0])
+def set_up(run: Run, make: Callable[[], Pass]) -> Pass:
+    """Make a pass and call it; measures its first call, and the memory that it took beyond what was there before."""
+
+    def memory(kind: str) -> Iterator[int]:
+        for way in ("allocated", "reserved"):
+            yield getattr(torch.cuda, f"{kind}memory_{way}")() if run.device.type == "cuda" else 0
+
+    run.forget()
+    before = tuple(memory(""))
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    one = make()
+    one.setup = seconds_of(one, run.device)
+    allocated, reserved = (after - had for after, had in zip(memory("max_"), before, strict=True))
+    one.memory = (allocated, reserved)
+    return one
 
 
-def backends(run: Run) -> tuple[str, str]:
-    """The fused backend and engine, in a dry run the plain ones (the interpreter would take minutes)."""
-    return ("reference", "eager") if run.dry_run else ("triton", "cudagraph")
-
-
-# ---- ladder
-
-
-def ladder(run: Run) -> None:
-    """From the published loop to ours, each rung with what it adds, fi_uap on all ten photos."""
-    for name in ("tiny",) if run.dry_run else ("iresnet50", "mobilefacenet"):
+def climb(run: Run) -> None:
+    steps, persons, repeats = (2, 2, 2) if run.dry_run else (STEPS, 32, 5)
+    sizes: Row = {"photos": run.photos, "steps": steps, "persons": persons, "repeats": repeats}
+    for name in run.networks:
         try:
-            ladder_of(run, name, network(run, name))
+            for row in ladder.measure(name, run.network(name), "fi_uap", left=run.left, **sizes):
+                run.add("ladder", row)
         except Exception as error:
             run.add("ladder", {"net": name, "note": reason(error)})
         run.forget()
 
 
-def ladder_of(run: Run, name: str, net: nn.Module) -> None:
-    """The rungs on one network, in turns."""
-    steps = 2 if run.dry_run else STEPS
-    photos = 3 if run.dry_run else PHOTOS
-    faces = nets.faces(photos).to(run.device)
-    plain = nets.OnFaces(net)
-    start = published.start_noise(photos).to(run.device)
-    config = FitConfig(method="opom", objective="fi_uap", steps=steps)
-    flops = nets.flops(net)
-    fused, graph = backends(run)
-    many = 2 if run.dry_run else 32
-
-    def loop(dtype: torch.dtype, backend: str, engine: str, persons: int = 1) -> Callable[[], Callable[[], Tensor]]:
-        def make() -> Callable[[], Tensor]:
-            surrogate = surrogate_of(run, net, dtype, dtype == torch.bfloat16)
-            learner = Learner(run, surrogate, config, backend, engine, persons)
-            return lambda: learner().delta[0]
-
-        return make
-
-    def published_loop() -> Callable[[], Tensor]:
-        plain.requires_grad_(True)
-        clean = published.clean_features(plain, faces)
-
-        def fit() -> Tensor:
-            cloaked, delta = faces + start, torch.zeros_like(faces[:1])
-            for _ in range(steps):
-                cloaked, delta, _ = published.published_step(plain, faces, clean, cloaked, "fi_uap")
-            return delta[0]
-
-        return fit
-
-    def plain_loop(frozen: bool) -> Callable[[], Callable[[], Tensor]]:
-        def make() -> Callable[[], Tensor]:
-            own = nets.OnFaces(network(run, name)).requires_grad_(not frozen)
-            with torch.no_grad():
-                z = normalize(own(faces))
-
-            def fit() -> Tensor:
-                cloaked, delta = faces + start, torch.zeros_like(faces[:1])
-                for _ in range(steps):
-                    cloaked = cloaked.detach().requires_grad_()
-                    own.zero_grad()
-                    (normalize(own(cloaked)) - z).square().mean().backward()  # type: ignore[no-untyped-call]
-                    assert cloaked.grad is not None
-                    moved = cloaked.detach() + ALPHA * cloaked.grad.mean(0, keepdim=True).sign()
-                    delta = (moved - faces).mean(0, keepdim=True).clamp(-EPS, EPS)
-                    cloaked = (faces + delta).clamp(0, 1)
-                return delta[0]
-
-            return fit
-
-        return make
-
-    half, full = torch.bfloat16, torch.float32
-    rungs: dict[str, tuple[Callable[[], Callable[[], Tensor]], torch.dtype, int]] = {
-        "published": (published_loop, full, 1),
-        "clean features cached": (plain_loop(False), full, 1),
-        "weights frozen": (plain_loop(True), full, 1),
-        "batch norm folded": (loop(full, "reference", "eager"), full, 1),
-        "bf16 channels_last": (loop(half, "reference", "eager"), half, 1),
-        "fused kernels": (loop(half, fused, "eager"), half, 1),
-        f"{many} people per pass": (loop(half, fused, "eager", many), half, many),
-        f"graph, {many} people": (loop(half, fused, graph, many), half, many),
-        "graph, 1 person": (loop(half, fused, graph), half, 1),
-    }
-    calls: dict[str, Callable[[], Tensor]] = {}
-    setups: dict[str, float] = {}
-    masks: dict[str, Tensor] = {}
-    for rung, (make, dtype, persons) in rungs.items():
-        try:
-            if run.left < 5 and not run.dry_run:
-                raise TimeoutError(f"skipped: {run.left:.0f} s left")
-            began = time.perf_counter()
-            calls[rung] = make()
-            masks[rung] = calls[rung]()
-            synchronise(run.device)
-            setups[rung] = time.perf_counter() - began
-        except Exception as error:
-            calls.pop(rung, None)
-            what: Row = {"net": name, "rung": rung, "persons": persons, "batch": photos, "dtype": name_of(dtype)}
-            run.add("ladder", {**what, "note": reason(error)})
-    # The published loop takes longest by far: as many turns as the time allows.
-    turn = sum(once(run, call) for call in calls.values())
-    repeats = 2 if run.dry_run else max(1, min(5, int(run.left / 2 / turn)))
-    timings = timed(run, calls, repeats)
-
-    def reached(mask: Tensor) -> float:
-        with torch.no_grad():
-            z, moved = normalize(plain(faces)), normalize(plain((faces + mask).clamp(0, 1)))
-        return float((moved - z).square().sum(1).mean())
-
-    goal = reached(masks["published"]) if "published" in masks else math.nan
-    for rung, timing in timings.items():
-        _, dtype, persons = rungs[rung]
-        step = Timing(tuple(s / steps for s in timing.seconds))
-        rate = persons * photos / step.median
-        over = timings["published"].over(timing) * persons if "published" in timings else math.nan
-        got = reached(masks[rung].to(faces.dtype))
-        row = {
-            "net": name,
-            "rung": rung,
-            "persons": persons,
-            "batch": photos,
-            "dtype": name_of(dtype),
-            "setup_seconds": setups[rung],
-            "seconds_per_step": step.median,
-            "low": step.spread[0],
-            "high": step.spread[1],
-            "repeats": repeats,
-            "images_per_second": rate,
-            "over_published": over,
-            "share": rate * 2 * flops / run.roof(dtype),
-            "roof": "tf32" if dtype == full and run.device.type == "cuda" else name_of(dtype),
-            "reached": got,
-            "reached_over_published": got / goal,
-            "agrees": abs(got / goal - 1) < 0.1,
-        }
-        run.add("ladder", row)
-
-
-# ---- many people
-
-
 def people(run: Run) -> None:
     """Images and masks per second, and memory, against the number of people per pass."""
-    for name in ("tiny",) if run.dry_run else ("iresnet50", "mobilefacenet"):
-        net = network(run, name)
-        flops = nets.flops(net)
-        surrogate = surrogate_of(run, net, None if not run.dry_run else torch.float32)
-        for config in configs(run).values():
-            try:
-                expected = reference_loss(run, surrogate, config)
-            except Exception as error:
-                run.add("people", {"net": name, "method": config.method, "note": reason(error)})
-                expected = math.nan
-            last = (0, 0.0, 0.0)  # people, seconds and memory of the pass before
-            for persons in (1, 2) if run.dry_run else PEOPLE:
-                last = one_pass(run, name, surrogate, config, persons, flops, expected, last)
+    for subject in subjects(run, "people", run.networks):
+        before, seconds, memory = 0, 0.0, 0.0  # people, seconds and memory of the pass before
+        for persons in (1, 2) if run.dry_run else PEOPLE:
+            what = subject.what(run.backend, run.engine, persons)
+            if before:
+                memory *= persons / before
+                seconds *= persons / before if before >= 16 else 1
+            before = persons
+            free = torch.cuda.mem_get_info()[0] if run.device.type == "cuda" else math.inf
+            if memory > 0.95 * free:
+                note = f"skipped: needs {memory / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+                run.add("people", {**what, "note": note})
+                continue
+            took: list[tuple[float, float]] = []
 
+            def measure(subject: Subject = subject, persons: int = persons, took: Any = took) -> Row:
+                began = time.perf_counter()
+                one = set_up(run, partial(subject.of, run.backend, run.engine, persons))
+                again = seconds_of(one, run.device)
+                repeats = 2 if run.dry_run else max(1, min(5, int(min(run.left(), 6.0) / again)))
+                timing = interleaved({"pass": one}, repeats, run.device, warm_up=False)["pass"]
+                took.append((time.perf_counter() - began, float(one.memory[1])))
+                return subject.row(one, timing)
 
-def one_pass(
-    run: Run,
-    name: str,
-    surrogate: Surrogate,
-    config: FitConfig,
-    persons: int,
-    flops: int,
-    expected: float,
-    last: tuple[int, float, float],
-) -> tuple[int, float, float]:
-    """A row of `people`; returns people, seconds and memory, from which the next one is foreseen."""
-    backend, engine = backends(run)
-    what = described(name, surrogate, config, backend, engine, persons)
-    seconds = memory = 0.0
-    if last[0]:
-        memory = last[2] * persons / last[0]
-        seconds = last[1] * persons / last[0] if last[0] >= 16 else last[1]
-        free = torch.cuda.mem_get_info()[0] if run.device.type == "cuda" else math.inf
-        if memory > 0.95 * free:
-            run.add("people", {**what, "note": f"skipped: needs {memory / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"})
-            return persons, seconds, memory
-    took = [seconds, memory]
-
-    def measure() -> Row:
-        began = time.perf_counter()
-        measured = set_up(run, lambda: Learner(run, surrogate, config, backend, engine, persons))
-        once_more = once(run, measured.learner)
-        repeats = 2 if run.dry_run else max(1, min(5, int(min(run.left, 6.0) / once_more)))
-        timing = timed(run, {"pass": measured.learner}, repeats)["pass"]
-        took[:] = time.perf_counter() - began, float(measured.reserved)
-        return pass_row(run, measured, timing, flops, surrogate.dtype, expected)
-
-    run.attempt("people", what, measure, needs=seconds)
-    return persons, took[0], took[1]
+            run.attempt("people", what, measure, needs=seconds)
+            seconds, memory = took[0] if took else (seconds, memory)
 
 
 def engines(run: Run) -> None:
     """Engines and backends on the same passes, in turns; what may break the process comes last."""
-    name = "tiny" if run.dry_run else "iresnet50"
-    net = network(run, name)
-    flops = nets.flops(net)
-    surrogate = surrogate_of(run, net, None if not run.dry_run else torch.float32)
-    chosen = configs(run)
-    expected = dict.fromkeys(chosen, math.nan)
-    for method, config in chosen.items():
-        try:
-            expected[method] = reference_loss(run, surrogate, config)
-        except Exception as error:
-            run.add("engines", {"net": name, "method": method, "note": reason(error)})
+    chosen = {subject.config.method: subject for subject in subjects(run, "engines", run.networks[:1])}
     fast = [("cudagraph", "triton"), ("eager", "triton"), ("eager", "reference")]
     # In the reference's convex hull LAPACK may wait for the device: then its capture fails, and every later one.
     rounds: list[tuple[int, tuple[str, ...], list[tuple[str, str]], float]] = [
@@ -770,43 +351,26 @@ def engines(run: Run) -> None:
         rounds = [(1, ("ga", "opom"), [("eager", "reference")], 0.0)]
     for persons, methods, options, needs in rounds:
         for method in methods:
-            compared(run, name, surrogate, chosen[method], persons, flops, expected[method], options, needs)
+            compared(run, chosen[method], persons, options, needs)
+            run.forget()
 
 
-def compared(
-    run: Run,
-    name: str,
-    surrogate: Surrogate,
-    config: FitConfig,
-    persons: int,
-    flops: int,
-    expected: float,
-    options: list[tuple[str, str]],
-    needs: float,
-) -> None:
-    """Rows of `engines`: one for each (engine, backend)."""
-    ready: dict[str, Measured] = {}
-    whats: dict[str, Row] = {}
+def compared(run: Run, subject: Subject, persons: int, options: list[tuple[str, str]], needs: float) -> None:
+    ready: dict[tuple[str, str], Pass] = {}
     for engine, backend in options:
-        key = f"{engine} {backend}"
-        whats[key] = described(name, surrogate, config, backend, engine, persons)
-        if run.left <= needs:
-            run.add("engines", {**whats[key], "note": f"skipped: {run.left:.0f} s left, needs {needs:.0f}"})
+        what = subject.what(backend, engine, persons)
+        if run.left() <= needs:
+            run.add("engines", {**what, "note": f"skipped: {run.left():.0f} s left, needs {needs:.0f}"})
             continue
         try:
-            ready[key] = set_up(
-                run,
-                lambda engine=engine, backend=backend: Learner(  # type: ignore[misc]
-                    run, surrogate, config, backend, engine, persons
-                ),
-            )
+            ready[engine, backend] = set_up(run, partial(subject.of, backend, engine, persons))
         except Exception as error:
-            run.add("engines", {**whats[key], "note": reason(error)})
-    timings = timed(run, {key: one.learner for key, one in ready.items()}, 2 if run.dry_run else 5)
-    for key, one in ready.items():
-        run.add("engines", {**whats[key], **pass_row(run, one, timings[key], flops, surrogate.dtype, expected)})
-    ready.clear()
-    run.forget()
+            run.add("engines", {**what, "note": reason(error)})
+    calls = {" ".join(key): one for key, one in ready.items()}
+    timings = interleaved(calls, 2 if run.dry_run else 5, run.device, warm_up=False)
+    for (engine, backend), one in ready.items():
+        row = subject.row(one, timings[f"{engine} {backend}"])
+        run.add("engines", {**subject.what(backend, engine, persons), **row})
 
 
 # ---- launches
@@ -817,44 +381,31 @@ def launches(run: Run) -> None:
 
     The difference between a step of four inner steps and one of two, halved, less a forward and backward pass.
     """
-    name = "tiny" if run.dry_run else "mobilefacenet"
-    surrogate = surrogate_of(run, network(run, name), torch.float32)
+    name = run.networks[-1]
+    surrogate = run.prepared(run.network(name), torch.float32)
     profiled(run, lambda: torch.ones(1, device=run.device) + 1)  # the profiler's own start
     for backend in ("reference",) if run.dry_run else ("triton", "reference"):
         for objective in ("convex_hull", "class_center", "fi_uap"):
-            for normalise in (False, True) if objective == "fi_uap" else (False,):
-                what: Row = {"net": name, "objective": objective, "backend": backend, "normalise": normalise}
-                run.attempt("launches", what, lambda what=what: count_launches(run, surrogate, what))  # type: ignore[misc]
+            what: Row = {"net": name, "objective": objective, "backend": backend}
+            run.attempt("launches", what, partial(count_launches, run, surrogate, backend, objective))
 
 
-def count_launches(run: Run, surrogate: Surrogate, what: Row) -> Row:
-    """Counts of a row of `launches`."""
+def count_launches(run: Run, surrogate: Surrogate, backend: str, objective: str) -> Row:
     counts = []
     for inner_steps in (2, 4):
-        config = FitConfig(
-            objective=what["objective"], steps=1, inner_steps=inner_steps, warmup=0, normalise=what["normalise"]
-        )
-        learner = Learner(run, surrogate, config, what["backend"], "eager", 1)
-        learner()
-        (step,) = learner.loop.launchers.values()
+        config = FitConfig(objective=objective, steps=1, inner_steps=inner_steps, warmup=0)
+        one = Pass(surrogate, config, backend, "eager", 1, run.photos)
+        one()
+        (step,) = one.loop.launchers.values()
         counts.append(profiled(run, step))
     per_inner = [(more - fewer) / 2 for fewer, more in zip(*counts, strict=True)]
-
-    def gradient() -> None:
-        x = learner.loop.pictures.flatten(0, 1).detach().requires_grad_()
-        embeddings = surrogate.embed(x)
-        torch.autograd.grad(embeddings, x, torch.ones_like(embeddings))
-
+    gradient = partial(network_gradient, surrogate, one.loop.state.pictures.flatten(0, 1))
     ones = profiled(run, lambda: torch.ones(1, 4, device=run.device))
     gradient()
     network_alone = [a - b for a, b in zip(profiled(run, gradient), ones, strict=True)]
     outside = [a - b for a, b in zip(per_inner, network_alone, strict=True)]
-    return {
-        "per_inner_step": per_inner[0],
-        "per_inner_step_outside": outside[0],
-        "network": network_alone[0],
-        "copies_per_inner_step_outside": outside[1],
-    }
+    row = {"per_inner_step": per_inner[0], "per_inner_step_outside": outside[0], "network": network_alone[0]}
+    return row | {"copies_per_inner_step_outside": outside[1]}
 
 
 def profiled(run: Run, call: Callable[[], object]) -> tuple[int, int]:
@@ -877,114 +428,74 @@ def profiled(run: Run, call: Callable[[], object]) -> tuple[int, int]:
 
 
 def energy(run: Run) -> None:
-    """Joules per mask, as the card's own counter has it, all that the card draws while it learns."""
-    name = "tiny" if run.dry_run else "iresnet50"
-    surrogate = surrogate_of(run, network(run, name), None if not run.dry_run else torch.float32)
-    backend, engine = backends(run)
-    idle = math.nan
-    for config in configs(run).values():
+    """Joules per mask, as the card's own counter has it, all that the card draws while it fits."""
+    idle: list[float] = []
+    for subject in subjects(run, "energy", run.networks[:1], expect=False):
         for persons in (1,) if run.dry_run else (64, 1):
-            what = described(name, surrogate, config, backend, engine, persons)
+            what = subject.what(run.backend, run.engine, persons)
+            needs = 0.0 if run.dry_run else 8.0
+            run.attempt("energy", what, partial(measure_energy, run, subject, persons, idle), needs)
 
-            def measure(config: FitConfig = config, persons: int = persons) -> Row:
-                nonlocal idle
-                meter = Meter(run)
-                if math.isnan(idle):
-                    synchronise(run.device)
-                    with meter.running():
-                        time.sleep(0.1 if run.dry_run else 2.0)
-                    idle = meter.joules / meter.seconds
-                learner = Learner(run, surrogate, config, backend, engine, persons)
-                learner()
-                passes = 0
-                with meter.running():
-                    while passes == 0 or time.perf_counter() - meter.began < (0.1 if run.dry_run else 4.0):
-                        learner()
-                        passes += 1
-                        synchronise(run.device)
-                masks = passes * persons * config.steps / STEPS
-                return {
-                    "seconds": meter.seconds,
-                    "masks": masks,
-                    "joules_per_mask": meter.joules / masks,
-                    "watts": meter.joules / meter.seconds,
-                    "idle_watts": idle,
-                    "image_gradients_per_joule": passes * learner.images * config.steps / meter.joules,
-                    "method_of": meter.how,
-                }
 
-            run.attempt("energy", what, measure, needs=0.0 if run.dry_run else 8.0)
+def measure_energy(run: Run, subject: Subject, persons: int, idle: list[float]) -> Row:
+    """Of passes for four seconds; `idle` keeps the watts of the card at rest."""
+    meter = Meter(run)
+    if not idle:
+        synchronise(run.device)
+        with meter.running():
+            time.sleep(0.1 if run.dry_run else 2.0)
+        idle.append(meter.joules / meter.seconds)
+    one = subject.of(run.backend, run.engine, persons)
+    one()
+    passes = 0
+    with meter.running():
+        while passes == 0 or time.perf_counter() - meter.began < (0.1 if run.dry_run else 4.0):
+            one()
+            passes += 1
+            synchronise(run.device)
+    masks = passes * persons * subject.config.steps / STEPS
+    gradients = passes * one.images * subject.config.steps
+    row: Row = {"seconds": meter.seconds, "masks": masks, "joules_per_mask": meter.joules / masks}
+    row |= {"watts": meter.joules / meter.seconds, "idle_watts": idle[0]}
+    return row | {"image_gradients_per_joule": gradients / meter.joules, "method_of": meter.how}
 
 
 class Meter:
-    """The card's energy counter, or its power sampled every 20 ms where it has none; on a CPU a constant watt."""
+    """The card's energy counter, which every card has that the kernels run on; on a CPU a constant watt."""
 
     def __init__(self, run: Run) -> None:
         """Find the card."""
         self.began = self.seconds = self.joules = 0.0
-        self.how = "constant 1 W: no card"
-        self._nvml: Any = None
-        if run.device.type != "cuda":
-            return
-        import pynvml  # type: ignore[import-untyped,unused-ignore]
+        self.how, self._counter = "constant 1 W: no card", time.perf_counter
+        if run.device.type == "cuda":
+            import pynvml  # type: ignore[import-untyped,unused-ignore]
 
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        uuid = getattr(torch.cuda.get_device_properties(), "uuid", None)
-        try:
-            self._card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except pynvml.NVMLError:
-            self._card = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        try:
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._card)
+            pynvml.nvmlInit()
+            uuid = getattr(torch.cuda.get_device_properties(), "uuid", None)
+            try:
+                card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            except pynvml.NVMLError:
+                card = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
             self.how = "energy counter"
-        except pynvml.NVMLError:
-            self.how = "power every 20 ms"
+            self._counter = lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1e3
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Measures what happens inside."""
-        stop, samples = threading.Event(), []
-
-        def sample() -> None:
-            while not stop.wait(0.02):
-                samples.append(self._nvml.nvmlDeviceGetPowerUsage(self._card) / 1e3)
-
-        counter = self.how == "energy counter"
-        sampler = threading.Thread(target=sample) if self.how.startswith("power") else None
-        self.began = time.perf_counter()
-        before = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card) if counter else 0
-        if sampler is not None:
-            sampler.start()
+        self.began, before = time.perf_counter(), self._counter()
         try:
             yield
         finally:
-            self.seconds = time.perf_counter() - self.began
-            stop.set()
-            if counter:
-                self.joules = (self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card) - before) / 1e3
-            elif sampler is not None:
-                sampler.join()
-                self.joules = self.seconds * sum(samples) / max(len(samples), 1)
-            else:
-                self.joules = self.seconds
+            self.seconds, self.joules = time.perf_counter() - self.began, self._counter() - before
 
 
 # ---- all of it
 
-SECTIONS: dict[str, Callable[[Run], None]] = {
-    "kernels": kernels,
-    "ladder": ladder,
-    "people": people,
-    "launches": launches,
-    "energy": energy,
-    "engines": engines,
-}
+SECTIONS: dict[str, Callable[[Run], None]] = dict(
+    zip(SHARES, (kernels, climb, people, launches, energy, engines), strict=True)
+)
 
 
 def run_section(run: Run, section: str) -> bool:
-    """Runs one section in this process; whether it came to its end."""
-    run.start(section)
     try:
         SECTIONS[section](run)
     except Exception as error:
@@ -994,47 +505,36 @@ def run_section(run: Run, section: str) -> bool:
 
 
 def spawn_section(section: str, seconds: float, options: list[str]) -> bool:
-    """Runs one section in a process of its own, which is ended where it goes on too long."""
-    command = [sys.executable, "-m", "bench.speed.gpu", "--section", section, "--seconds", f"{seconds:.0f}", *options]
+    """Run one section in a process of its own, which is ended where it goes on too long."""
+    program = [sys.executable, "-m", "bench.speed.gpu", "--section", section, "--seconds", f"{seconds:.0f}", *options]
     try:
-        return subprocess.run(command, timeout=seconds + 30).returncode == 0
+        return subprocess.run(program, timeout=seconds + 30).returncode == 0
     except subprocess.TimeoutExpired:
         print(f"{section}: ended after {seconds + 30:.0f} s, its rows so far are kept", flush=True)
         return False
 
 
 def table(folder: Path) -> str:
-    """The short table of all files of rows in a folder."""
-    lines: list[str] = []
+    parts: list[str] = []
     for topic, columns in SHOWN.items():
         for path in sorted(folder.glob(f"gpu_{topic}_*.csv")):
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            lines += ["", f"{topic}: {path.stem.removeprefix(f'gpu_{topic}_')}, {len(rows)} rows"]
+            rows = read(path)
             good = [row for row in rows if not row["note"]]
             if topic == "kernels":  # the rest is in the file
-                good = [row for row in good if row["batch"] != "1" and (row["dtype"], row["layout"]) != (
-                    "bfloat16", "contiguous")]  # fmt: skip
-            cells = [list(columns), *([row[column] for column in columns] for row in good)]
-            cells = [[rounded(cell) for cell in line] for line in cells]
-            widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-            lines += [
-                "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                for line in cells
-            ]
+                rare = ("bfloat16", "contiguous")
+                good = [row for row in good if row["batch"] != "1" and (row["dtype"], row["layout"]) != rare]
+            cells = [[rounded(row.get(column, "")) for column in columns] for row in good]
+            parts.append(f"{topic}: {path.stem.removeprefix(f'gpu_{topic}_')}, {len(rows)} rows")
+            parts.append(laid_out([columns, *cells]))
             for row in rows:
                 if row["note"]:
-                    lines.append(f"  not measured: {' '.join([*told_of(row, columns), row['note']])}")
-    return "\n".join(lines[1:])
-
-
-def told_of(row: Mapping[str, str], columns: tuple[str, ...]) -> list[str]:
-    """Cells of a row that has no numbers."""
-    return [row[column] for column in columns if row[column]]
+                    named = [row[column] for column in columns if row.get(column)]
+                    parts.append(f"  not measured: {' '.join([*named, row['note']])}")
+            parts.append("")
+    return "\n".join(parts[:-1])
 
 
 def rounded(cell: str) -> str:
-    """Three digits are enough in a table."""
     try:
         value = float(cell)
     except ValueError:
@@ -1043,35 +543,31 @@ def rounded(cell: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command(__doc__, "dry_run")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench/results"), help="folder (%(default)s)")
     parser.add_argument("--seconds", type=float, default=240, help="begin no row after so long (%(default)s)")
     parser.add_argument("--section", choices=sorted(SECTIONS), help="only this one, in this process")
     parser.add_argument("--commit", default="", help="of the tree this is a copy of, with -dirty at its end if it is")
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on a CPU")
-    parser.add_argument(
-        "--table", action="store_true", help="print the table of the rows in the folder, measure nothing"
-    )
-    options = parser.parse_args()
-    if options.table:
-        print(table(options.output))
+    parser.add_argument("--table", action="store_true", help="print the table of the rows there, measure nothing")
+    given = parser.parse_args()
+    if given.table:
+        print(table(given.output))
         return 0
-    if not options.dry_run and not torch.cuda.is_available():
+    if not given.dry_run and not torch.cuda.is_available():
         print("gpu_check needs a CUDA device, torch sees none; --dry-run tries it on a CPU", file=sys.stderr)
         return 1
-    ends = time.monotonic() + options.seconds
-    if options.section or options.dry_run:
-        chosen = [options.section] if options.section else list(SHARES)
-        run = Run(options.output, options.dry_run, ends, options.commit)
-        results = [run_section(run, section) for section in chosen]
+    ends = time.monotonic() + given.seconds
+    if given.section or given.dry_run:
+        run = Run(given.output, given.dry_run, ends, given.commit)
+        results = [run_section(run, section) for section in ([given.section] if given.section else SHARES)]
         return 0 if all(results) else 1
-    passed_on = ["-o", str(options.output), "--commit", options.commit]
+    options = ["-o", str(given.output), "--commit", given.commit]
     done, shares = [], dict(SHARES)
     for section in SHARES:
         # The part of what is left that is this section's among those still to come.
         seconds = max(ends - time.monotonic(), 0) * shares[section] / sum(shares.values())
         del shares[section]
-        done.append(spawn_section(section, seconds, passed_on))
+        done.append(spawn_section(section, seconds, options))
     return 0 if all(done) else 1
 
 

@@ -9,17 +9,16 @@ solver sees the same float64 problems; the gap is the largest over all 5,000.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import quadprog
 import torch
 from torch.nn.functional import normalize
 
+from bench.harness.command import command
+from bench.harness.rows import Rows
 from fastcloak.ops.hull import build_hull, convex_weights, duality_gap, interior_point
 
 SETS = ("random", "duplicate", "near_duplicate", "rank_two", "inside")
@@ -95,24 +94,20 @@ SOLVERS: dict[str, Solver] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    given = command(__doc__, "output").parse_args()
     torch.set_num_threads(1)
-    with open(arguments.output, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["set", "solver", "problems", "largest_gap", "seconds_median_of_3"])
-        for kind in SETS:
-            gram, q = make_set(kind)
-            for name, solve in SOLVERS.items():
-                seconds = []
-                for _ in range(3):
-                    began = time.perf_counter()
-                    w = solve(gram, q)
-                    seconds.append(time.perf_counter() - began)
-                gap = duality_gap(gram[:, None], q, w, 0.0, 1.0).max().item()
-                rows.writerow([kind, name, q[..., 0].numel(), f"{gap:.1e}", f"{sorted(seconds)[1]:.3f}"])
-                file.flush()
+    rows = Rows(given.output, dict)
+    for kind in SETS:
+        gram, q = make_set(kind)
+        for name, solve in SOLVERS.items():
+            seconds = []
+            for _ in range(3):
+                began = time.perf_counter()
+                w = solve(gram, q)
+                seconds.append(time.perf_counter() - began)
+            gap = duality_gap(gram[:, None], q, w, 0.0, 1.0).max().item()
+            row = {"set": kind, "solver": name, "problems": q[..., 0].numel(), "largest_gap": f"{gap:.1e}"}
+            rows.add({**row, "seconds_median_of_3": f"{sorted(seconds)[1]:.3f}"})
 
 
 if __name__ == "__main__":

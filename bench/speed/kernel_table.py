@@ -10,8 +10,6 @@ constants. Exits with 1 if a kernel spills, needs more registers than its budget
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import os
 import re
@@ -21,7 +19,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from bench.harness.command import command
+from bench.harness.rows import Rows
+from fastcloak.fitting.options import OBJECTIVES
 
 ARCHITECTURES = (80, 90)
 
@@ -46,34 +50,13 @@ BUDGETS = {
 """Registers per thread."""
 
 TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
 }
-
-COLUMNS = (
-    "kernel",
-    "variant",
-    "arch",
-    "num_warps",
-    "programs",
-    "registers",
-    "spill_bytes",
-    "stack_bytes",
-    "shared_bytes",
-    "load_v4",
-    "load_v2",
-    "load_scalar",
-    "store_v4",
-    "store_v2",
-    "store_scalar",
-    "bytes_read",
-    "bytes_written",
-    "least_read",
-    "least_written",
-)
+TRAFFIC = ("bytes_read", "bytes_written", "least_read", "least_written")
 
 
 @dataclass(frozen=True)
@@ -87,18 +70,14 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Name of the kernel function."""
         return str(self.kernel.__name__)
 
 
 def kernel_functions() -> list[Any]:
     """The launched kernels: functions named `_.._kernel` of the four kernel files."""
-    modules = [import_module(f"fastcloak.kernels.{name}") for name in kernel_files()]
+    files = ("hull", "accumulate_step", "outer_step", "cloak_batch")
+    modules = [import_module(f"fastcloak.kernels.{name}") for name in files]
     return [getattr(m, name) for m in modules for name in vars(m) if re.fullmatch(r"_\w+_kernel", name)]
-
-
-def kernel_files() -> list[str]:
-    return ["hull", "accumulate_step", "outer_step", "cloak_batch"]
 
 
 @contextmanager
@@ -129,7 +108,6 @@ def recorded(run: bool = False) -> Iterator[list[Launch]]:
 
 
 def variants() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Names of the variants and calls that launch them."""
     kernels = import_module("fastcloak.kernels")
     state = [torch.zeros(P, 3, SIDE, SIDE) for _ in range(4)]
     state_last = [t.to(memory_format=torch.channels_last) for t in state]
@@ -141,16 +119,11 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
         return torch.zeros(P * b, 3, SIDE, SIDE, dtype=dtype).to(memory_format=layout)[None]  # P = 1
 
     def hull(objective: str, dtype: torch.dtype = torch.float32, K: int = K, D: int = D) -> Callable[[], object]:
-        return lambda: kernels.hull_loss(
-            torch.zeros(P, B, D, dtype=dtype),
-            torch.zeros(P, K, D),
-            torch.zeros(P, K, K, dtype=torch.float64),
-            torch.zeros(P, D),
-            index,
-            objective,
-        )
+        features, points = torch.zeros(P, B, D, dtype=dtype), torch.zeros(P, K, D)
+        gram, center = torch.zeros(P, K, K, dtype=torch.float64), torch.zeros(P, D)
+        return partial(kernels.hull_loss, features, points, gram, center, index, objective)
 
-    for objective in import_module("fastcloak.fitting.options").OBJECTIVES:
+    for objective in OBJECTIVES:
         yield objective, hull(objective)
     yield "affine_hull bfloat16", hull("affine_hull", torch.bfloat16)
     yield "convex_hull K=20", hull("convex_hull", K=20)
@@ -160,22 +133,18 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for last in (False, True):
-            name = f"{str(dtype).removeprefix('torch.')}{' channels_last' if last else ''}"
+            name = f"{str(dtype).removeprefix('torch.')}{' channels_last' if last else ''} scale"
             acc, delta, delta_in, _ = state_last if last else state
             grads, out = pictures(dtype, last), pictures(dtype, last)
             faces = pictures(torch.float32, last)
-            yield f"{name} scale", _call(kernels.accumulate_step_, grads, acc, delta_in, 0.1, 0.2, scale=scale)
-            yield f"{name} scale", _call(kernels.cloak_batch_, faces, delta, index, out, scale, scale)
+            yield name, partial(kernels.accumulate_step_, grads, acc, delta_in, 0.1, 0.2, scale=scale)
+            yield name, partial(kernels.cloak_batch_, faces, delta, index, out, scale, scale)
     acc, velocity, delta, delta_in = state
     one = pictures(torch.float32, b=1)
-    yield "float32 b=1", _call(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
-    yield "float32 b=1", _call(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
-    yield "plain", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
-    yield "momentum", _call(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
-
-
-def _call(function: Callable[..., object], *arguments: object, **named: object) -> Callable[[], object]:
-    return lambda: function(*arguments, **named)
+    yield "float32 b=1", partial(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
+    yield "float32 b=1", partial(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
+    yield "plain", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
+    yield "momentum", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
 
 
 def traffic(launch: Launch) -> tuple[int, int, int, int]:
@@ -245,7 +214,7 @@ def source(launch: Launch) -> ASTSource:
         if name in compile_time or (isinstance(value, int) and value == 1):
             signature[name], constants[(position,)] = "constexpr", value
         elif torch.is_tensor(value):
-            signature[name], divisible = TYPES[value.dtype], value.data_ptr() % 16 == 0
+            signature[name], divisible = "*" + TYPES[value.dtype], value.data_ptr() % 16 == 0
         elif isinstance(value, int):
             signature[name], divisible = "i32" if value < 2**31 else "i64", value % 16 == 0
         else:
@@ -257,16 +226,14 @@ def source(launch: Launch) -> ASTSource:
 
 def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
     """Resources of the compiled kernel, from the assembler's own report, and its access widths, from the PTX."""
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source(launch), target=target, options=launch.options)
+    compiled = triton.compile(source(launch), target=GPUTarget("cuda", architecture, 32), options=launch.options)
     ptx = compiled.asm["ptx"]
-    report = _assembler_report(ptx, architecture, launch.options.get("enable_fp_fusion", True))
-    row = {
-        "registers": int(_find(r"Used (\d+) registers", report)),
-        "spill_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", report)),
-        "stack_bytes": int(_find(r"(\d+) bytes stack frame", report)),
-        "shared_bytes": int(compiled.metadata.shared),
-    }
+    report = assembled(ptx, architecture, launch.options.get("enable_fp_fusion", True))
+    registers, stack = (re.findall(words, report) for words in (r"Used (\d+) registers", r"(\d+) bytes stack frame"))
+    if not registers or not stack:
+        raise ValueError(f"expected registers and stack in the assembler's report, got {report!r}")
+    row = {"registers": int(registers[0]), "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report)))}
+    row |= {"stack_bytes": int(stack[0]), "shared_bytes": int(compiled.metadata.shared)}
     for word, instruction in (("load", "ld"), ("store", "st")):
         accesses = re.findall(rf"\b{instruction}\.global\S*", ptx)
         row[f"{word}_v4"] = sum(".v4" in access for access in accesses)
@@ -277,29 +244,21 @@ def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
     return row
 
 
-def _assembler_report(ptx: str, architecture: int, fusion: bool) -> str:
-    folder = Path(triton.__file__).parent / "backends/nvidia/bin"
-    # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads (shared/prototypes/aot_check.py).
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    assembler = folder / ("ptxas-blackwell" if version >= (3, 9) else "ptxas")
+def assembled(ptx: str, architecture: int, fusion: bool) -> str:
+    # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads.
+    new = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if new else "ptxas")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "kernel.ptx"
         file.write_text(ptx)
-        command = [str(assembler), "-v", f"--gpu-name=sm_{architecture}{'a' if architecture >= 90 else ''}", str(file)]
-        command += [] if fusion else ["--fmad=false"]
-        done = subprocess.run([*command, "-o", f"{file}.o"], capture_output=True, text=True, check=True)
+        name = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
+        program = [str(assembler), "-v", f"--gpu-name={name}", str(file)]
+        program += [] if fusion else ["--fmad=false"]
+        done = subprocess.run([*program, "-o", f"{file}.o"], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 
-def _find(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
-        raise ValueError(f"expected {pattern!r} in the assembler's report, got {text!r}")
-    return str(found[1])
-
-
 def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a compiled kernel, in words."""
     wrong = []
     if row["spill_bytes"] or row["stack_bytes"]:
         wrong.append(f"spills {row['spill_bytes']} bytes, stack {row['stack_bytes']}")
@@ -317,33 +276,20 @@ def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    given = command(__doc__, "output").parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("kernel_table: TRITON_INTERPRET=1 replaces the kernels by an interpreter; unset it to compile them")
-    wrong = []
-    with open(arguments.output, "w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        table.writeheader()
-        for variant, call in variants():
-            with recorded() as launches:
-                call()
-            for launch in launches:
-                for architecture in ARCHITECTURES:
-                    row: dict[str, Any] = {
-                        "kernel": launch.name,
-                        "variant": variant,
-                        "arch": f"sm_{architecture}",
-                        "num_warps": launch.options["num_warps"],
-                        "programs": math.prod(launch.grid),
-                        **compile_launch(launch, architecture),
-                    }
-                    moved = traffic(launch)
-                    row |= dict(zip(("bytes_read", "bytes_written", "least_read", "least_written"), moved, strict=True))
-                    table.writerow(row)
-                    file.flush()
-                    wrong += [f"{launch.name} {variant} sm_{architecture}: {w}" for w in complaints(launch, row)]
+    rows, wrong = Rows(given.output, dict), []
+    for variant, call in variants():
+        with recorded() as launches:
+            call()
+        for launch, architecture in product(launches, ARCHITECTURES):
+            compiled = compile_launch(launch, architecture)
+            row: dict[str, Any] = {"kernel": launch.name, "variant": variant, "arch": f"sm_{architecture}"}
+            row |= {"num_warps": launch.options["num_warps"], "programs": math.prod(launch.grid), **compiled}
+            row |= dict(zip(TRAFFIC, traffic(launch), strict=True))
+            rows.add({column: value for column, value in row.items() if not column.endswith("_small")})
+            wrong += [f"{launch.name} {variant} sm_{architecture}: {w}" for w in complaints(launch, row)]
     if wrong:
         sys.exit("\n".join(wrong))
 

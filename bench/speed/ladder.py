@@ -6,196 +6,229 @@
     cached         clean features without a graph: their backward pass falls away
     frozen         the gradient of the pictures alone: that of the weights falls away
     folded         batch normalisations folded, float32, contiguous
-    prepared       what `fastcloak.models.prepare` makes for this device: layout, PReLU without its slope's gradient
-    fit            the whole step of `fastcloak.fit` on that: hull, accumulation, sign
-    bfloat16       the same in bfloat16, where the processor has it (--bfloat16 forces it)
+    prepared       what `fastcloak.models.prepare` makes in float32: layout, PReLU without its slope's gradient
+    fit            the loop of `fastcloak.fit` on that: hull, accumulation, sign
+    bfloat16       the same in bfloat16, where the device has it (--bfloat16 forces it)
+    fused          the same with the Triton kernels; on CUDA alone, as both of cudagraph
     people         the same for several persons in one pass
     compile        one person, the network through torch.compile (--compile: it takes minutes)
-    cudagraph      several persons, the step captured; on CUDA alone
+    cudagraph      several persons, the step captured, and one person
 
-All rungs take ten photos of a person and the objective given, and are timed in turns; `fit` onwards use the backend
-that "auto" chooses. `convex_hull` rows have the published one's cvxpy problems in them. Every rung's gradient of fi_uap
-is first compared with the published one: `signs_differ` is the share of pixels whose sign is another.
+All rungs take ten photos of a person, the objective given and `--steps` steps, and are timed in turns. `convex_hull`
+rows have the published one's cvxpy problems in them, and none of the rungs between that loop and ours, which know no
+hull. `signs_differ` is the share of pixels in which the mask is not the published one: after one step, the share of
+gradients with another sign. `reached_over_published` compares what fi_uap the masks reach. A rung that fails has the
+reason in `note`.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-from collections.abc import Callable
-from pathlib import Path
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import normalize
 
 from bench.harness import nets
-from bench.harness.machine import Timing, interleaved, peak_flops, row_context
+from bench.harness.command import command
+from bench.harness.machine import Timing, interleaved, peak_flops, row_context, seconds_of, synchronise
+from bench.harness.rows import Rows
 from bench.speed import published
-from fastcloak.fitting.loop import Loop
+from bench.speed.passes import Pass
+from bench.speed.published import ALPHA, EPS
 from fastcloak.fitting.options import FitConfig
-from fastcloak.models import Surrogate, prepare, unit_features
+from fastcloak.models import prepare
 from fastcloak.models.rewrites.fold import fold
-from fastcloak.ops.backend import resolve_backend
-from fastcloak.ops.engine import resolve_engine
 from fastcloak.system.device import has_fast_bfloat16, resolve_device
 
-PHOTOS = 10
-EPS = 8 / 255
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung: `make` sets it up and gives a call that fits masks and returns that of the first person."""
+
+    make: Callable[[], Callable[[], Tensor]]
+    persons: int = 1
+    dtype: torch.dtype = torch.float32
+    runs: str = ""
 
 
-def plain_gradient(net: nn.Module, pictures: Tensor, clean: Tensor, weights: bool) -> Tensor:
-    """Gradient of fi_uap with respect to the pictures, [n, 3, 112, 112], with or without those of the weights."""
-    x = pictures.detach().requires_grad_()
-    loss = (normalize(net(x)) - clean).square().mean()
-    if weights:
-        net.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert x.grad is not None
-        return x.grad
-    return torch.autograd.grad(loss, x)[0]
+def plain_fit(net: nn.Module, faces: Tensor, units: Tensor, steps: int, weights: bool) -> Tensor:
+    """The published loop of fi_uap less what it does in vain; `weights`: with their gradients."""
+    cloaked = faces + published.start_noise(len(faces)).to(faces.device)
+    delta = torch.zeros_like(faces[:1])
+    for _ in range(steps):
+        x = cloaked.detach().requires_grad_()
+        loss = (normalize(net(x)) - units).square().mean()
+        if weights:
+            net.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradient = x.grad if weights else torch.autograd.grad(loss, x)[0]
+        assert gradient is not None
+        delta = (x.detach() + ALPHA * gradient.mean(0, keepdim=True).sign() - faces).mean(0, keepdim=True)
+        delta = delta.clamp(-EPS, EPS)
+        cloaked = (faces + delta).clamp(0, 1)
+    return delta[0]
 
 
-def folded(net: nn.Module, pictures: Tensor) -> nn.Module:
-    """The network with its batch normalisations folded, and nothing else done to it."""
-    traced = fx.symbolic_trace(net.requires_grad_(False))
-    fold(traced, pictures[:1])
+def folded(net: nn.Module, faces: Tensor) -> nn.Module:
+    """A copy of the network with its batch normalisations folded, and nothing else done to it."""
+    traced = fx.symbolic_trace(copy.deepcopy(net).requires_grad_(False))
+    fold(traced, faces[:1])
     return traced.float()
 
 
-def signs_differ(a: Tensor, b: Tensor) -> float:
-    """Share of pixels in which the mean of two gradients [n, 3, 112, 112] has another sign."""
-    return (a.float().mean(0).sign() != b.float().mean(0).sign()).float().mean().item()
+def rungs_of(
+    net: nn.Module, faces: Tensor, objective: str, steps: int, persons: int, compiled: bool, bfloat16: bool
+) -> dict[str, Rung]:
+    device, plain, model = faces.device, nets.OnFaces(net), nets.surrogate(net, "net")
+    config = FitConfig(method="opom", objective=objective, warmup=0, steps=steps)
 
+    def as_published() -> Callable[[], Tensor]:
+        clean = published.clean_features(plain.requires_grad_(True), faces)
+        return lambda: published.published_fit(plain, faces, objective, steps, warmup=0, clean=clean)
 
-def loop_of(
-    surrogate: Surrogate, faces: Tensor, objective: str, engine: str, persons: int
-) -> tuple[Loop, Callable[[], None], str]:
-    """An opom loop for so many persons with the same photos, its steady step, and the backend in use."""
-    backend, ops = resolve_backend("auto", surrogate.device)
-    config = FitConfig(method="opom", objective=objective, warmup=0, steps=2)
-    loop = Loop(surrogate, config, ops, resolve_engine(engine, surrogate.device), persons, len(faces))
-    features = unit_features(surrogate, faces)
-    loop.learn(faces.expand(persons, *faces.shape), features.expand(persons, *features.shape), lambda: None)
-    return loop, loop.launchers[(objective, False, 0)], backend
+    def plainly(change: Callable[[], nn.Module], weights: bool = False) -> Rung:
+        def make() -> Callable[[], Tensor]:
+            own = change()
+            with torch.no_grad():
+                units = normalize(own(faces))
+            return lambda: plain_fit(own, faces, units, steps, weights)
 
+        return Rung(make)
 
-class Rungs:
-    """The rungs of one network and objective: a call for each, photos per call, and what it says of itself."""
+    def ours(backend: str, dtype: torch.dtype, engine: str = "eager", persons: int = 1) -> Rung:
+        def make() -> Callable[[], Tensor]:
+            one = Pass(prepare(model, device=device, dtype=dtype), config, backend, engine, persons, len(faces))
+            return lambda: one().delta[0]
 
-    def __init__(self, net_name: str, objective: str, device: torch.device, arguments: argparse.Namespace) -> None:
-        faces = nets.faces(PHOTOS).to(device)
-        raw = nets.NETS[net_name]().to(device)
-        model = nets.surrogate(raw)
-        net = nets.OnFaces(raw)
-        cloaked = (faces + published.start_noise(PHOTOS).to(device)).clamp(0, 1)
-        clean = published.clean_features(net, faces)
-        units = normalize(clean.detach())
-        self.calls: dict[str, Callable[[], object]] = {}
-        self.photos: dict[str, int] = {}
-        self.notes: dict[str, str] = {}
-        self.signs: dict[str, float | str] = {}
-        plain = objective == "fi_uap"  # the rungs between the released loop and ours know no hull
+        return Rung(make, persons, dtype, f"{engine}, {backend}, {dtype}".replace("torch.", ""))
 
-        def add(name: str, call: Callable[[], object], photos: int, note: str = "", signs: float | str = "") -> None:
-            self.calls[name], self.photos[name], self.notes[name], self.signs[name] = call, photos, note, signs
-
-        add("published", lambda: published.published_step(net, faces, clean, cloaked, objective), PHOTOS)
-        expected = plain_gradient(net, cloaked, units, weights=True).clone()
-
-        def plain_rung(name: str, network: nn.Module, weights: bool) -> None:
-            add(
-                name,
-                lambda: plain_gradient(network, cloaked, units, weights),
-                PHOTOS,
-                signs=signs_differ(plain_gradient(network, cloaked, units, weights), expected),
-            )
-
-        frozen = nets.OnFaces(nets.NETS[net_name]().to(device))
-        ready = prepare(model, device=device)
-        if plain:
-            plain_rung("cached", net, True)
-            plain_rung("frozen", frozen.requires_grad_(False), False)
-            plain_rung("folded", folded(nets.OnFaces(nets.NETS[net_name]().to(device)), faces), False)
-            plain_rung("prepared", ready, False)
-
-        def loop_rung(name: str, surrogate: Surrogate, engine: str, persons: int) -> None:
-            loop, step, backend = loop_of(surrogate, faces, objective, engine, persons)
-            note = f"{loop.engine}, {backend}, {surrogate.dtype}".replace("torch.", "")
-            signs: float | str = ""
-            if plain:
-                loop.pictures.copy_(surrogate.normalise(cloaked))
-                gradient = loop._gradient(loop.members, loop.index[0], loop.chance[0], objective)[2][0]
-                signs = signs_differ(gradient, expected)
-            add(name, step, PHOTOS * persons, note, signs)
-
-        loop_rung("fit", ready, "eager", 1)
-        fastest = ready
-        if arguments.bfloat16 or has_fast_bfloat16(device):
-            fastest = prepare(model, device=device, dtype=torch.bfloat16)
-            loop_rung("bfloat16", fastest, "eager", 1)
-        if arguments.persons > 1:
-            loop_rung("people", fastest if device.type == "cuda" else ready, "eager", arguments.persons)
-        if arguments.compile:
-            loop_rung("compile", fastest if device.type == "cuda" else ready, "compile", 1)
-        if device.type == "cuda":
-            loop_rung("cudagraph", fastest, "cudagraph", arguments.persons)
+    rungs = {"published": Rung(as_published)}
+    if objective == "fi_uap":
+        rungs["cached"] = plainly(lambda: copy.deepcopy(plain).requires_grad_(True), weights=True)
+        rungs["frozen"] = plainly(lambda: copy.deepcopy(plain).requires_grad_(False))
+        rungs["folded"] = plainly(lambda: folded(plain, faces))
+        rungs["prepared"] = plainly(lambda: prepare(model, device=device, dtype=torch.float32))
+    rungs["fit"] = ours("reference", torch.float32)
+    cuda, half = device.type == "cuda", bfloat16 or has_fast_bfloat16(device)
+    if half:
+        rungs["bfloat16"] = ours("reference", torch.bfloat16)
+    backend, dtype = "triton" if cuda else "reference", torch.bfloat16 if cuda and half else torch.float32
+    if cuda:
+        rungs["fused"] = ours(backend, dtype)
+    if persons > 1:
+        rungs["people"] = ours(backend, dtype, persons=persons)
+    if compiled:
+        rungs["compile"] = ours(backend, dtype, "compile")
+    if cuda:
+        rungs["cudagraph"] = ours(backend, dtype, "cudagraph", persons)
+        rungs["cudagraph, one person"] = ours(backend, dtype, "cudagraph")
+    return rungs
 
 
 def measure(
-    net_name: str, objective: str, device: torch.device, arguments: argparse.Namespace
-) -> list[dict[str, object]]:
-    """One row per rung."""
-    rungs = Rungs(net_name, objective, device, arguments)
-    timings = interleaved(rungs.calls, arguments.repeats, device)
-    operations = 2 * nets.flops(nets.NETS[net_name]())  # forward, and as much again to the pictures
-    each = {name: Timing(tuple(s / rungs.photos[name] for s in timing.seconds)) for name, timing in timings.items()}
-    rows: list[dict[str, object]] = []
-    for name, timing in each.items():
-        dtype = torch.bfloat16 if "bfloat16" in rungs.notes[name] else torch.float32
-        low, high = timing.spread
-        rows.append(
-            {
-                "net": net_name,
-                "objective": objective,
-                "rung": name,
-                "runs": rungs.notes[name],
-                "photos_per_pass": rungs.photos[name],
-                "seconds_per_image_gradient": f"{timing.median:.5g}",
-                "low": f"{low:.5g}",
-                "high": f"{high:.5g}",
-                "times_faster_than_published": f"{each['published'].over(timing):.3g}",
-                "share_of_peak": f"{operations / timing.median / peak_flops(dtype, device):.3g}",
-                "signs_differ": f"{rungs.signs[name]:.2g}" if rungs.signs[name] != "" else "",
-                "device": device.type,
-                **row_context(device),
-            }
-        )
-    return rows
+    name: str,
+    net: nn.Module,
+    objective: str = "fi_uap",
+    *,
+    photos: int = 10,
+    steps: int = 1,
+    persons: int = 2,
+    repeats: int = 5,
+    compiled: bool = False,
+    bfloat16: bool = False,
+    left: Callable[[], float] = lambda: math.inf,
+) -> Iterator[dict[str, Any]]:
+    """A row per rung.
+
+    Args:
+        name: of the network.
+        net: takes normalised pictures; its device is that of all rungs.
+        objective: as for `fastcloak.fit`.
+        photos: of a person.
+        steps: of a fit.
+        persons: in the rungs `people` and `cudagraph`.
+        repeats: at most; fewer where less time is `left`.
+        compiled: with the rung `compile`.
+        bfloat16: that rung also where the processor emulates it.
+        left: seconds that may still be used.
+    """
+    device = next(net.parameters()).device
+    faces = nets.faces(photos).to(device)
+    rungs = rungs_of(net, faces, objective, steps, persons, compiled, bfloat16)
+    calls: dict[str, Callable[[], Tensor]] = {}
+    masks: dict[str, Tensor] = {}
+    setup: dict[str, float] = {}
+
+    def what(rung: str) -> dict[str, Any]:
+        row = {"net": name, "objective": objective, "rung": rung, "runs": rungs[rung].runs, "device": device.type}
+        return {**row, "photos_per_pass": rungs[rung].persons * photos, "steps": steps}
+
+    for rung, of in rungs.items():
+        try:
+            if left() < 5:
+                raise TimeoutError(f"skipped: {left():.0f} s left")
+            began = time.perf_counter()
+            call = of.make()
+            masks[rung] = call().float()
+            synchronise(device)
+            setup[rung], calls[rung] = time.perf_counter() - began, call
+        except Exception as error:  # whatever one rung meets, the others go on
+            yield {**what(rung), "note": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    if calls and math.isfinite(left()):  # the published loop takes longest by far: as many turns as the time allows
+        repeats = max(1, min(repeats, int(left() / 2 / sum(seconds_of(call, device) for call in calls.values()))))
+    timings = interleaved(calls, repeats, device, warm_up=False)
+    plain = nets.OnFaces(net)
+
+    def reached(mask: Tensor) -> float:
+        with torch.no_grad():
+            return float((normalize(plain((faces + mask).clamp(0, 1))) - normalize(plain(faces))).square().mean())
+
+    roof = functools.cache(functools.partial(peak_flops, device=device))
+    operations = 2 * nets.flops(net)  # forward, and as much again to the pictures
+    for rung, timing in timings.items():
+        images = rungs[rung].persons * photos * steps
+        row: dict[str, Any] = dict(timing.columns("seconds_per_image_gradient", images))
+        peak = roof(rungs[rung].dtype) * row["seconds_per_image_gradient"]
+        row |= {"share_of_peak": operations / peak, "setup_seconds": setup[rung]}
+        if "published" in timings:
+            base = Timing(tuple(s * rungs[rung].persons for s in timings["published"].seconds))
+            share = reached(masks[rung]) / reached(masks["published"])
+            row |= {"times_faster_than_published": base.over(timing), "reached_over_published": share}
+            row |= {"agrees": abs(share - 1) < 0.1}
+            if rung != "published":
+                row["signs_differ"] = (masks[rung] - masks["published"]).abs().gt(1e-6).float().mean().item()
+        yield {**what(rung), **row}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser = command(__doc__, "output")
     parser.add_argument("--net", nargs="+", choices=sorted(nets.NETS), default=["mobilefacenet", "iresnet50"])
     parser.add_argument("--objective", nargs="+", default=["fi_uap", "convex_hull"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
-    parser.add_argument("--persons", type=int, default=2, help="in the rung `people` (%(default)s)")
+    parser.add_argument("--persons", type=int, default=2, help="in the rungs `people`, `cudagraph` (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bfloat16", action="store_true", help="also where the processor emulates it")
     parser.add_argument("--compile", action="store_true")
-    arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    for threads in arguments.threads:
+    given = parser.parse_args()
+    device = resolve_device(given.device)
+    rows = Rows(given.output, lambda: row_context(device))
+    for threads in given.threads:
         torch.set_num_threads(threads)
-        for net_name in arguments.net:
-            for objective in arguments.objective:
-                rows += measure(net_name, objective, resolve_device(arguments.device), arguments)
-                with open(arguments.output, "w", newline="") as file:  # what is there survives an interruption
-                    table = csv.DictWriter(file, list(rows[0]))
-                    table.writeheader()
-                    table.writerows(rows)
+        for name in given.net:
+            for objective in given.objective:
+                options: dict[str, Any] = {"steps": given.steps, "persons": given.persons, "repeats": given.repeats}
+                options |= {"compiled": given.compile, "bfloat16": given.bfloat16}
+                for row in measure(name, nets.NETS[name]().to(device), objective, **options):
+                    rows.add(row)
 
 
 if __name__ == "__main__":

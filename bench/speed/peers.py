@@ -1,15 +1,13 @@
 """Other people's attacks and solvers on the same network, photos and number of image-gradients.
 
 Every adapter runs the peer's own loop; ours is only what turns embeddings into the loss that it ascends, fi_uap:
-|z' - z|^2 of unit embeddings, z the clean photo's. Networks are `net`: faces [n, 3, 112, 112] in [0, 1] -> [n, D], in
-eval mode. Whether its weights require a gradient is the caller's choice, since it decides the speed of a peer that
-calls `backward()` (foolbox, ART) and not of one that asks for the picture's gradient alone (torchattacks).
+|z' - z|^2 of unit embeddings, z the clean photo's. Networks map faces [n, 3, 112, 112] in [0, 1] to [n, D], in eval
+mode. Whether their weights require a gradient is the caller's choice: it decides the speed of a peer that calls
+`backward()` (foolbox, ART), not of one that asks for the picture's gradient alone (torchattacks).
 
-An attack on one photo is no universal mask: torchattacks and foolbox return pictures that each have their own mask.
-They are compared by the cost of an image-gradient, counted at the network and not assumed. All take `clean`, what
-`clean_units` gives, so that embedding the clean photos is not charged to them.
-
-Each peer is imported where it is used, so that one that is missing does not take the others with it.
+torchattacks and foolbox return pictures that each have their own mask, which is not universal. Peers are compared by
+the cost of an image-gradient, counted at the network. `clean` is what `clean_units` gives, so that embedding the clean
+photos is not charged to them. Each peer is imported where it is used: one that is missing does not stop the others.
 """
 
 from __future__ import annotations
@@ -27,21 +25,6 @@ from torch.nn.functional import normalize
 
 from bench.speed import hull_solvers, published
 
-__all__ = [
-    "ATTACKS",
-    "Attacked",
-    "Passes",
-    "Solve",
-    "art_universal",
-    "clean_units",
-    "count_passes",
-    "cvxpy_weights",
-    "foolbox_pgd",
-    "own_feature_distance",
-    "quadprog_weights",
-    "torchattacks_pgd",
-]
-
 Solve = Callable[[Tensor, Tensor], Tensor]
 EPS = 8 / 255
 ALPHA = 1 / 255
@@ -49,12 +32,7 @@ ALPHA = 1 / 255
 
 @dataclass
 class Passes:
-    """Photos that went through a network.
-
-    Attributes:
-        forwards: in a forward pass.
-        gradients: in a forward and a backward pass: image-gradients.
-    """
+    """Photos that went through a network forward, and forward and backward: image-gradients."""
 
     forwards: int = 0
     gradients: int = 0
@@ -62,12 +40,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What a peer made and what it took.
-
-    Attributes:
-        pictures: [n, 3, 112, 112] in [0, 1].
-        passes: what went through the network.
-    """
+    """What a peer made, [n, 3, 112, 112] in [0, 1], and what went through the network."""
 
     pictures: Tensor
     passes: Passes
@@ -117,28 +90,20 @@ class _TwoLogits(nn.Module):
         return torch.stack((near, torch.zeros_like(near)), 1)
 
 
-def torchattacks_pgd(
-    net: nn.Module, faces: Tensor, clean: Tensor, steps: int, *, eps: float = EPS, alpha: float = ALPHA
-) -> Attacked:
-    """torchattacks.PGD: a mask per photo, `steps` image-gradients per photo.
-
-    Its loss is fixed, nn.CrossEntropyLoss (torchattacks/attacks/pgd.py), hence `_TwoLogits`: a positive factor does not
-    change a sign step.
-    """
+def torchattacks_pgd(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -> Attacked:
+    """torchattacks.PGD: a mask per photo, `steps` image-gradients per photo. Its loss is fixed, hence `_TwoLogits`."""
     import torchattacks
 
-    attack = torchattacks.PGD(_TwoLogits(net, clean), eps, alpha, steps, random_start=True)
+    attack = torchattacks.PGD(_TwoLogits(net, clean), EPS, ALPHA, steps, random_start=True)
     with count_passes(net) as passes:
         pictures: Tensor = attack(faces, torch.zeros(len(faces), dtype=torch.int64, device=faces.device))
     return Attacked(pictures, passes)
 
 
-def foolbox_pgd(
-    net: nn.Module, faces: Tensor, clean: Tensor, steps: int, *, eps: float = EPS, alpha: float = ALPHA
-) -> Attacked:
+def foolbox_pgd(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -> Attacked:
     """foolbox.attacks.LinfPGD: a mask per photo, `steps` image-gradients per photo.
 
-    Runs `attack.run`, the loop alone: calling the attack embeds all pictures once more to see which of them fool.
+    `run` is the loop alone: calling the attack embeds all pictures once more.
     """
     from eagerpy.astensor import astensor
     from foolbox.attacks import LinfPGD
@@ -155,7 +120,7 @@ def foolbox_pgd(
     model = PyTorchModel(net, bounds=(0, 1), device=faces.device)
     labels = torch.zeros(len(faces), dtype=torch.int64, device=faces.device)
     with count_passes(net) as passes:
-        pictures = FiUap(abs_stepsize=alpha, steps=steps).run(model, faces, Misclassification(labels), epsilon=eps)
+        pictures = FiUap(abs_stepsize=ALPHA, steps=steps).run(model, faces, Misclassification(labels), epsilon=EPS)
     return Attacked(pictures, passes)
 
 
@@ -179,14 +144,11 @@ class _OwnDistance(nn.Module):
         return -(scores * labels).sum()
 
 
-def art_universal(
-    net: nn.Module, faces: Tensor, clean: Tensor, steps: int, *, eps: float = EPS, alpha: float = ALPHA, seed: int = 0
-) -> Attacked:
+def art_universal(net: nn.Module, faces: Tensor, clean: Tensor, steps: int) -> Attacked:
     """art.attacks.evasion.UniversalPerturbation with PGD inside: one mask for all photos, at most `steps` per photo.
 
-    One pass over the photos, one by one: a photo that the mask so far moves away from its class is skipped, others get
-    `steps` steps of PGD, whose picture replaces the mask if its class changes. So the number of image-gradients depends
-    on the data; ART also embeds pictures again and again without a gradient, to see their class.
+    A photo that the mask so far moves away from its class is skipped, so the number of image-gradients depends on the
+    data; ART also embeds pictures again and again without a gradient, to see their class.
     """
     from art.attacks.evasion import UniversalPerturbation
     from art.estimators.classification import PyTorchClassifier
@@ -201,12 +163,12 @@ def art_universal(
         device_type="gpu" if faces.is_cuda else "cpu",
     )
     # One random start: at the clean photo the gradient of fi_uap is zero.
-    inner = {"eps": eps, "eps_step": alpha, "max_iter": steps, "num_random_init": 1, "batch_size": 1, "verbose": False}
+    inner = {"eps": EPS, "eps_step": ALPHA, "max_iter": steps, "num_random_init": 1, "batch_size": 1, "verbose": False}
     attack = UniversalPerturbation(
-        classifier, attacker="pgd", attacker_params=inner, delta=0.0, max_iter=1, eps=eps, batch_size=N, verbose=False
+        classifier, attacker="pgd", attacker_params=inner, delta=0.0, max_iter=1, eps=EPS, batch_size=N, verbose=False
     )
     before = random.getstate()
-    random.seed(seed)
+    random.seed(0)
     try:
         with count_passes(net) as passes:
             pictures = attack.generate(faces.cpu().numpy(), y=np.eye(N, dtype=np.float32))

@@ -8,7 +8,7 @@ is copied. One step costs what the release pays for it:
     another backward, through the clean photos  their graph is kept (privacy.py:124 with gradients on, retain_graph=True
                                                 in :152), and every loss goes through their features too (:95, :64, :25)
     features on the host, distances printed     privacy.py:137-138: a wait for the device in every step
-    hull: one cvxpy problem per photo           privacy.py:52-62 (affine), :82-93 (convex), each built anew
+    hull: one cvxpy problem per photo           privacy.py:52-62 (affine), :82-93 (convex), each built again
     class centre: the same problem              privacy.py:147: lower = upper = 1/N, whose answer is 1/N
     batch normalisation, float32, NCHW          backbone/model_irse.py as trained
 
@@ -25,14 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "OBJECTIVES",
-    "clean_features",
-    "published_fit",
-    "published_step",
-    "start_noise",
-]
-
+EPS, ALPHA = 8 / 255, 1 / 255
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 
 
@@ -42,45 +35,38 @@ def published_fit(
     objective: str = "fi_uap",
     steps: int = 16,
     *,
-    eps: float = 8 / 255,
-    alpha: float = 1 / 255,
     warmup: int = 5,
-    start: Tensor | None = None,
+    clean: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """One person's mask, as the release learns it.
+    """One person's mask [3, 112, 112] within +-8/255, fitted as the release does, by default as in its scripts.
 
     Args:
         net: faces [n, 3, 112, 112] in [0, 1] -> raw embeddings [n, D]; in eval mode, weights as they come.
         faces: [N, 3, 112, 112] float32 in [0, 1].
         objective: one of `OBJECTIVES`.
-        steps: 16 in the published experiments without boosters.
-        eps: largest change, on the [0, 1] scale. (The release counts in grey levels.)
-        alpha: step.
-        warmup: convex_hull: first steps with weights 1/N, `--nter 5` in the published scripts.
-        start: [N, 3, 112, 112], noise each photo starts from. None: `start_noise`.
-        progress: called with (steps done, steps in all), as that of `fastcloak.fit`.
-
-    Returns:
-        delta [3, 112, 112] within +-eps.
+        steps: with convex_hull the first `warmup` of them take weights 1/N.
+        warmup: see there.
+        clean: what `clean_features` gave for these faces, so as not to compute it here.
+        progress: as that of `fastcloak.fit`.
 
     Source: zhongyy/OPOM code/generation/attack/privacy.py:99-161 (FIM), scripts gen_privacy_common_softmax.sh.
     """
-    clean = clean_features(net, faces)
-    cloaked = faces + (start_noise(len(faces), eps).to(faces.device) if start is None else start)
+    clean = clean_features(net, faces) if clean is None else clean
+    cloaked = faces + start_noise(len(faces)).to(faces.device)
     delta = torch.zeros_like(faces[:1])
     for t in range(steps):
         now = "class_center" if objective == "convex_hull" and t < warmup else objective
-        cloaked, delta, _ = published_step(net, faces, clean, cloaked, now, eps=eps, alpha=alpha)
+        cloaked, delta, _ = published_step(net, faces, clean, cloaked, now)
         if progress is not None:
             progress(t + 1, steps)
     return delta[0]
 
 
-def start_noise(photos: int, eps: float = 8 / 255, seed: int = 0) -> Tensor:
+def start_noise(photos: int) -> Tensor:
     """[photos, 3, 112, 112] uniform in +-eps: the numbers that the release draws on a CPU, and that `fit` draws."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.empty(photos, 3, 112, 112).uniform_(-1, 1, generator=generator) * eps
+    generator = torch.Generator().manual_seed(0)
+    return torch.empty(photos, 3, 112, 112).uniform_(-1, 1, generator=generator) * EPS
 
 
 def clean_features(net: nn.Module, faces: Tensor) -> Tensor:
@@ -90,21 +76,9 @@ def clean_features(net: nn.Module, faces: Tensor) -> Tensor:
 
 
 def published_step(
-    net: nn.Module,
-    faces: Tensor,
-    clean: Tensor,
-    cloaked: Tensor,
-    objective: str,
-    *,
-    eps: float = 8 / 255,
-    alpha: float = 1 / 255,
+    net: nn.Module, faces: Tensor, clean: Tensor, cloaked: Tensor, objective: str
 ) -> tuple[Tensor, Tensor, list[float]]:
-    """One step of `published_fit`.
-
-    Args:
-        net, faces, objective, eps, alpha: as there; here convex_hull means the hull, without warm-up.
-        clean: [N, D], what `clean_features` returns, the same in all steps.
-        cloaked: [N, 3, 112, 112], the cloaked photos so far.
+    """One step of `published_fit`; here convex_hull means the hull, without warm-up.
 
     Returns:
         The cloaked photos [N, 3, 112, 112] and mask [1, 3, 112, 112] after the step, and each photo's distance
@@ -112,15 +86,15 @@ def published_step(
     """
     cloaked = cloaked.detach().requires_grad_()
     features = net(cloaked)
-    distances = _distances(features.cpu().detach().numpy(), clean.cpu().detach().numpy())
-
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (_numpy(features), _numpy(clean))]
+    distances = [float(np.sqrt(np.sum((a - b) * (a - b)))) for a, b in zip(*units, strict=True)]
     loss = _loss(_unit(features), _unit(clean), objective)
     net.zero_grad()
     torch.autograd.backward(loss, retain_graph=True)
 
     assert cloaked.grad is not None
-    moved = cloaked.detach() + alpha * cloaked.grad.mean(0, keepdim=True).sign()
-    delta = (moved - faces).mean(0, keepdim=True).clamp(-eps, eps)
+    moved = cloaked.detach() + ALPHA * cloaked.grad.mean(0, keepdim=True).sign()
+    delta = (moved - faces).mean(0, keepdim=True).clamp(-EPS, EPS)
     return (faces + delta).clamp(0, 1).detach(), delta, distances
 
 
@@ -129,9 +103,8 @@ def _unit(features: Tensor) -> Tensor:
     return units
 
 
-def _distances(features: np.ndarray, clean: np.ndarray) -> list[float]:
-    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, clean)]
-    return [float(np.sqrt(np.sum((a - b) * (a - b)))) for a, b in zip(*units, strict=True)]
+def _numpy(features: Tensor) -> np.ndarray:
+    return features.detach().cpu().numpy()
 
 
 def _loss(z: Tensor, clean: Tensor, objective: str) -> Tensor:
@@ -139,13 +112,8 @@ def _loss(z: Tensor, clean: Tensor, objective: str) -> Tensor:
     if objective == "fi_uap_plus":
         return -(z @ clean.T).mean()
     N = len(clean)
-    nearest = clean
-    if objective == "affine_hull":
-        nearest = hull_weights(z, clean) @ clean
-    elif objective == "convex_hull":
-        nearest = hull_weights(z, clean, 0.0, 1.0) @ clean
-    elif objective == "class_center":
-        nearest = hull_weights(z, clean, 1 / N, 1 / N) @ clean
+    bounds = {"affine_hull": (None, None), "convex_hull": (0.0, 1.0), "class_center": (1 / N, 1 / N)}.get(objective)
+    nearest = clean if bounds is None else hull_weights(z, clean, *bounds) @ clean
     return nn.functional.mse_loss(nearest, z)
 
 
