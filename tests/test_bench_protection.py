@@ -117,7 +117,7 @@ def test_changed_options_are_refused(run, tmp_path):
 def test_groups_compare_at_equal_cost(photos):
     for name in (*recipes.GROUPS["table1"], *recipes.GROUPS["table2"], *recipes.GROUPS["fig2a"]):
         config = configure(recipes.options_of(recipes.RECIPES[name], photos))
-        inner, batch = config.inner(), config.batch(photos)
+        inner, batch = config.inner_steps, config.batch(photos)
         # The nearest that whole steps allow, where b does not divide N.
         off = 0 if photos % batch == 0 else (config.steps if inner * config.steps == 16 else 1) * batch / 2
         assert abs(config.steps * inner * batch - 16 * photos) <= off, name
