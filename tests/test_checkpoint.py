@@ -609,7 +609,7 @@ def test_the_command_goes_on_and_removes_what_it_needs_no_more(photos, tiny_net,
             where = tmp_path / f"{file}.safetensors"
             assert f"interrupted; the cloak of 2 of 3 steps is in {where}; the same" in capsys.readouterr().err
             assert fastcloak.load(where).info["steps_done"] == 2
-    # Another seed is refused, and begins anew where that is said.
+    # Another seed is refused, and begins again with --restart.
     assert command_line(monkeypatch, tiny_net, *arguments, "--seed", "1") == 1
     assert "seed was 0 and is 1; name another folder" in capsys.readouterr().err
     assert command_line(monkeypatch, tiny_net, *arguments) == 0

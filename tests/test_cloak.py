@@ -275,6 +275,6 @@ def test_apply_gives_back_what_it_was_given(cloak):
         (Image.new("L", (112, 112)), ValueError, "mode RGB, got L"),
     ],
 )
-def test_apply_refuses_with_words(cloak, images, error, words):
+def test_apply_refuses_with_a_clear_message(cloak, images, error, words):
     with pytest.raises(error, match=words):
         cloak.apply(images)

@@ -375,7 +375,7 @@ def test_same_seed_same_cloak_in_another_process():
         ({"dtype": "int8"}, "dtype must be one of"),
     ],
 )
-def test_bad_options_are_refused_with_words(tiny_net, faces, options, words):
+def test_bad_options_are_refused_with_a_clear_message(tiny_net, faces, options, words):
     with pytest.raises(ValueError, match=words):
         fit(faces, tiny_net, **options)
 
@@ -390,7 +390,7 @@ def test_bad_options_are_refused_with_words(tiny_net, faces, options, words):
         ([], "photo"),
     ],
 )
-def test_bad_photos_are_refused_with_words(tiny_net, images, words):
+def test_bad_photos_are_refused_with_a_clear_message(tiny_net, images, words):
     with pytest.raises(ValueError, match=words):
         fit(images, tiny_net)
 

@@ -13,7 +13,7 @@ P8  NaN or Inf in a photo, an embedding or a gradient stops with the step number
 P9  save -> load is exact; any truncated or altered file gives a typed error.
 P10 kill -9 at any moment leaves the old file or the new one; resume gives the cloak of an uninterrupted run.
 P11 Disk full, read-only folder: a clear error, no litter.
-P12 Odd, damaged and hostile image files are handled or refused with words.
+P12 Odd, damaged and hostile image files are handled or refused with a clear message.
 P13 No memory growth over 1,000 steps.
 P14 Backends and engines agree: smooth values within 2x of PyTorch's own error, a step given a gradient exactly, whole
     fits in share of differing pixels.
@@ -614,7 +614,7 @@ def test_a_read_only_folder_is_a_clear_error_and_leaves_no_litter():
 
 
 @pytest.mark.promise("P12")
-def test_damaged_photos_are_refused_with_words_or_are_valid_photos(tmp_path):
+def test_damaged_photos_are_refused_with_a_clear_message_or_are_valid_photos(tmp_path):
     reader, seen = READERS["photos"](tmp_path), set()
     for case in cases_of("photos", 180):
         if case[0] != "bomb":
@@ -642,7 +642,7 @@ def test_bombs_are_refused_within_limits():
     orientation=st.integers(0, 9),
     content=st.sampled_from(["whole", "half", "wrong suffix"]),
 )
-def test_every_mode_and_size_is_handled_or_refused_with_words(mode, suffix, size, orientation, content):
+def test_every_mode_and_size_is_handled_or_refused_with_a_clear_message(mode, suffix, size, orientation, content):
     picture = Image.new(mode, size)
     exif = Image.Exif()
     exif[274] = orientation
@@ -660,7 +660,7 @@ def test_every_mode_and_size_is_handled_or_refused_with_words(mode, suffix, size
             photo = read_photo(path)
         except fastcloak.PhotoError as error:
             assert path.name in str(error)  # noqa: PT017 - hypothesis decides whether it can be read
-            assert len(str(error).split()) > 8  # noqa: PT017 - expected, got, cure
+            assert len(str(error).split()) > 8  # noqa: PT017 - expected, got, hint
             assert content == "half" or mode not in ("L", "LA", "RGB", "RGBA")
             return
     turned = orientation in (5, 6, 7, 8) and suffix not in (".bmp", ".pgm")

@@ -39,7 +39,7 @@ def fig2b(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates
 
 
 def table1(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
-    """Objectives, opom beside ga, a panel per target."""
+    """Objectives, opom next to ga, a panel per target."""
     drawn, panels = figure(1 + 4.2 * len(by_target), 3.6, 1, len(by_target), sharey=True)
     for panel, (target, estimates) in zip(panels[0], by_target.items(), strict=True):
         _bars(panel, [name.replace("_", "\n", 1) for name in OBJECTIVES], _methods(estimates, OBJECTIVES))
@@ -51,7 +51,7 @@ def table1(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimate
 
 
 def table2(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
-    """What transfers better: momentum, DFANet's dropout, both; opom beside ga."""
+    """What transfers better: momentum, DFANet's dropout, both; opom next to ga."""
     drawn, panel = _panel(top1)
     names = ("convex_hull", *IMPROVED)
     _bars(panel, ["plain", *(name.replace(" ", " +\n") for name in IMPROVED)], _methods(top1, names))
@@ -61,7 +61,7 @@ def table2(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimate
 
 
 def presets(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimates], photos: int) -> Any:
-    """Protection and linkage of the presets beside the published method."""
+    """Protection and linkage of the presets next to the published method."""
     drawn, panel = _panel(top1)
     rows = GROUPS["presets"]
     series = {

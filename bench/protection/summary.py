@@ -32,15 +32,15 @@ PerPerson = dict[str, dict[Pair, Array]]
 def per_person(lines: Iterable[Row], column: str, *, white_box: bool = False) -> PerPerson:
     """Row -> (surrogate, target) -> [P], mean over seeds, of the black-box pairs or of the white-box ones.
 
-    A control, which has no surrogate, stands beside every black-box pair with the same target.
+    A control, which has no surrogate, stands next to every black-box pair with the same target.
     """
     chosen = [line for line in lines if line["white_box"] == str(white_box)]
     pairs = dict.fromkeys(_pair(line) for line in chosen if line["row"] not in CONTROLS)
     seeds: dict[str, dict[Pair, list[Array]]] = {}
     for line in chosen:
         values = np.array(line[f"per_person_{column}"].split(), dtype=np.float64)
-        beside = [pair for pair in pairs if pair[1] == line["target"]] if line["row"] in CONTROLS and pairs else None
-        for pair in [_pair(line)] if beside is None else beside:
+        controls_of = [pair for pair in pairs if pair[1] == line["target"]] if line["row"] in CONTROLS and pairs else None
+        for pair in [_pair(line)] if controls_of is None else controls_of:
             seeds.setdefault(line["row"], {}).setdefault(pair, []).append(values)
     return {row: {pair: np.mean(found, 0) for pair, found in of.items()} for row, of in seeds.items()}
 
@@ -64,7 +64,7 @@ def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]
     """
     top1, linkage = per_person(lines, "top1"), per_person(lines, "linkage")
     white = per_person(lines, "top1", white_box=True)
-    # In the order of the file, which the controls, beside every pair, do not have.
+    # In the order of the file, which the controls, next to every pair, do not have.
     pairs = list(dict.fromkeys(pair for row in sorted(top1, key=CONTROLS.__contains__) for pair in top1[row]))
     header = ["row", "image-gradients", "s/person", *map(" -> ".join, pairs), "mean", "95 %"]
     header += [f"vs {against}", "95 %", "times"] if against else []
@@ -76,7 +76,7 @@ def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]
         cells += [_percent(of[pair].mean()) if pair in of else "" for pair in pairs]
         cells += _with_interval(list(of.values()))
         if against:
-            both = [(own, reference) for pair, own in of.items() for reference in _beside(pair, top1.get(against, {}))]
+            both = [(own, reference) for pair, own in of.items() for reference in _others_of(pair, top1.get(against, {}))]
             compared = [own - reference for own, reference in both] if row != against else []
             cells += _with_interval(compared, sign="+")
             cells.append(f"{np.mean([b[0] for b in both]) / np.mean([b[1] for b in both]):.2f}" if compared else "")
@@ -86,7 +86,7 @@ def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]
     return table
 
 
-def _beside(pair: Pair, others: dict[Pair, Array]) -> list[Array]:
+def _others_of(pair: Pair, others: dict[Pair, Array]) -> list[Array]:
     """Of another row the same pair, or for an ensemble the mean of its members on the same target; one or none."""
     surrogate, target = pair
     members = [others[name, target] for name in surrogate.split("+") if (name, target) in others]

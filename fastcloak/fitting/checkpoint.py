@@ -1,8 +1,8 @@
 """The folder in which a long fit keeps what it has done, so that it can go on after any stop.
 
     checkpoint.json           what is fitted with what: options, network, device, versions
-    person-NAME.safetensors   the cloak of a person who is finished, an ordinary cloak file
-    pass-HASH.state           a pass: who is in it, and the state after its last saved step or the hashes of its cloaks
+    person-NAME.safetensors   the cloak of a finished person, an ordinary cloak file
+    pass-HASH.state           a pass: its people, and the state after its last saved step or the hashes of its cloaks
 
 Every file is written whole or not at all, and carries a hash or is named in one: what is damaged is fitted again. Of
 photos only hashes are kept.
@@ -65,7 +65,7 @@ class Checkpoint:
                 self.begun |= dict.fromkeys(record["people"], tuple(record["people"]))
 
     def finished(self, name: str, faces: torch.Tensor) -> Cloak | None:
-        """The cloak of a person who is finished, None for others. To be asked of everyone, before `start`.
+        """The cloak of a finished person, None for others. To be asked of everyone, before `start`.
 
         Raises:
             ValueError: there is work for a person of this name with other photos.

@@ -153,7 +153,7 @@ def fit_many(
         preset, eps, seed, device, backend, engine, dtype, options: as for `fit`.
         strict: as for `fit`; it makes people fail whose photos are not all different and theirs.
         progress: as for `fit`; it counts the steps of all people.
-        checkpoint, resume: as for `fit`. The folder also gets a cloak file of everyone who is finished; they are not
+        checkpoint, resume: as for `fit`. The folder also gets the cloak files of people already done; they are not
             fitted again, as long as their photos, which are read again, are the same. People may be added and left out.
             A pass that was stopped goes on with the same people in it.
         memory_budget: bytes that one pass may take. None: on CUDA a quarter of the free memory; on CPU one person per

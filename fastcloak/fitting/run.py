@@ -44,7 +44,7 @@ class Run:
     As a context it turns Ctrl-C into FitInterrupted, and gives a CheckpointError the cloaks so far.
 
     Attributes:
-        cloaks: of everyone who is finished, by name.
+        cloaks: of the finished people, by name.
         errors: what went wrong with each of the others, by name.
     """
 
@@ -141,7 +141,7 @@ class Run:
         return person
 
     def _person(self, name: str, images: Any) -> Person | None:
-        """The person to fit, None for one who is finished, or what is wrong with their photos."""
+        """The person to fit, None for one already done; raises what is wrong with their photos."""
         fitter = self._fitter
         names, faces = named_faces(images)
         first = copies(faces)
@@ -263,7 +263,7 @@ class Ticker:
         self.close = self._bar.close
 
     def __call__(self, persons: int) -> None:
-        """After a step of so many persons."""
+        """After a step of N persons."""
         self._done += persons
         self._bar.update(persons)
         if self._callback is not None:

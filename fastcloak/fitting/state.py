@@ -95,7 +95,7 @@ class State:
         return self.learnt(t + 1)
 
     def learnt(self, done: int) -> Learnt:
-        """What was learnt in so many steps, in tensors of its own."""
+        """What was learnt in the first `done` steps, in tensors of its own."""
         # The sign of NaN is 0: what is added keeps it NaN.
         averaging = done > self.steps - self.averaged
         delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
@@ -104,7 +104,7 @@ class State:
         return Learnt(done, delta, self.losses, self.gap.clone(), self.moved.clone())
 
     def save(self, done: int) -> Tensors:
-        """What decides the steps after so many, the last that were done, on the CPU. Waits for the device."""
+        """What decides the steps after the first `done`, on the CPU. Waits for the device."""
         held = {**self._lasting(), "losses": self.losses[:done]}
         if self.config.dropout:
             held["random"] = torch.get_rng_state()

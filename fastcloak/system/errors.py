@@ -77,7 +77,7 @@ class CheckpointError(FastcloakError, OSError):
     """A checkpoint cannot be written, or is in use.
 
     Attributes:
-        cloaks: the cloaks of everyone who was finished, by name.
+        cloaks: the cloaks of the people already done, by name.
         partial: what had been learnt for those under way, by name: see `fastcloak.FitInterrupted`.
     """
 
@@ -91,7 +91,7 @@ class FitInterrupted(KeyboardInterrupt):
     """A fit was interrupted, by Ctrl-C; what was learnt until then is not lost.
 
     Attributes:
-        cloaks: the cloaks of everyone who was finished, by name.
+        cloaks: the cloaks of the people already done, by name.
         partial: the cloaks of those under way after their last whole step, by name ("" in `fit`); none before the first
             step. Their info has `partial`, True, and `steps_done`, of which its losses and image_gradients are.
     """
