@@ -39,8 +39,8 @@ def per_person(lines: Iterable[Row], column: str, *, white_box: bool = False) ->
     seeds: dict[str, dict[Pair, list[Array]]] = {}
     for line in chosen:
         values = np.array(line[f"per_person_{column}"].split(), dtype=np.float64)
-        controls_of = [pair for pair in pairs if pair[1] == line["target"]] if line["row"] in CONTROLS and pairs else None
-        for pair in [_pair(line)] if controls_of is None else controls_of:
+        control = line["row"] in CONTROLS and bool(pairs)
+        for pair in [one for one in pairs if one[1] == line["target"]] if control else [_pair(line)]:
             seeds.setdefault(line["row"], {}).setdefault(pair, []).append(values)
     return {row: {pair: np.mean(found, 0) for pair, found in of.items()} for row, of in seeds.items()}
 
@@ -76,7 +76,7 @@ def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]
         cells += [_percent(of[pair].mean()) if pair in of else "" for pair in pairs]
         cells += _with_interval(list(of.values()))
         if against:
-            both = [(own, reference) for pair, own in of.items() for reference in _others_of(pair, top1.get(against, {}))]
+            both = [(own, reference) for pair, own in of.items() for reference in _matched(pair, top1.get(against, {}))]
             compared = [own - reference for own, reference in both] if row != against else []
             cells += _with_interval(compared, sign="+")
             cells.append(f"{np.mean([b[0] for b in both]) / np.mean([b[1] for b in both]):.2f}" if compared else "")
@@ -86,7 +86,7 @@ def summary(lines: Sequence[Row], against: str | None = None) -> list[list[str]]
     return table
 
 
-def _others_of(pair: Pair, others: dict[Pair, Array]) -> list[Array]:
+def _matched(pair: Pair, others: dict[Pair, Array]) -> list[Array]:
     """Of another row the same pair, or for an ensemble the mean of its members on the same target; one or none."""
     surrogate, target = pair
     members = [others[name, target] for name in surrogate.split("+") if (name, target) in others]
