@@ -286,6 +286,24 @@ class FitOptions(TypedDict, total=False):
     random_start: bool | None
 
 
+class FitterOptions(FitOptions, total=False):
+    """Every keyword of `Fitter`, for functions that pass them on."""
+
+    preset: str | None
+    eps: float
+    seed: int
+    strict: bool
+    device: str | torch.device
+    backend: str
+    engine: str
+    dtype: str | torch.dtype
+    memory_budget: int | None
+
+
+LAUNCH_OPTIONS = frozenset({"strict", "device", "backend", "engine", "dtype", "memory_budget"})
+"""Those of `FitterOptions` that say how a fit runs; the others decide the cloak."""
+
+
 def declared() -> dict[str, Option]:
     """Every option by name, those that most people need first."""
     return {one.name: one.metadata["option"] for one in fields(FitConfig)}

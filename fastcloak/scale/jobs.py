@@ -21,10 +21,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastcloak.fitting.claim import claim, fingerprint
-from fastcloak.fitting.options import configure
+from fastcloak.fitting.options import LAUNCH_OPTIONS, configure
 from fastcloak.models import load_model
 from fastcloak.photos.detection import check_who
 from fastcloak.scale.cluster import LocalRunner, RayRunner, Stage, check_resources, start_runner
@@ -34,12 +34,15 @@ from fastcloak.scale.rows import DONE_BEFORE, FAILED, FITTED, STOP, Row
 from fastcloak.scale.stages import CRASHES, FitStage, ProtectStage, ReadStage, row_of_cloak
 from fastcloak.system.device import resolve_dtype
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastcloak.fitting.options import FitterOptions
+
 __all__ = ["FitSummary", "ProtectSummary", "fit_dataset", "protect_dataset"]
 
 Progress = Callable[[Row, int | None], None]
 
-LAUNCH_OPTIONS = {"device", "backend", "engine", "dtype", "memory_budget", "strict"}
-"""Options of a fit that say how it runs; the others decide the cloak."""
 PROTECT_OPTIONS = ("who", "quality", "strip_gps", "strip_metadata", "overwrite", "again", "dry_run")
 
 
@@ -90,7 +93,7 @@ def fit_dataset(
     num_gpus: float | None = None,
     people_per_batch: int | str = "auto",
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[FitterOptions],
 ) -> FitSummary:
     """Fit a cloak for each of many people, on one machine or many; go on where an earlier call stopped.
 
@@ -138,7 +141,7 @@ def fit_dataset(
         start_runner(concurrency, num_gpus, address, needs_ray=total is None) as runner,
     ):
         (folder / CRASHES).mkdir(exist_ok=True)
-        stages: tuple[Stage, ...] = (ReadStage(folder), FitStage(folder, identity, runner.share(loaded), options))
+        stages: tuple[Stage, ...] = (ReadStage(folder), FitStage(folder, identity, runner.share(loaded), dict(options)))
         size = runner.batch_size(total) if people_per_batch == "auto" else int(people_per_batch)
         with closing(_run(runner, _batches(people, size), stages)) as rows:
             for row in rows:
