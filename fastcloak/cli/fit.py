@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _keep_unfinished(
     stop: fastcloak.FitInterrupted | fastcloak.CheckpointError, output: Path, folder: Path | None
 ) -> str:
-    """Writes the best cloak of a fit that was stopped, never over an older one; returns where it is, in words."""
+    """Writes the best cloak of a stopped fit, never over an older one; returns where it is, for the message."""
     goes_on = f"; the same command goes on from what is saved in {folder}" if folder is not None else ""
     if "" in stop.cloaks:
         stop.cloaks[""].save(output)

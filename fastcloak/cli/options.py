@@ -151,7 +151,7 @@ def models(specifications: Sequence[str]) -> list[fastcloak.Surrogate]:
 
 
 def parse_model(specification: str) -> fastcloak.Surrogate:
-    """Loads a network given in words: a name or file, then options, as in net.onnx,scale=1.99,shift=-0.99,bgr."""
+    """Loads a network from text: a name or file, then options, as in net.onnx,scale=1.99,shift=-0.99,bgr."""
     what, *rest = specification.split(",")
     options: dict[str, Any] = {}
     for option in rest:

@@ -105,7 +105,7 @@ REASONS = {
     "ValueError": "cannot be used",
     "Exception": "unexpected error",
 }
-"""Kinds of error, and of built-in ones those that they derive from, in words."""
+"""Kinds of error, and of built-in ones those that they derive from -> what the summary calls them."""
 TO_TURN = "photos to turn upright and protect again"
 
 

@@ -144,7 +144,7 @@ class Check:
         )
 
     def verdict(self, photo: int) -> str:
-        """Say in words what the networks make of a protected photo as it was saved: "not recognised by 3 of 4 ..."."""
+        """What the networks make of a protected photo as it was saved: "not recognised by 3 of 4 ..."."""
         if self.photos[photo].unchanged:
             return "not protected: nothing was changed"
         if self.models[0].as_saved.after.own[photo] is None:

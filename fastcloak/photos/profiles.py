@@ -144,7 +144,7 @@ def in_srgb(pixels: Pixels, profile: bytes, *, grey: bool) -> Pixels:
         grey: of one channel, three times.
     """
     cms = ImageCms.ImageCmsProfile(BytesIO(profile))
-    # littlecms' own table of grid points is up to 10 levels beside in shadows: NOOPTIMIZE computes each colour.
+    # littlecms' own table of grid points is up to 10 levels off in shadows: NOOPTIMIZE computes each colour.
     intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.NOOPTIMIZE
     srgb = ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(cms, srgb, "L" if grey else "RGB", "RGB", intent, flags)
@@ -157,7 +157,7 @@ def in_srgb(pixels: Pixels, profile: bytes, *, grey: bool) -> Pixels:
     sample = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
     if grey:
         sample = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    # littlecms rounds: the profile of a camera says sRGB, and its colours come out up to 1 beside.
+    # littlecms rounds: the profile of a camera says sRGB, and its colours come out up to 1 off.
     if np.abs(converted(sample).astype(int) - sample).max() <= 1:
         return pixels
     result = converted(pixels)

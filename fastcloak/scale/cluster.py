@@ -144,7 +144,7 @@ def check_resources(concurrency: Any, num_gpus: Any, people_per_batch: Any, addr
     numbers = {"concurrency": (concurrency, 0, None), "people_per_batch": (people_per_batch, 1, "auto")}
     for name, (number, least, default) in numbers.items():
         if number != default:
-            whole(name, number, least)
+            whole(name, number, least, other=f" or {default!r}")
     real = isinstance(num_gpus, (int, float)) and not isinstance(num_gpus, bool)
     if num_gpus is not None and not (real and 0 <= num_gpus <= 64):
         raise ValueError(f"num_gpus must be a number of GPUs per worker, 0 to 64, or None, got {num_gpus!r}")

@@ -17,27 +17,27 @@ __all__ = ["read_people"]
 EXAMPLE = '{"person": "anna", "photos": ["anna/1.jpg", "anna/2.jpg"]}'
 
 
-def read_people(source: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+def read_people(people: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield each person's name and absolute paths of photos, in the order of names or of the manifest.
 
     Args:
-        source: a folder whose subfolders, except hidden ones, are people. Or a manifest: a .jsonl file with lines such
+        people: a folder whose subfolders, except hidden ones, are people. Or a manifest: a .jsonl file with lines such
             as `{"person": "anna", "photos": ["anna/1.jpg"]}`, or a .parquet file with these two columns. Relative
             paths count from the manifest's folder; a path may be a folder of photos. No photo is opened.
 
     Raises:
-        FileNotFoundError: the source is not there.
+        FileNotFoundError: the folder or manifest is not there.
         ValueError: it holds no person, a line is no person, a name is not UTF-8 text, or two cloaks would take one
             file where upper and lower case are the same. The message says where.
         MissingExtraError: a Parquet manifest without the extra `ray`.
     """
-    source = Path(source).absolute()  # other machines have other current folders
+    source = Path(people).absolute()  # other machines have other current folders
     if not source.exists():
-        raise FileNotFoundError(f"source must be a folder or a manifest, got no such path: {source}; check its name")
+        raise FileNotFoundError(f"people must be a folder or a manifest, got no such path: {source}; check its name")
     readers = {".jsonl": _lines, ".parquet": _table}
     read = _folders if source.is_dir() else readers.get(source.suffix.lower())
     if read is None:
-        raise ValueError(f"source must be a folder of people or a manifest ({', '.join(readers)}), got {source}")
+        raise ValueError(f"people must be a folder of people or a manifest ({', '.join(readers)}), got {source}")
     seen: dict[bytes, str] = {}
     for where, entry in read(source):
         name, photos = _checked(entry, where)
@@ -50,7 +50,7 @@ def read_people(source: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]
         seen[key] = where
         yield name, [str(source.parent / photo) for photo in photos]
     if not seen:
-        raise ValueError(f"source must hold at least one person, got none in {source}; each is a folder of photos")
+        raise ValueError(f"people must hold at least one person, got none in {source}; each is a folder of photos")
 
 
 def _folders(source: Path) -> Iterator[tuple[str, Any]]:

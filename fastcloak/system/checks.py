@@ -15,8 +15,8 @@ def is_switch(value: Any) -> bool:
     return isinstance(value, np.bool_)
 
 
-def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number in [least, most] as Python's own.
+def whole(name: str, value: Any, least: int, most: int | None = None, *, other: str = "") -> int:
+    """A whole number in [least, most] as Python's own; `other` ends what the message expects.
 
     Raises:
         ValueError: anything else.
@@ -27,5 +27,5 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
         number = None
     if number is None or number < least or (most is not None and number > most):
         at_most = "" if most is None else f", at most {most}"
-        raise ValueError(f"{name} must be a whole number, {least} or more{at_most}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number, {least} or more{at_most}{other}, got {value!r}")
     return number

@@ -11,6 +11,7 @@ from pathlib import Path
 __all__ = ["atomic_write", "cloak_file", "safe_name"]
 
 _LONGEST = 200
+_LONGEST_CASELESS = 100  # with a prefix and a suffix below 143 bytes, which encrypted file systems leave
 _KEPT = frozenset(" -_.,+@")
 _CASELESS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
@@ -71,9 +72,10 @@ def safe_name(name: str, *, caseless: bool = False) -> str:
     safe = "".join(character if is_kept(character) else quoted(character) for character in name)
     if safe.startswith((".", " ")):
         safe = quoted(safe[0]) + safe[1:]
-    if len(safe.encode()) > _LONGEST:  # "=" is in no shorter name
+    longest = _LONGEST_CASELESS if caseless else _LONGEST
+    if len(safe.encode()) > longest:  # "=" is in no shorter name
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        safe = f"{safe.encode()[: _LONGEST - 40].decode(errors='ignore')}={digest}"
+        safe = f"{safe.encode()[: longest - 40].decode(errors='ignore')}={digest}"
     return safe
 
 
