@@ -59,7 +59,8 @@ def canvas_of(pixels: Pixels | Floats, face: Face) -> Canvas:
     """The canvas of a face.
 
     Args:
-        pixels: [H, W, 3] uint8, or float32 from 0 to 255, RGB. A photo of 112x112 pixels counts as aligned: its mask reaches to the border.
+        pixels: [H, W, 3] uint8, or float32 from 0 to 255, RGB. A photo of 112x112 pixels counts as aligned: its mask
+            reaches to the border.
         face: one of `detect(pixels)`.
     """
     height, width = pixels.shape[:2]
