@@ -45,7 +45,7 @@ def test_the_same_numbers_give_the_same_view_and_others_another(name):
 
 
 def test_a_face_is_seen_at_its_place():
-    """A canvas of 160 pixels holds the face at (20, 30): without moves the view is the face itself, moved it is moved."""
+    """A canvas of 160 pixels holds the face at (20, 30): without moves the view is the face itself."""
     canvas = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     canvas[:, :, 30:142, 20:132] = smooth_faces(2)
     corner = [(2 * (20 + 55.5) + 1) / 160 - 1, (2 * (30 + 55.5) + 1) / 160 - 1]
