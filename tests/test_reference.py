@@ -138,6 +138,35 @@ def test_cloak_batch_by_hand():
     torch.testing.assert_close(out.flatten(), torch.tensor([1.0, 0.9, 1.0, 0.1, 0.0, 0.0]))
 
 
+def test_cloak_batch_with_a_bound_by_hand():
+    # Changes 0.5 * 0.5, 0.25 * -1 and 0.75 * 1: at 0, clipped below in the second channel, at 1 above in the others.
+    faces = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1, 1).expand(1, 3, 3, 1, 1)
+    out = torch.full((1, 3, 3, 1, 1), math.nan)
+    mask, bound = channels(0.5, -1.0, 1.0), channels(0.5, 0.25, 0.75)
+    cloak_batch_(faces, mask, torch.tensor([[1, 0, 2]]), out, bound=bound)
+    assert out.flatten().tolist() == [0.75, 0.25, 1.0, 0.25, 0.0, 0.75, 1.0, 0.75, 1.0]
+    scale, shift = torch.tensor([2.0, 4.0, -2.0]), torch.tensor([-1.0, 0.0, 1.0])
+    cloak_batch_(faces, mask, torch.tensor([[1, 0, 2]]), out, scale, shift, bound)
+    assert out.flatten().tolist() == [0.5, 1.0, -1.0, -0.5, 0.0, -0.5, 1.0, 3.0, -1.0]
+
+
+def test_a_bound_is_each_values_largest_change():
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(2, 1, 3, 7, 5, generator=generator)
+    mask, bound = (torch.rand(2, 3, 7, 5, generator=generator) for _ in range(2))
+    mask = 2 * mask - 1
+    index, out = torch.zeros(2, 1, dtype=torch.int64), torch.empty(2, 1, 3, 7, 5)
+    cloak_batch_(faces, mask, index, out, bound=bound)
+    exact = (faces.double() + bound.double()[:, None] * mask.double()[:, None]).clamp(0, 1)
+    torch.testing.assert_close(out.double(), exact, atol=2e-7, rtol=0)
+    assert ((out - faces).abs() <= bound[:, None] + 2e-7).all()
+    for name, value in (("nothing", 0.0), ("the mask", 1.0)):
+        expected = torch.empty_like(out)
+        cloak_batch_(faces, value * mask, index, expected)
+        cloak_batch_(faces, mask, index, out, bound=torch.full_like(bound, value))
+        assert torch.equal(out, expected), name
+
+
 def test_cloak_batch_takes_each_person_their_own_mask_and_photos():
     generator = torch.Generator().manual_seed(0)
     faces = torch.rand(2, 4, 3, 7, 5, generator=generator)
