@@ -103,8 +103,11 @@ def parts(clean, objective="convex_hull"):
 
 
 def check_hull_loss(clean, cloaked, index, objective, **bounds):
+    return check_hull_loss_at(*parts(clean, objective), cloaked, index, objective, **bounds)
+
+
+def check_hull_loss_at(points, gram, center, cloaked, index, objective, **bounds):
     """Compares all three results with the reference in the same dtype and in float64; returns the kernel's."""
-    points, gram, center = parts(clean, objective)
     actual = hull_loss(cloaked, points, gram, center, index, objective, **bounds)
     expected = reference.hull_loss(cloaked, points, gram, center, index, objective, **bounds)
     exact = reference.hull_loss(cloaked.double(), points.double(), gram, center.double(), index, objective, **bounds)
@@ -134,6 +137,24 @@ def test_hull_loss_equals_the_reference(objective, sizes, nan_filled):
 def test_hulls_whose_points_are_read_in_blocks(case, nan_filled):
     objective, K, D = case
     check_hull_loss(*clean_and_cloaked(1, 1, K, D), objective)
+
+
+def test_a_center_that_changes_from_photo_to_photo(nan_filled):
+    # An album: as many masks as photos, no points, and centers of any length, of which some are zero.
+    P, D = 300, 63
+    center = random(P, D, seed=1) * torch.linspace(0, 2, P, device=DEVICE)[:, None] / D**0.5
+    center[[7, -1]] = 0
+    points, gram = torch.zeros(P, 1, D, device=DEVICE), torch.zeros(P, 1, 1, dtype=torch.float64, device=DEVICE)
+    index = torch.zeros(P, 1, dtype=torch.int64, device=DEVICE)
+    cloaked = 20 * random(P, 1, D) / D**0.5
+    loss, grad, gap = check_hull_loss_at(points, gram, center, cloaked, index, "fi_uap_plus")
+    still = (center == 0).all(-1)
+    assert still.sum() == 3
+    assert torch.equal((loss == 0).flatten(), still)
+    assert torch.equal((grad == 0).all(-1).flatten(), still)
+    assert not gap.any()
+    views = hull_loss(cloaked, points, gram, with_gaps(center), index, "fi_uap_plus")
+    assert_same(views, (loss, grad, gap))
 
 
 BOUNDS = {"lower": 0.02, "upper": 0.3}

@@ -73,6 +73,18 @@ def test_fi_uap_plus_gradient_is_half_that_of_class_center():
     torch.testing.assert_close(2 * call(*batch, "fi_uap_plus")[1], call(*batch, "class_center")[1])
 
 
+def test_fi_uap_plus_takes_any_center():
+    # z = (0.6, 0.8), c = (2, -1): -<z, c> = -0.4; slope (-2, 1), without its radial part -0.4 z and over |f| = 5:
+    # (-1.76, 1.32) / 5. No center: nothing to move away from.
+    cloaked = torch.tensor([3.0, 4.0], dtype=torch.float64).expand(2, 1, 2)
+    center = torch.tensor([[2.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    points, gram, index = torch.zeros(2, 1, 2), torch.zeros(2, 1, 1, dtype=torch.float64), torch.zeros(2, 1).long()
+    loss, grad, gap = hull_loss(cloaked, points, gram, center, index, "fi_uap_plus")
+    torch.testing.assert_close(loss, torch.tensor([[-0.4], [0.0]], dtype=torch.float64))
+    torch.testing.assert_close(grad, torch.tensor([[[-0.352, 0.264]], [[0.0, 0.0]]], dtype=torch.float64))
+    assert not gap.any()
+
+
 def test_hulls_are_nested():
     batch = clean_and_cloaked()
     affine, convex, center = (call(*batch, kind)[0] for kind in ("affine_hull", "convex_hull", "class_center"))
