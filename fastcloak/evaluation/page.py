@@ -115,9 +115,9 @@ def _looks(check: Check) -> list[str]:
         return []
     more = " Scroll sideways, or choose one above, for the others." if len(cards) > 1 else ""
     return [
-        '<ul class="scroll album" tabindex="0" role="region" aria-label="All photos, as in an album">',
+        '<div class="scroll" tabindex="0" role="region" aria-label="All photos, as in an album"><ul class="album">',
         *thumbnails,
-        '</ul><p class="small dim">As in an album: each original, and the protected photo right of it.</p>',
+        '</ul></div><p class="small dim">As in an album: each original, and the protected photo right of it.</p>',
         '<div class="scroll strip" tabindex="0" role="region" aria-label="Each photo at reading size and close up">',
         *cards,
         f'</div><p class="small dim">Original | protected: drag, or use the arrow keys.{more}</p>',
@@ -126,10 +126,10 @@ def _looks(check: Check) -> list[str]:
 
 def _close_up(scale: float, times: float) -> str:
     if scale < 1:
-        return f"The face close up. Scaled down to {100 * scale:.0f} % for this page."
-    return (
-        f"The face close up, at {times:.1f} times the photo's own pixels." if times != 1 else "The photo's own pixels."
-    )
+        size = f" Scaled down to {100 * scale:.0f} % for this page."
+    else:
+        size = f" Up to {times:.1f} times the photo's own pixels." if times > 1 else ""
+    return f"The face close up.{size}"
 
 
 def _photo(check: Check, index: int) -> str:
@@ -149,7 +149,7 @@ def _photo(check: Check, index: int) -> str:
     if photo.pictures:
         alt = f"Difference of {_text(photo.name)}, {GAIN} times as large"
         changed = (
-            f'<figure class="changed">{_image(photo.pictures.difference, photo.pictures.face, alt)}'
+            f"<figure>{_image(photo.pictures.difference, photo.pictures.face, alt)}"
             f"<figcaption>Difference x{GAIN}. Grey is unchanged.</figcaption></figure>"
         )
     return _details(

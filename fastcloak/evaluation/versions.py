@@ -24,7 +24,7 @@ Versions = list[list[Pixels | None]]
 # A face that overlaps less is another one.
 LEAST_OVERLAP = 0.3
 # The pictures of a report: longest sides in pixels, and how much around the face's box is seen close up.
-THUMBNAIL_SIDE, PICTURE_SIDE, PICTURE_MARGIN = 128, 480, 0.4
+THUMBNAIL_SIDE, PICTURE_SIDE, PICTURE_MARGIN = 128, 480, 0.2
 # No change is drawn as this grey level, and changes this many times as large as they are.
 MID_GREY, GAIN = 128, 10
 
