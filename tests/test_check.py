@@ -179,7 +179,7 @@ def test_a_protected_photo_of_another_size_has_no_quality():
     assert (photo.largest_change, photo.psnr, photo.face_ssim) == (None, None, None)
     assert "of another size than its original" in checked.table()
     assert after(checked).own == pytest.approx((1.0,))
-    assert photo.pictures.width == 112
+    assert photo.pictures.face.width == 112
 
 
 def test_quality_is_what_is_worked_out_by_hand(monkeypatch):
@@ -294,7 +294,7 @@ def test_the_face_that_changed_is_the_one_that_is_checked(photo):
     large = check_photos([group], [group], PIXELS, keep_pictures=True)
     assert small.photos[0].faces == large.photos[0].faces == 2
     assert small.photos[0].face_psnr < small.photos[0].psnr
-    assert small.photos[0].pictures.width < large.photos[0].pictures.width
+    assert small.photos[0].pictures.face.width < large.photos[0].pictures.face.width
     crops = [torch.from_numpy(align(group, face)[0]).permute(2, 0, 1) / 255 for face in detect(group, thorough=True)]
     assert torch.cosine_similarity(*Pixels()(torch.stack(crops)), dim=0) < 0.95  # another face would be noticed
     assert after(small).own[0] > 0.98

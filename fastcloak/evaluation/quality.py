@@ -1,7 +1,8 @@
 """How far a protected picture is from its original, in numbers; each is None where it cannot be measured.
 
-No number sees as people do, and they disagree: SSIMULACRA2 prefers a mask that is even over the face, SSIM one that
-follows its texture. Look at the pictures as well.
+No number sees as people do, and they disagree. At one mean strength a mask that is even over the face has the better
+PSNR, and one that follows its texture the better SSIM and SSIMULACRA2; CIEDE2000 hardly tells them apart (31.3 and 30.4
+dB, 0.84 and 0.88, 55 and 62, 4.3 and 4.4 on eight faces with masks of 7 grey levels, measured). Look at the pictures.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from fastcloak.system.packages import require
 # SSIM looks through a window of so many pixels, SSIMULACRA2 needs so many.
 _WINDOW, _LEAST_SIDE = 7, 8
 # SSIMULACRA2 has six scales, of 8 pixels or more each. With fewer, 0.3.0 gives every scale the weight of another one,
-# as its model in C++ does. Mirrored until they are as large, parts of a picture of 48 to 160 pixels score like the
-# whole (59 to 61, whole 58); as they are, they score anything from 31 to 72 (measured).
+# as the original in C++ does. Parts of a picture of 48 to 160 pixels then score anything from 31 to 72 where the whole
+# scores 58, and masks that follow texture score worse than even ones, which they do not in larger pictures. Mirrored
+# at their edges until they are as large, the same parts score 59 to 61 (measured).
 _SIX_SCALES = 8 * 2**5
-# No screen shows a face larger; SSIMULACRA2 takes 0.4 GB there.
+# No screen shows a face larger; SSIMULACRA2 takes 0.5 GB there.
 _SCREEN = 1024
 # CIEDE2000 takes 64 bytes a pixel and more.
 _PIXELS_AT_ONCE = 1 << 18

@@ -316,8 +316,8 @@ class Check:
             "Within the face's box. change: largest change of a value, grey levels. PSNR (dB), SSIM (up to 1) and "
             "SSIMULACRA2 (up to 100): higher is closer to the original. CIEDE2000: mean difference of colour, lower is "
             "closer.",
-            "These scores disagree: SSIMULACRA2 prefers a mask that is even over the face, SSIM and CIEDE2000 one that "
-            "follows its texture. Look at the pictures.",
+            "These scores disagree: PSNR prefers a mask that is even over the face, SSIM and SSIMULACRA2 one that "
+            "follows its texture, and CIEDE2000 hardly tells them apart. Look at the pictures.",
         ]
         return Table("Photos, how far the face is from the original", header, rows, notes, left=2)
 
