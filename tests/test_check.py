@@ -152,12 +152,16 @@ def test_what_someone_may_try_is_in_the_table_of_text_page_and_json():
         "distractor, before in 16.67 %."
     )
     assert words in checked.summary()
+    assert (
+        "Someone who starts with one original, and adds each photo that is recognised, finds 83.3 % of the album on "
+        "dlib; before protection 100.0 %."
+    ) in checked.summary()
     table = checked.attack_table()
     assert table.header == ("network", "tracked", "template", "somebody else")
     assert table.rows == [("dlib", "83.3 (100.0)", "66.7 (100.0)", "83.33 (16.67)")]
     assert isinstance(table.rows[0][3], Bad)
     assert "\n".join(as_text(table)) in checked.table()
-    assert "tracked: % of an album found by who starts with one clean photo" in page(checked)
+    assert "tracked: % of an album that someone finds who starts with one clean photo" in page(checked)
     written = checked.to_json()["models"][0]["post_processing"][0]["after"]
     assert (written["tracked"], written["impersonation"]) == (side.tracked, side.impersonation)
     same = check_photos(originals, originals, network("dlib"), strangers)
@@ -207,7 +211,7 @@ def test_the_cloak_marks_the_networks_it_was_fitted_on():
     assert "The cloak was fitted on sface." in marked.table()
     bare = check_photos(BOB, BOB, networks)
     assert [model.white_box for model in bare.models] == [None] * 3
-    assert "The cloak was not given" in bare.table()
+    assert "fitted on is not known: no cloak was given, and the folder of protected photos does not" in bare.table()
     # One mask for all photos is a thing of cloaks.
     assert "Linkage: all photos of a person carry the same mask, and a network may" in marked.table()
     assert "Linkage: a network may match protected photos" in bare.table()

@@ -30,12 +30,12 @@ ATTACKS: Mapping[str, tuple[str, Callable[[float | None], str], str]] = {
     "tracked": (
         "tracked",
         percent,
-        "% of an album found by who starts with one clean photo and adds each photo that the network recognises.",
+        "% of an album that someone finds who starts with one clean photo and adds each photo that is recognised.",
     ),
     "template": (
         "template",
         percent,
-        "% of posted photos recognised by the mean of up to ten other clean photos, as services keep it.",
+        "% of posted photos recognised by the mean of up to ten other clean photos, which services keep.",
     ),
     "Top-1 mixed": (
         "mixed_top1",
@@ -50,7 +50,7 @@ ATTACKS: Mapping[str, tuple[str, Callable[[float | None], str], str]] = {
     "somebody else": (
         "impersonation",
         share_of_strangers,
-        "% of pairs of a posted photo and a distractor taken for one person; no more than with clean photos is right.",
+        "% of pairs of a posted photo and a distractor taken for one person; right is no more than with clean photos.",
     ),
 }
 

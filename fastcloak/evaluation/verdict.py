@@ -85,14 +85,17 @@ class Check:
     def _changed(self) -> list[int]:
         return [i for i, photo in enumerate(self.photos) if not photo.unchanged]
 
+    def _highest(self, rate: str) -> ModelCheck | None:
+        """The network with the highest rate of protected photos; None where it is known of no network."""
+        known = [model for model in self.judges if _rate(model.as_saved.after, rate) is not None]
+        return max(known, key=lambda model: _rate(model.as_saved.after, rate) or 0.0, default=None)
+
     def _pairs_recognised(self) -> str:
-        """The network that recognises most, or nothing where no network has a threshold or there are no pairs."""
-        judges = [model for model in self.judges if model.as_saved.after.accepted is not None]
-        if not judges:
+        model = self._highest("accepted")
+        if model is None:
             return ""
-        model = max(judges, key=lambda model: model.as_saved.after.accepted or 0.0)
         after, before = (percent(side.accepted) for side in (model.as_saved.after, model.as_saved.before))
-        most = f", the most of {len(judges)} networks" if len(judges) > 1 else ""
+        most = f", the most of {len(self.judges)} networks" if len(self.judges) > 1 else ""
         return f"Recognised by {starred(model)} in {after} % of pairs{most}; before protection in {before} %."
 
     def _recognition(self) -> str:
@@ -147,6 +150,13 @@ class Check:
             ]
             if linked:
                 lines.append(f"Pairs of two protected photos that a network takes for one person: {', '.join(linked)}.")
+            tracker = self._highest("tracked")
+            if tracker is not None:
+                lines.append(
+                    "Someone who starts with one original, and adds each photo that is recognised, finds "
+                    f"{percent(tracker.as_saved.after.tracked)} % of the album on {starred(tracker)}; "
+                    f"before protection {percent(tracker.as_saved.before.tracked)} %."
+                )
             lines += [
                 f"{starred(model)} takes protected photos for somebody else more often than the originals: in "
                 f"{share_of_strangers(after)} % of pairs with a distractor, before in {share_of_strangers(before)} %."
@@ -212,7 +222,10 @@ class Check:
         asked = ", ".join(model.model for model in self.models)
         lines = [f"Only these networks were asked: {asked}. Nothing is promised for any other network or service."]
         if self.fitted_on is None:
-            lines.append("The cloak was not given, so it is not known which of them the masks were fitted on.")
+            lines.append(
+                "Which of them the masks were fitted on is not known: no cloak was given, and the folder of protected "
+                "photos does not say."
+            )
         else:
             white_box = ", ".join(model.model for model in self.models if model.white_box)
             marked = "None of the networks here has that name."
@@ -249,8 +262,8 @@ class Check:
         if any(photo.largest_change is None for photo in self.photos):
             lines.append("A protected photo of another size than its original has no PSNR, SSIM and largest change.")
         lines.append(
-            "A cloak hides from machines, not from people; whoever knows of cloaks can train against them or remove "
-            "them, and one photo posted without a cloak can be enough."
+            "A mask hides from machines, not from people; whoever knows of masks can train against them or remove "
+            "them, and one photo posted without a mask can be enough."
         )
         return lines
 
