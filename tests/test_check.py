@@ -149,7 +149,7 @@ def test_what_someone_may_try_is_in_the_table_of_text_page_and_json():
     assert (side.impersonation, before.impersonation) == pytest.approx((5 / 6, 1 / 6))
     words = (
         "dlib takes protected photos for somebody else more often than the originals: in 83.33 % of pairs with a "
-        "distractor, before in 16.67 %."
+        "distractor, before in 16.67 %; 0.10 % is usual."
     )
     assert words in checked.summary()
     assert (
@@ -169,7 +169,7 @@ def test_what_someone_may_try_is_in_the_table_of_text_page_and_json():
     assert not isinstance(same.attack_table().rows[0][3], Bad)
 
 
-def test_protected_photos_of_others_have_columns_of_their_own(tmp_path):
+def test_protected_photos_of_others_have_columns_of_their_own():
     posted = BOB.clone()
     posted[:, 0] += 8
     checked = check_photos(BOB, posted, network(), STRANGERS, protected_distractors=flat((60, 200), (9, 201)))
@@ -180,6 +180,7 @@ def test_protected_photos_of_others_have_columns_of_their_own(tmp_path):
     assert rates.mixed_top1 >= rates.protection_top1
     assert rates.mixed_linkage <= rates.linkage_top1
     assert checked.attack_table().header == ("network", "Top-1 mixed", "linkage mixed")
+    assert "2 protected photos of other people." in checked.table()
     with pytest.raises(ValueError, match="protected_distractors join the distractors, got no distractors; pass photos"):
         check_photos(BOB, posted, network(), protected_distractors=STRANGERS)
     # Those that show the person are left out here too.

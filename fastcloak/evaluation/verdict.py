@@ -143,25 +143,7 @@ class Check:
                     f"Of the post-processing that was tried, {worst} undoes most: "
                     f"then not recognised in {_of(after[worst])}."
                 )
-            linked = [
-                f"{starred(model)} {percent(model.as_saved.after.linked)}%"
-                for model in judges
-                if model.as_saved.after.linked is not None
-            ]
-            if linked:
-                lines.append(f"Pairs of two protected photos that a network takes for one person: {', '.join(linked)}.")
-            tracker = self._highest("tracked")
-            if tracker is not None:
-                lines.append(
-                    "Someone who starts with one original, and adds each photo that is recognised, finds "
-                    f"{percent(tracker.as_saved.after.tracked)} % of the album on {starred(tracker)}; "
-                    f"before protection {percent(tracker.as_saved.before.tracked)} %."
-                )
-            lines += [
-                f"{starred(model)} takes protected photos for somebody else more often than the originals: in "
-                f"{share_of_strangers(after)} % of pairs with a distractor, before in {share_of_strangers(before)} %."
-                for model, after, before in self._mistaken()
-            ]
+            lines += self._attack_words()
             lines.append(self.definition())
         no_face = max((model.as_saved.after.no_face for model in self.models), default=0)
         if no_face:
@@ -180,14 +162,34 @@ class Check:
             )
         return lines
 
-    def _mistaken(self) -> list[tuple[ModelCheck, float, float]]:
-        """Networks that take protected photos for strangers more often than the originals, and how often they do."""
-        found = []
+    def _attack_words(self) -> list[str]:
+        """What someone finds who tries more than to compare a protected photo with originals."""
+        lines = []
+        linked = [
+            f"{starred(model)} {percent(model.as_saved.after.linked)} %"
+            for model in self.judges
+            if model.as_saved.after.linked is not None
+        ]
+        if linked:
+            lines.append(f"Pairs of two protected photos that a network takes for one person: {', '.join(linked)}.")
+        tracker = self._highest("tracked")
+        if tracker is not None:
+            after, before = (percent(side.tracked) for side in (tracker.as_saved.after, tracker.as_saved.before))
+            lines.append(
+                "Someone who starts with one original, and adds each photo that is recognised, finds "
+                f"{after} % of the album on {starred(tracker)}; before protection {before} %."
+            )
         for model in self.judges:
-            after, before = model.as_saved.after.impersonation, model.as_saved.before.impersonation
-            if after is not None and before is not None and after > before:
-                found.append((model, after, before))
-        return found
+            if _impersonates(model.as_saved):
+                after, before, usual = map(
+                    share_of_strangers,
+                    (model.as_saved.after.impersonation, model.as_saved.before.impersonation, FALSE_ACCEPT_RATE),
+                )
+                lines.append(
+                    f"{starred(model)} takes protected photos for somebody else more often than the originals: in "
+                    f"{after} % of pairs with a distractor, before in {before} %; {usual} % is usual."
+                )
+        return lines
 
     def definition(self) -> str:
         """Say what "recognised" means here."""
@@ -303,6 +305,8 @@ class Check:
         columns = self._attacks_known()
         rows = [(starred(model), *_attacks(model.as_saved, columns).values()) for model in self.models]
         notes = ["Posted photos are the protected ones; in brackets the same of the originals."]
+        if self.protected_distractors:
+            notes.append(f"{counted(self.protected_distractors, 'protected photo')} of other people.")
         notes += [f"{name}: {ATTACKS[name][2]}" for name in columns]
         return Table("What someone may try, photos as saved", ("network", *columns), rows, notes)
 
@@ -441,9 +445,15 @@ def _attacks(one: PostProcessingCheck, columns: Sequence[str]) -> dict[str, str]
         name, written, _ = ATTACKS[column]
         after, before = (_rate(side, name) for side in (one.after, one.before))
         cells[column] = _both(written(after), written(before))
-        if name == "impersonation" and after is not None and before is not None and after > before:
+        if name == "impersonation" and _impersonates(one):
             cells[column] = Bad(cells[column])
     return cells
+
+
+def _impersonates(one: PostProcessingCheck) -> bool:
+    """Whether protected photos are taken for strangers more often than the originals."""
+    after, before = one.after.impersonation, one.before.impersonation
+    return after is not None and before is not None and after > before
 
 
 def _recognised_in(one: PostProcessingCheck) -> str:
