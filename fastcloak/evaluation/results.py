@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastcloak.evaluation.text import Table, as_text, percent
 from fastcloak.protection.enrolment import FALSE_ACCEPT_RATE
@@ -25,32 +25,36 @@ def share_of_strangers(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-# What someone may try: column -> (name of the rate, how it is written, what it is).
-ATTACKS: Mapping[str, tuple[str, Callable[[float | None], str], str]] = {
-    "tracked": (
+class Attack(NamedTuple):
+    """What someone may try: the name of its rate, what it is, and how it is written."""
+
+    rate: str
+    words: str
+    written: Callable[[float | None], str] = percent
+
+
+# The columns of a table of attacks, of which `Check` and `Evaluation` have one each.
+ATTACKS: Mapping[str, Attack] = {
+    "tracked": Attack(
         "tracked",
-        percent,
         "% of an album that someone finds who starts with one clean photo and adds each photo that is recognised.",
     ),
-    "template": (
+    "template": Attack(
         "template",
-        percent,
         "% of posted photos recognised by the mean of up to ten other clean photos, which services keep.",
     ),
-    "Top-1 mixed": (
+    "Top-1 mixed": Attack(
         "mixed_top1",
-        percent,
         "Top-1 where protected photos of other people are among the distractors.",
     ),
-    "linkage mixed": (
+    "linkage mixed": Attack(
         "mixed_linkage",
-        percent,
         "linkage where protected photos of other people are among the distractors.",
     ),
-    "somebody else": (
+    "somebody else": Attack(
         "impersonation",
-        share_of_strangers,
         "% of pairs of a posted photo and a distractor taken for one person; right is no more than with clean photos.",
+        share_of_strangers,
     ),
 }
 
@@ -187,12 +191,15 @@ class Evaluation:
         )
         header = ("model", "mask", "change", "accepted", "Top-1", "Top-5", "linkage", "linked", "cosine")
         lines = as_text(Table("", header, [(*a, *b) for a, b in zip(names, numbers, strict=True)], notes, left=2))
-        columns = {name: [cell(getattr(row, field)) for row in rows] for name, (field, cell, _) in ATTACKS.items()}
-        known = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
-        if known:
-            attacks = [(*name, *cells) for name, *cells in zip(names, *known.values(), strict=True)]
-            notes = tuple(f"{name}: {ATTACKS[name][2]}" for name in known)
-            lines += ["", *as_text(Table("What someone may try", ("model", "mask", *known), attacks, notes, left=2))]
+        columns = {
+            name: cells
+            for name, attack in ATTACKS.items()
+            if set(cells := [attack.written(getattr(row, attack.rate)) for row in rows]) != {"-"}
+        }
+        if columns:
+            attacks = [(*name, *cells) for name, *cells in zip(names, *columns.values(), strict=True)]
+            words = [f"{name}: {ATTACKS[name].words}" for name in columns]
+            lines += ["", *as_text(Table("What someone may try", ("model", "mask", *columns), attacks, words, left=2))]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

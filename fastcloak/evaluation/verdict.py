@@ -307,7 +307,7 @@ class Check:
         notes = ["Posted photos are the protected ones; in brackets the same of the originals."]
         if self.protected_distractors:
             notes.append(f"{counted(self.protected_distractors, 'protected photo')} of other people.")
-        notes += [f"{name}: {ATTACKS[name][2]}" for name in columns]
+        notes += [f"{name}: {ATTACKS[name].words}" for name in columns]
         return Table("What someone may try, photos as saved", ("network", *columns), rows, notes)
 
     def _attacks_known(self) -> list[str]:
@@ -442,10 +442,9 @@ def _rate(side: Side, name: str) -> float | None:
 def _attacks(one: PostProcessingCheck, columns: Sequence[str]) -> dict[str, str]:
     cells = {}
     for column in columns:
-        name, written, _ = ATTACKS[column]
-        after, before = (_rate(side, name) for side in (one.after, one.before))
-        cells[column] = _both(written(after), written(before))
-        if name == "impersonation" and _impersonates(one):
+        attack = ATTACKS[column]
+        cells[column] = _both(*(attack.written(_rate(side, attack.rate)) for side in (one.after, one.before)))
+        if attack.rate == "impersonation" and _impersonates(one):
             cells[column] = Bad(cells[column])
     return cells
 
