@@ -184,11 +184,17 @@ def test_protected_photos_of_others_have_columns_of_their_own():
     with pytest.raises(ValueError, match="protected_distractors join the distractors, got no distractors; pass photos"):
         check_photos(BOB, posted, network(), protected_distractors=STRANGERS)
     # Those that show the person are left out here too.
-    faces = noise(2, 4)
-    own = check_photos(faces, faces // 2 * 2, network(), noise(2, 5), protected_distractors=[*noise(1, 6), faces[0]])
-    assert (own.distractors, own.protected_distractors) == (2, 1)
+    faces, others = noise(2, 4), noise(1, 6)
+    faces[1] = faces[0] // 2 + faces[1] // 2
+    rated = []
+    for crowd in (others, torch.cat((others, faces[:1]))):
+        own = check_photos(faces, faces // 2 * 2, PIXELS, noise(2, 5), protected_distractors=crowd)
+        assert (own.distractors, own.protected_distractors) == (2, 1)
+        rated.append(after(own).rates)
     assert own.left_out == ("protected distractors[1]",)
     assert "Left out: 1 of 4 distractors." in own.table()
+    assert rated[0] == rated[1]
+    assert rated[0].mixed_top1 == 0
 
 
 def test_thresholds_say_where_they_come_from():
@@ -384,7 +390,7 @@ def test_the_face_that_changed_is_the_one_that_is_checked(photo):
     assert after(small).own[0] > 0.98
 
 
-def test_a_face_that_is_not_found_any_more_is_counted_and_in_no_cosine(photo):
+def test_a_face_that_is_not_found_any_more_is_counted_and_in_no_cosine(photo, monkeypatch):
     photos = [photo(1, number, scale=2) for number in (1, 2, 3)]
     # So small that the detector misses it.
     hidden = [photos[0], resized(photos[1], 11, 13), photos[2]]
@@ -396,6 +402,10 @@ def test_a_face_that_is_not_found_any_more_is_counted_and_in_no_cosine(photo):
     assert side.rates is not None
     assert checked.verdict(1) == "no face found"
     assert "In 1 protected photo no face was found" in checked.table()
+    # The other two are not changed, and a network that accepts nothing but the same picture never compares them so.
+    monkeypatch.setitem(VERIFICATION_THRESHOLDS, "strict", 0.9999)
+    strict = after(check_photos(photos, hidden, network("strict", Pixels)))
+    assert (strict.accepted, strict.linked, strict.tracked, strict.template) == (0, 0, 0, 0)
     gone = check_photos(photos[1:2], hidden[1:2], PIXELS)
     assert gone.headline() == "The detector used here finds no face in 1 protected photo."
     assert after(gone).accepted is None
