@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PersonNotFoundError,
         PhotoError,
     )
+    from fastcloak.tailoring.tailor import tailor
 
 __all__ = [
     "AlreadyProtectedError",
@@ -57,6 +58,7 @@ __all__ = [
     "protect",
     "protect_photo",
     "protect_photos",
+    "tailor",
     "write_page",
 ]
 
@@ -84,6 +86,7 @@ _MODULES = {
         "PersonNotFoundError",
         "PhotoError",
     ],
+    "tailoring.tailor": ["tailor"],
 }
 """Where each public name is, so that it is imported at its first use: PyTorch takes a second."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation.adversary import find_threshold, threshold_rates
 from fastcloak.evaluation.pairing import COPY_SIDE, LEAST_LIKENESS, Floats, edges, likeness, paired, read
-from fastcloak.evaluation.postprocessing import POST_PROCESSING, Pixels
+from fastcloak.evaluation.postprocessing import Pixels, available
 from fastcloak.evaluation.protocol import embed, rank_rates
 from fastcloak.evaluation.results import ModelCheck, PhotoCheck, PostProcessingCheck, Side
 from fastcloak.evaluation.text import plain_name
@@ -221,7 +221,7 @@ def _model_check(
     value = None if threshold is None else threshold.value
     names = {network.name, *(member.name for member in network.members)}
     checks = []
-    for i, name in enumerate(POST_PROCESSING):
+    for i, name in enumerate(available()):
         before, after = (_side(posted[:, i], clean, value, strangers, cloaked) for posted in features.unbind(1))
         checks.append(PostProcessingCheck(name, before, after))
     return ModelCheck(
