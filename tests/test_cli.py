@@ -277,6 +277,12 @@ def test_check_compares_originals_and_protected(cli, cloak_file, photo_folders, 
     result = json.loads(cli(*command, "--json", "--cloak", cloak_file)[0])
     assert len(result["photos"]) == result["distractors"] == 2
     assert [network["white_box"] for network in result["models"]] == [True]
+    cli("protect", cloak_file, tmp_path / "others", "-o", tmp_path / "safe")
+    result = json.loads(
+        cli(*command, "--json", "-", "--protected-distractors", tmp_path / "safe", "--fitted-on", "x")[0]
+    )
+    assert (result["protected_distractors"], result["fitted_on"]) == (2, ["x"])
+    assert result["models"][0]["post_processing"][0]["after"]["rates"]["mixed_top1"] is not None
 
 
 def test_check_takes_file_names_that_are_no_text(cli, tmp_path):

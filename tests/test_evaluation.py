@@ -9,6 +9,7 @@ from torch import nn
 
 from fastcloak import Cloak, evaluate
 from fastcloak.evaluation.protocol import embed, evaluate_photos, protection_ranks, random_mask
+from fastcloak.protection.enrolment import VERIFICATION_THRESHOLDS
 from tests.judges import flat, network, noise
 
 EPS = 8 / 255
@@ -36,6 +37,10 @@ def cloak(red=0, *, eps=EPS, models=()):
     # A little less than `red` grey levels: the float32 nearest to 8 / 255 lies above 8 / 255.
     delta[0] = 0.9999 * red / 255
     return Cloak(delta, eps, {"models": list(models)})
+
+
+def ranked(rates):
+    return rates.protection_top1, rates.protection_top5, rates.linkage_top1
 
 
 def row_of(evaluation, mask, model="rg"):
@@ -67,13 +72,13 @@ def test_rows_equal_a_hand_count():
     evaluation = evaluate(CLOAKS, PROBES, RG, STRANGERS, label="red")
     assert (evaluation.people, evaluation.pairs, evaluation.distractors) == (("ann", "bob"), 8, 2)
     clean, red, random = (row_of(evaluation, mask) for mask in ("clean", "red", "random"))
-    assert clean.per_person["ann"][:3] == (1.0, 0.0, 0.0)
-    assert clean.per_person["bob"][:3] == (0.0, 0.0, 1.0)
+    assert ranked(clean.per_person["ann"]) == (1.0, 0.0, 0.0)
+    assert ranked(clean.per_person["bob"]) == (0.0, 0.0, 1.0)
     assert clean.per_person["ann"].mean_similarity == pytest.approx(0.5**0.5)
     # ann has 2 pairs and bob 6, and both weigh the same.
-    assert (clean.protection_top1, clean.protection_top5, clean.linkage_top1) == (0.5, 0.0, 0.5)
-    assert red.per_person["ann"] == clean.per_person["ann"]
-    assert red.per_person["bob"][:3] == pytest.approx((1.0, 0.0, 1 / 6))
+    assert ranked(clean) == (0.5, 0.0, 0.5)
+    assert ranked(red.per_person["ann"]) == ranked(clean.per_person["ann"])
+    assert ranked(red.per_person["bob"]) == pytest.approx((1.0, 0.0, 1 / 6))
     assert (red.protection_top1, red.protection_top5) == (1.0, 0.0)
     assert red.linkage_top1 == pytest.approx(1 / 12)
     assert (clean.largest_change, red.largest_change, random.largest_change) == (0, 8, 8)
@@ -85,11 +90,12 @@ def test_rows_equal_a_loop_over_people_and_pairs():
     cloaks = {name: Cloak(delta, 0.25) for name, delta in masks.items()}
     row = row_of(evaluate(cloaks, probes, PROJECTION, None, batch_size=2), "cloak", "projection")
     clean = {name: embed(PROJECTION, faces) for name, faces in probes.items()}
+    posted = {name: ((faces / 255 + masks[name]).clamp(0, 1) * 255).round() / 255 for name, faces in probes.items()}
     for name, faces in probes.items():
-        posted = ((faces / 255 + masks[name]).clamp(0, 1) * 255).round() / 255
-        z = embed(PROJECTION, posted)
+        z = embed(PROJECTION, posted[name])
         crowd = [feature for other in probes if other != name for feature in clean[other]]
-        top1 = top5 = linked = pairs = 0
+        cloaked = [feature for other in probes if other != name for feature in embed(PROJECTION, posted[other])]
+        top1 = top5 = linked = mixed_top1 = mixed_linked = pairs = 0
         for i in range(len(faces)):
             for j in set(range(len(faces))) - {i}:
                 pairs += 1
@@ -97,7 +103,51 @@ def test_rows_equal_a_loop_over_people_and_pairs():
                 top1 += nearer >= 1
                 top5 += nearer >= 5
                 linked += all(float(z[i] @ x) <= float(z[i] @ z[j]) for x in crowd)
-        assert row.per_person[name][:3] == pytest.approx((top1 / pairs, top5 / pairs, linked / pairs))
+                mixed_top1 += any(float(z[i] @ x) > float(z[i] @ clean[name][j]) for x in (*crowd, *cloaked))
+                mixed_linked += all(float(z[i] @ x) <= float(z[i] @ z[j]) for x in (*crowd, *cloaked))
+        assert ranked(row.per_person[name]) == pytest.approx((top1 / pairs, top5 / pairs, linked / pairs))
+        mixed = row.per_person[name].mixed_top1, row.per_person[name].mixed_linkage
+        assert mixed == pytest.approx((mixed_top1 / pairs, mixed_linked / pairs))
+
+
+def test_rows_say_what_a_network_accepts_at_its_threshold():
+    # Of sface, 67.98 degrees. Everyone is red or green; strangers are green, and so is ann with her cloak.
+    probes = {"ann": flat((200, 0), (200, 10), (200, 20)), "bob": flat((0, 200), (10, 200))}
+    green = {"ann": flat((0, 200), (200, 0), (0, 200)), "bob": probes["bob"]}
+    judge = network("sface")
+    evaluation = evaluate_photos(probes, {"green": green}, judge, flat((0, 100), (20, 200)))
+    clean, row = row_of(evaluation, "clean", "sface"), row_of(evaluation, "green", "sface")
+    assert row.threshold.value == clean.threshold.value == VERIFICATION_THRESHOLDS["sface"]
+    assert {name: rates.accepted for name, rates in clean.per_person.items()} == {"ann": 1, "bob": 1}
+    # Of six pairs, those of her second photo are accepted; of pairs of two posted ones, those of the first and third.
+    assert row.per_person["ann"].accepted == pytest.approx(1 / 3)
+    assert row.per_person["ann"].linked == pytest.approx(1 / 3)
+    # The first and the third original find the second photo, which finds no more; the second original finds nothing.
+    assert row.per_person["ann"].tracked == pytest.approx((1 / 2 + 0 + 1 / 2) / 3)
+    assert row.per_person["ann"].template == pytest.approx(1 / 3)
+    assert (clean.impersonation, row.impersonation) == (0.5, pytest.approx((2 / 3 + 1) / 2))
+    assert row.accepted == pytest.approx((1 / 3 + 1) / 2)
+    # Protected photos of the others: bob is as green as ann, so that her pairs are found less often.
+    assert row.per_person["ann"].mixed_linkage <= row.per_person["ann"].linkage_top1
+    table = evaluation.table()
+    assert table.splitlines()[2].split()[:4] == ["sface", "green", "200", "66.7"]
+    assert "What someone may try:\nmodel  mask   tracked  template  Top-1 mixed  linkage mixed  somebody else" in table
+    assert "sface: threshold 0.375, which 1 in 1,000 pairs of different people of LFW reach." in table
+
+
+def test_a_threshold_is_estimated_from_clean_photos_and_distractors_where_they_are_enough():
+    probes, strangers = {"ann": noise(2, 1), "bob": noise(2, 2)}, noise(750, 3)
+    cloaks = dict.fromkeys(probes, cloak())
+    (clean, *_) = evaluate(cloaks, probes, PROJECTION, strangers).rows
+    assert "3 of 3000 pairs" in clean.threshold.origin
+    assert clean.impersonation == pytest.approx(1e-3)
+    (clean, *_) = evaluate(cloaks, probes, PROJECTION, strangers[1:]).rows
+    assert (clean.threshold, clean.accepted, clean.impersonation) == (None, None, None)
+    assert (clean.mixed_top1, clean.mixed_linkage) == pytest.approx((clean.protection_top1, clean.linkage_top1), abs=1)
+    alone = evaluate({"ann": cloak()}, {"ann": probes["ann"]}, PROJECTION, strangers)
+    assert "no threshold is known" in alone.table()
+    assert "What someone may try" not in alone.table()
+    assert alone.rows[0].mixed_top1 is None
 
 
 def test_random_mask_is_plus_or_minus_eps_everywhere_and_seeded():
@@ -166,9 +216,9 @@ def test_table_and_json_hold_the_numbers():
     evaluation = evaluate(cloaks, PROBES, RG, STRANGERS, label="red")
     table = evaluation.table()
     lines = table.splitlines()
-    assert lines[0] == "model  mask    change  Top-1  Top-5  linkage  cosine"
-    assert lines[1].startswith("rg     clean        0   50.0    0.0     50.0   0.85")
-    assert lines[3].startswith("rg*    red          8  100.0    0.0      8.3   0.8")
+    assert lines[0] == "model  mask    change  accepted  Top-1  Top-5  linkage  linked  cosine"
+    assert lines[1].startswith("rg     clean        0         -   50.0    0.0     50.0       -   0.85")
+    assert lines[3].startswith("rg*    red          8         -  100.0    0.0      8.3       -   0.8")
     assert "2 people, 8 pairs, each against 2 or more distractors" in table
     assert table.isascii()
     written = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))

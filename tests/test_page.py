@@ -270,8 +270,7 @@ def test_text_and_page_show_the_same_sentences_and_tables(browser, checked, tmp_
     for line in (*checked.summary(), *checked.limits()):
         assert line in text
         assert line in shown
-    tables = (checked.network_table(), checked.post_processing_table(), checked.photo_table(), checked.number_table())
-    for table in tables:
+    for table in (*checked.tables(), checked.number_table()):
         drawn = tab.locator(f"[aria-label='{table.title}'] tr").evaluate_all(
             "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
         )

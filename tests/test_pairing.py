@@ -174,6 +174,8 @@ def test_a_photo_that_was_not_changed_is_never_praised(face):
     assert "same whole photo" in shown
     half = check_photos(faces, [masked(faces[0]), faces[1]], judge)
     assert half.headline() == (
-        "Nothing was changed in 1 of 2 photos: not protected. Not recognised by 1 of 1 network in the other photo."
+        "Nothing was changed in 1 of 2 photos: not protected. "
+        "Recognised by sface in 0.0 % of pairs; before protection in 0.0 %."
     )
+    assert half.summary()[2] == "Not recognised by 1 of 1 network in the other photo."
     assert half.verdict(0) == "not recognised by 1 of 1 network"

@@ -12,7 +12,8 @@ from tests.judges import noise
 
 def row(model, mask, top1, top5, *, white_box=False, change=8):
     rates = PersonRates(top1, top5, 0.5, 0.4)
-    return Row(model, mask, white_box, change, *rates, {"ann": rates})
+    about = {"model": model, "mask": mask, "white_box": white_box, "largest_change": change, "threshold": None}
+    return Row(**vars(rates), **about, per_person={"ann": rates})
 
 
 EVALUATION = Evaluation(

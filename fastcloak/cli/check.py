@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", default=["sface", "dlib"], help=networks, **MODELS)
     others = "folder of photos of other people, also in subfolders, for Top-1, Top-5 and linkage"
     add("--distractors", type=path_argument, help=others)
+    cloaked = "folder of protected photos of other people: a crowd in which all are protected; needs --distractors"
+    add("--protected-distractors", type=path_argument, metavar="DIR", help=cloaked)
     add("--cloak", type=path_argument, help="the cloak file, to mark the networks that it was fitted on")
+    fitted_on = "networks to mark instead (default: those of --cloak, or that the folder of protected photos notes)"
+    add("--fitted-on", nargs="+", metavar="NAME", help=fitted_on)
     report = "write a report with pictures, one .html file; replaces an older report, and no other file"
     add("--html", type=path_argument, metavar="FILE", help=report)
 
@@ -33,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.protected,
         models(arguments.models),
         arguments.distractors,
+        protected_distractors=arguments.protected_distractors,
+        fitted_on=arguments.fitted_on,
         cloak=None if arguments.cloak is None else fastcloak.load(arguments.cloak),
         keep_pictures=arguments.html is not None,
         progress=False if arguments.json else None,

@@ -83,7 +83,7 @@ def page(check: Check) -> str:
         count = counted(len(check.omitted) + len(check.failed), "file")
         parts.append(_details(f"{count} not checked", f"<ul>{''.join(_each('li', omissions))}</ul>", unfolded=True))
     if check.photos:
-        for table in (check.network_table(), check.post_processing_table(), check.photo_table()):
+        for table in check.tables():
             parts += [f"<h2>{_text(table.title)}</h2>", _table(table)]
         numbers = check.number_table()
         parts += [_details(_text(numbers.title), _table(numbers)), f"<h2>{counted(len(check.photos), 'photo')}</h2>"]

@@ -8,7 +8,9 @@ a unit feature, pictures are compared by cosine, and the pair's rank is
 
 Protection at k is the share of pairs with rank > k: the network's k best answers miss the person. Linkage is the share
 of pairs with rank 1 when the gallery holds the *cloaked* picture j instead: a tracker that has seen the same cloak
-before. A shared mask can make one person's cloaked photos match each other, so it is measured in every row.
+before. A shared mask can make one person's cloaked photos match each other, so it is measured in every row. The mixed
+rates have the other people's photos of the same row among the distractors too: all protected photos may be alike, and
+far from a crowd of clean ones. What a network accepts at its threshold is in `fastcloak.evaluation.adversary`.
 
 Every picture a network sees here is rounded to 8 bits first, as a saved photo is.
 
@@ -19,14 +21,16 @@ protection rate; linkage is not part of its protocol.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcloak.cloak import Cloak
-from fastcloak.evaluation.results import CLEAN, RANDOM, Evaluation, PersonRates, Row
+from fastcloak.evaluation.adversary import find_threshold, threshold_rates
+from fastcloak.evaluation.results import CLEAN, RANDOM, Evaluation, PersonRates, RankRates, Row
 from fastcloak.models import Surrogate, unit_features
 from fastcloak.models.load import load_models
 from fastcloak.photos.inputs import is_empty, saved_faces
@@ -51,6 +55,8 @@ def evaluate(
 
     The rates are averaged over the pairs of a person first and over people second, so that every person weighs the
     same however many photos there are. With M distractors no rank exceeds M + 1: fewer than 5 make Top-5 protection 0.
+    Rates at a threshold need one: sface and dlib have it, and of others it is estimated from 3,000 pairs of a clean
+    photo and a distractor, or the rates are None.
 
     Args:
         cloaks: person -> cloak.
@@ -162,20 +168,28 @@ def evaluate_photos(
         names = {surrogate.name, *(member.name for member in surrogate.members)}
         gallery = _embed_people(surrogate, clean, CLEAN, batch_size)
         others = gallery if strangers is clean else _embed_people(surrogate, strangers, "distractor", batch_size)
+        impostors = [(features @ _of_others(others, name).T).flatten() for name, features in gallery.items()]
+        threshold = find_threshold(surrogate.name, torch.cat(impostors))
         for label, people in posted.items():
             probes = gallery if label == CLEAN else _embed_people(surrogate, people, label, batch_size)
-            per_person = {}
-            for name in clean:
-                crowd_features = torch.cat([group for other, group in others.items() if other != name])  # [M, D]
-                per_person[name] = person_rates(probes[name], gallery[name], crowd_features)
-            mean = PersonRates(*(sum(rate) / len(clean) for rate in zip(*per_person.values(), strict=True)))
+            per_person = {
+                name: person_rates(
+                    probes[name],
+                    gallery[name],
+                    _of_others(others, name),
+                    threshold=None if threshold is None else threshold.value,
+                    protected=_of_others(probes, name) if len(probes) > 1 else None,
+                )
+                for name in clean
+            }
             rows.append(
                 Row(
                     model=surrogate.name,
                     mask=label,
                     white_box=not names.isdisjoint((fitted_on or {}).get(label, ())),
                     largest_change=max(int((people[name].short() - clean[name]).abs().max()) for name in clean),
-                    **mean._asdict(),
+                    threshold=threshold,
+                    **_means(list(per_person.values())),
                     per_person=per_person,
                 )
             )
@@ -225,18 +239,58 @@ def protection_ranks(probes: Tensor, gallery: Tensor, distractors: Tensor) -> Te
     return torch.stack([1 + (others > target[:, None]).sum(1) for target in targets.T], dim=1)
 
 
-def person_rates(features: Tensor, clean: Tensor, distractors: Tensor) -> PersonRates:
-    """Rates of one person on one network, over the ordered pairs i != j; of unit features [N, D], [N, D] and [M, D]."""
-    n = len(clean)
-    both = protection_ranks(features, torch.cat((clean, features)), distractors)  # [N, 2 N]
+def person_rates(
+    features: Tensor,
+    clean: Tensor,
+    distractors: Tensor,
+    *,
+    threshold: float | None = None,
+    protected: Tensor | None = None,
+) -> PersonRates:
+    """Every rate of one person on one network, of unit features.
+
+    Args:
+        features: [N, D], of the photos as posted.
+        clean: [N, D], of their originals, in the same order.
+        distractors: [M, D], of photos of other people.
+        threshold: cosine from which on the network takes two photos for one person; None: no rates at it.
+        protected: [K, D], of protected photos of other people; None: no mixed rates.
+    """
+    ranked = rank_rates(features, clean, distractors, protected)
+    return PersonRates(**vars(ranked), **vars(threshold_rates(features, clean, distractors, threshold)))
+
+
+def rank_rates(features: Tensor, clean: Tensor, distractors: Tensor, protected: Tensor | None = None) -> RankRates:
+    """The rates of `person_rates` that come from ranks."""
+    n, photos = len(clean), torch.cat((clean, features))
     pairs = ~torch.eye(n, dtype=torch.bool)  # [N, N], the ordered pairs i != j
-    ranks, links = both[:, :n][pairs], both[:, n:][pairs]
-    return PersonRates(
-        protection_top1=(ranks > 1).double().mean().item(),
-        protection_top5=(ranks > 5).double().mean().item(),
-        linkage_top1=(links == 1).double().mean().item(),
-        mean_similarity=(features @ clean.T)[pairs].double().mean().item(),
+
+    def share(hits: Tensor) -> float:
+        return hits[pairs].double().mean().item()
+
+    ranks = protection_ranks(features, photos, distractors)  # [N, 2 N]
+    mixed = {}
+    if protected is not None:
+        # A rank is 1 and the distractors that are nearer, of either kind.
+        among_both = ranks + protection_ranks(features, photos, protected) - 1
+        mixed = {"mixed_top1": share(among_both[:, :n] > 1), "mixed_linkage": share(among_both[:, n:] == 1)}
+    return RankRates(
+        protection_top1=share(ranks[:, :n] > 1),
+        protection_top5=share(ranks[:, :n] > 5),
+        linkage_top1=share(ranks[:, n:] == 1),
+        mean_similarity=share(features @ clean.T),
+        **mixed,
     )
+
+
+def _means(people: Sequence[PersonRates]) -> dict[str, Any]:
+    """Mean of every rate over people; None where it is not known of one."""
+    rates = {field.name: [getattr(person, field.name) for person in people] for field in fields(PersonRates)}
+    return {name: None if None in values else sum(values) / len(values) for name, values in rates.items()}
+
+
+def _of_others(features: Mapping[Any, Tensor], name: Any) -> Tensor:  # [M, D]
+    return torch.cat([group for other, group in features.items() if other != name])
 
 
 def _check_named(name: str, what: str, people: Any) -> None:

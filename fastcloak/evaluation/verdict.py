@@ -10,9 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastcloak.evaluation.postprocessing import FILTER_FACE, NON_LOCAL_MEANS
-from fastcloak.evaluation.results import LEAST_PAIRS, ModelCheck, PhotoCheck, PostProcessingCheck, Side, plain
+from fastcloak.evaluation.results import (
+    ATTACKS,
+    ModelCheck,
+    PhotoCheck,
+    PostProcessingCheck,
+    Side,
+    plain,
+    share_of_strangers,
+    threshold_words,
+)
 from fastcloak.evaluation.text import Bad, Good, Table, as_text, counted, decibel, mean, percent, plain_name, rounded
-from fastcloak.protection.enrolment import SAME_PERSON
+from fastcloak.protection.enrolment import FALSE_ACCEPT_RATE, SAME_PERSON
+
+# What the headline counts.
+PAIR = (
+    "A pair is a protected photo and another original. A network recognises it if their cosine reaches its threshold, "
+    f"which 1 in {round(1 / FALSE_ACCEPT_RATE):,} pairs of different people reach."
+)
 
 
 @dataclass(frozen=True)
@@ -22,11 +37,13 @@ class Check:
     Attributes:
         photos: those that were checked.
         distractors: how many photos of other people there were.
-        fitted_on: the networks that the cloak was fitted on; None: no cloak was given.
+        fitted_on: the networks that the masks were fitted on; None: not known.
         models: one entry per network.
         omitted: originals of which there is no protected photo.
         failed: photos that could not be checked -> why.
         left_out: distractors that were not used, since they show the person.
+        protected_distractors: how many protected photos of other people there were.
+        one_mask: whether a cloak was given, so that all photos carry one mask.
     """
 
     photos: tuple[PhotoCheck, ...]
@@ -36,6 +53,8 @@ class Check:
     omitted: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    protected_distractors: int = 0
+    one_mask: bool = False
 
     @property
     def complete(self) -> bool:
@@ -53,18 +72,36 @@ class Check:
         return [model for model in self.models if model.threshold is not None]
 
     def headline(self) -> str:
-        """Say in one sentence how many networks recognise the person, after one on photos that were not changed."""
+        """Say in one sentence in how many pairs a network recognises the person, after one on unchanged photos."""
         if not self.photos:
             return "No photo was checked, so that nothing is known of these photos."
-        changed = [i for i, photo in enumerate(self.photos) if not photo.unchanged]
-        bare = len(self.photos) - len(changed)
-        if not bare:
-            return self._recognition(changed)
+        bare = len(self.photos) - len(self._changed)
         same = f"Nothing was changed in {bare} of {counted(len(self.photos), 'photo')}: not protected."
-        return f"{same} {self._recognition(changed)}" if changed else same
+        if not self._changed:
+            return same
+        found = self._pairs_recognised() or self._recognition()
+        return f"{same} {found}" if bare else found
 
-    def _recognition(self, changed: Sequence[int]) -> str:
-        count, judges = len(self.photos), self.judges
+    @property
+    def _changed(self) -> list[int]:
+        return [i for i, photo in enumerate(self.photos) if not photo.unchanged]
+
+    def _highest(self, rate: str) -> ModelCheck | None:
+        """The network with the highest rate of protected photos; None where it is known of no network."""
+        known = [model for model in self.judges if _rate(model.as_saved.after, rate) is not None]
+        return max(known, key=lambda model: _rate(model.as_saved.after, rate) or 0.0, default=None)
+
+    def _pairs_recognised(self) -> str:
+        model = self._highest("accepted")
+        if model is None:
+            return ""
+        after, before = (percent(side.accepted) for side in (model.as_saved.after, model.as_saved.before))
+        most = f", the most of {len(self.judges)} networks" if len(self.judges) > 1 else ""
+        return f"Recognised by {starred(model)} in {after} % of pairs{most}; before protection in {before} %."
+
+    def _recognition(self) -> str:
+        """How many networks recognise the person in any photo that was changed."""
+        changed, count, judges = self._changed, len(self.photos), self.judges
         if all(own is None for own in self.models[0].as_saved.after.own):
             return f"The detector used here finds no face in {counted(count, 'protected photo')}."
         if not judges:
@@ -88,6 +125,8 @@ class Check:
         """Say in sentences what was found: the headline, what it means, and what is left after post-processing."""
         lines = [self.headline()]
         judges = self.judges
+        if self._changed and self._pairs_recognised():
+            lines += [PAIR, self._recognition()]
         if judges:
             before = _cases([model.as_saved.before for model in judges])
             after = {
@@ -105,13 +144,7 @@ class Check:
                     f"Of the post-processing that was tried, {worst} undoes most: "
                     f"then not recognised in {_of(after[worst])}."
                 )
-            linked = [
-                f"{starred(model)} {percent(model.as_saved.after.linked)}%"
-                for model in judges
-                if model.as_saved.after.linked is not None
-            ]
-            if linked:
-                lines.append(f"Pairs of two protected photos that a network takes for one person: {', '.join(linked)}.")
+            lines += self._attack_words()
             lines.append(self.definition())
         no_face = max((model.as_saved.after.no_face for model in self.models), default=0)
         if no_face:
@@ -120,7 +153,7 @@ class Check:
             )
         if self.left_out:
             few = _listed(self.left_out[:5]) + " ..." * (len(self.left_out) > 5)
-            given = counted(self.distractors + len(self.left_out), "distractor")
+            given = counted(self.distractors + self.protected_distractors + len(self.left_out), "distractor")
             lines.append(
                 f"Left out: {len(self.left_out)} of {given}. They show the person or are copies of these photos: {few}."
             )
@@ -128,6 +161,35 @@ class Check:
             lines.append(
                 f"Not checked: {counted(len(self.omitted) + len(self.failed), 'file')}, listed with the reason."
             )
+        return lines
+
+    def _attack_words(self) -> list[str]:
+        """What someone finds who tries more than to compare a protected photo with originals."""
+        lines = []
+        linked = [
+            f"{starred(model)} {percent(model.as_saved.after.linked)} %"
+            for model in self.judges
+            if model.as_saved.after.linked is not None
+        ]
+        if linked:
+            lines.append(f"Pairs of two protected photos that a network takes for one person: {', '.join(linked)}.")
+        tracker = self._highest("tracked")
+        if tracker is not None:
+            after, before = (percent(side.tracked) for side in (tracker.as_saved.after, tracker.as_saved.before))
+            lines.append(
+                "Someone who starts with one original, and adds each photo that is recognised, finds "
+                f"{after} % of the album on {starred(tracker)}; before protection {before} %."
+            )
+        for model in self.judges:
+            if _impersonates(model.as_saved):
+                after, before, usual = map(
+                    share_of_strangers,
+                    (model.as_saved.after.impersonation, model.as_saved.before.impersonation, FALSE_ACCEPT_RATE),
+                )
+                lines.append(
+                    f"{starred(model)} takes protected photos for somebody else more often than the originals: in "
+                    f"{after} % of pairs with a distractor, before in {before} %; {usual} % is usual."
+                )
         return lines
 
     def definition(self) -> str:
@@ -140,8 +202,7 @@ class Check:
         count = len(self.photos) - 1
         others = "the other original" if count == 1 else f"at least one of the {count} other originals"
         return (
-            f"A network counts as recognising the person in a photo if its cosine with {others} reaches its "
-            "threshold, and in the first sentence if it does so in at least one photo."
+            f"A network counts as recognising the person in a photo if its cosine with {others} reaches its threshold."
         )
 
     def verdict(self, photo: int) -> str:
@@ -164,23 +225,21 @@ class Check:
         asked = ", ".join(model.model for model in self.models)
         lines = [f"Only these networks were asked: {asked}. Nothing is promised for any other network or service."]
         if self.fitted_on is None:
-            lines.append("The cloak was not given, so it is not known which of them it was fitted on.")
+            lines.append(
+                "Which of them the masks were fitted on is not known: no cloak was given, and the folder of protected "
+                "photos does not say."
+            )
         else:
             white_box = ", ".join(model.model for model in self.models if model.white_box)
             marked = "None of the networks here has that name."
             if white_box:
                 marked = f"Networks marked * ({white_box}) show how well that went, not protection from strangers."
             lines.append(
-                f"The cloak was fitted on {_listed(self.fitted_on) or 'no network that it names'}. {marked} "
+                f"{'The cloak was' if self.one_mask else 'The masks were'} fitted on "
+                f"{_listed(self.fitted_on) or 'no network that it names'}. {marked} "
                 "It goes by name: the same network under another name is not marked."
             )
-        lines += [
-            f"{model.model}: no threshold is known, and {LEAST_PAIRS} pairs of an original and a distractor are "
-            "needed to estimate one: verification is left out."
-            if model.threshold is None
-            else f"{model.model}: threshold {model.threshold.value:.3f}, {model.threshold.origin}."
-            for model in self.models
-        ]
+        lines += [threshold_words(model.model, model.threshold) for model in self.models]
         lines.append(
             f"Top-1, Top-5 and linkage are among {counted(self.distractors, 'distractor')}: real collections are far "
             "larger, so that there the clean photo is found less often, protected or not."
@@ -196,9 +255,10 @@ class Check:
                 "Distractors that show the person make protection look better than it is. Left out are copies of these "
                 f"photos{rest}"
             )
+        why = "all photos of a person carry the same mask, and " if self.one_mask else ""
         lines.append(
-            "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
-            "other even where it does not match them with the originals."
+            f"Linkage: {why}a network may match protected photos with each other even where it does not match them "
+            "with the originals."
         )
         sized = [photo for photo in self.photos if photo.largest_change is not None]
         missing = [
@@ -221,8 +281,8 @@ class Check:
         if any(photo.largest_change is None for photo in self.photos):
             lines.append("A protected photo of another size than its original has none of the scores of photos.")
         lines.append(
-            "A cloak hides from machines, not from people; whoever knows of cloaks can train against them or remove "
-            "them, and one photo posted without a cloak can be enough."
+            "A mask hides from machines, not from people; whoever knows of masks can train against them or remove "
+            "them, and one photo posted without a mask can be enough."
         )
         return lines
 
@@ -244,18 +304,38 @@ class Check:
         notes = [
             f"{counted(len(self.photos), 'photo')}, {counted(self.distractors, 'distractor')}. "
             "In brackets: the same of the originals, before protection.",
-            "own: mean cosine of a protected photo with its original; others: with the other originals.",
             "accepted: % of pairs of a protected photo and another original that reach the threshold.",
-            "linked: % of pairs of two protected photos that reach the threshold.",
+            "own: mean cosine of a protected photo with its original; others: with the other originals.",
+            "linked: % of pairs of two protected photos that reach the threshold; lower is better.",
         ]
         if "Top-1" in numbers:
             notes += [
-                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
                 "linkage: % of pairs where the protected photos match each other first; lower is better.",
+                "Top-1, Top-5: % of pairs whose clean photo is not among the 1 or 5 best matches; higher is better.",
             ]
         if any(model.white_box for model in self.models):
-            notes.append("* the cloak was fitted on this network (white box).")
+            notes.append("* the masks were fitted on this network (white box).")
         return Table("Networks, photos as saved", ("network", *numbers, "threshold"), rows, notes)
+
+    def attack_table(self) -> Table:
+        """A row per network: what someone finds who tries more than to compare two photos."""
+        columns = self._attacks_known()
+        rows = [(starred(model), *_attacks(model.as_saved, columns).values()) for model in self.models]
+        notes = ["Posted photos are the protected ones; in brackets the same of the originals."]
+        if self.protected_distractors:
+            notes.append(f"{counted(self.protected_distractors, 'protected photo')} of other people.")
+        notes += [f"{name}: {ATTACKS[name].words}" for name in columns]
+        return Table("What someone may try, photos as saved", ("network", *columns), rows, notes)
+
+    def _attacks_known(self) -> list[str]:
+        """The columns in which there is a number."""
+        cells = [_attacks(model.as_saved, list(ATTACKS)) for model in self.models]
+        return [name for name in ATTACKS if any(row[name] != "-" for row in cells)]
+
+    def tables(self) -> list[Table]:
+        """The tables of a report."""
+        attacks = [self.attack_table()] if self._attacks_known() else []
+        return [self.network_table(), *attacks, self.post_processing_table(), self.photo_table()]
 
     def post_processing_table(self) -> Table:
         """How often each network recognises the person after each post-processing."""
@@ -277,12 +357,13 @@ class Check:
     def number_table(self) -> Table:
         """The numbers of `network_table` after each post-processing."""
         rows: list[Sequence[str]] = []
+        columns = self._attacks_known()
         for model in self.models:
             rows.append((starred(model),))
             for one in model.post_processing:
-                numbers = self._numbers(one)
+                numbers = self._numbers(one) | _attacks(one, columns)
                 rows.append((one.name, str(one.after.no_face), *numbers.values()))
-        note = "As in the first table. no face: in how many protected photos none was found."
+        note = "As in the tables above. no face: in how many protected photos none was found."
         return Table("All numbers", ("photos", "no face", *numbers), rows, [note])
 
     def _numbers(self, one: PostProcessingCheck) -> dict[str, str]:
@@ -293,17 +374,15 @@ class Check:
         elif False in after.recognised and not any(photo.unchanged for photo in self.photos):
             found = Good(found)
         numbers = {
+            "accepted": _both(percent(after.accepted), percent(before.accepted)),
             "recognised in": found,
             "own": mean(after.own),
             "others": _both(mean(after.others), mean(before.others)),
-            "accepted": _both(percent(after.accepted), percent(before.accepted)),
             "linked": _both(percent(after.linked), percent(before.linked)),
         }
         if self.models[0].as_saved.after.rates is not None:
-            for i, name in enumerate(("Top-1", "Top-5", "linkage")):
-                # There are none where post-processing leaves fewer than two faces.
-                rates = [None if side.rates is None else side.rates[i] for side in (after, before)]
-                numbers[name] = _both(*map(percent, rates))
+            for name, rate in (("linkage", "linkage_top1"), ("Top-1", "protection_top1"), ("Top-5", "protection_top5")):
+                numbers[name] = _both(*(percent(_rate(side, rate)) for side in (after, before)))
         return numbers
 
     def photo_table(self) -> Table:
@@ -341,10 +420,10 @@ class Check:
         return Table(f"Cosines of {name} with the originals", header, rows, [note])
 
     def table(self) -> str:
-        """Lay everything out as text: the summary, tables of networks, post-processing and photos, the limits."""
+        """Lay everything out as text: the summary, the tables of a report, the limits."""
         lines = self.summary()
         if self.photos:
-            for table in (self.network_table(), self.post_processing_table(), self.photo_table()):
+            for table in self.tables():
                 lines += ["", *as_text(table)]
             lines.append("")
         return "\n".join([*lines, *self.limits(), *self.omissions()])
@@ -387,6 +466,28 @@ def _of(cases: tuple[int, int]) -> str:
 
 def _both(after: str, before: str) -> str:
     return "-" if after == before == "-" else f"{after} ({before})"
+
+
+def _rate(side: Side, name: str) -> float | None:
+    """A rate at the threshold or of ranks; of these there are none where fewer than two faces are found."""
+    rate: float | None = getattr(side, name, getattr(side.rates, name, None))
+    return rate
+
+
+def _attacks(one: PostProcessingCheck, columns: Sequence[str]) -> dict[str, str]:
+    cells = {}
+    for column in columns:
+        attack = ATTACKS[column]
+        cells[column] = _both(*(attack.written(_rate(side, attack.rate)) for side in (one.after, one.before)))
+        if attack.rate == "impersonation" and _impersonates(one):
+            cells[column] = Bad(cells[column])
+    return cells
+
+
+def _impersonates(one: PostProcessingCheck) -> bool:
+    """Whether protected photos are taken for strangers more often than the originals."""
+    after, before = one.after.impersonation, one.before.impersonation
+    return after is not None and before is not None and after > before
 
 
 def _recognised_in(one: PostProcessingCheck) -> str:

@@ -30,7 +30,7 @@ from fastcloak.system.checks import whole
 from fastcloak.system.errors import AlreadyProtectedError, MissingExtraError
 from fastcloak.system.files import atomic_write
 
-__all__ = ["MANIFEST", "Outcome", "Plan", "plan_photos", "protect_photos"]
+__all__ = ["MANIFEST", "Outcome", "Plan", "plan_photos", "protect_photos", "read_manifest"]
 
 MANIFEST = ".fastcloak.jsonl"
 PROTECTED, DONE_BEFORE, PLANNED, ALREADY, FAILED = "protected", "done before", "planned", "already protected", "failed"
@@ -191,7 +191,7 @@ class _Run:
             self._made_by |= {"who": "me", "person": _sha256(person.center.cpu().numpy().tobytes() + known_by)}
         self._originals = {_file_id(source) for source, _ in plan.photos if source.exists()}
         self._manifest = plan.manifest
-        self._written = _read_manifest(plan.manifest)
+        self._written = read_manifest(plan.manifest)
         self._memories: dict[Path, dict[str, list[dict[str, Any]]]] = {}
         self._claimed: dict[str, Path] = {}
         self._lock = threading.Lock()
@@ -261,7 +261,7 @@ class _Run:
                 if folder not in self._memories:
                     self._memories[folder] = {}
                     with suppress(OSError):  # a folder further up may be closed to us
-                        self._memories[folder] = _read_manifest(folder / MANIFEST)
+                        self._memories[folder] = read_manifest(folder / MANIFEST)
             for line in self._memories[folder].get(entry["source"], ()):
                 if all(line.get(name) == entry[name] for name in ("cloak", "who", "person")):
                     return True
@@ -275,7 +275,7 @@ class _Run:
                 os.fsync(file.fileno())
 
 
-def _read_manifest(manifest: Path | None) -> dict[str, list[dict[str, Any]]]:
+def read_manifest(manifest: Path | None) -> dict[str, list[dict[str, Any]]]:
     """The lines of a manifest that can be read, by the SHA-256 of the photo that was written."""
     lines: dict[str, list[dict[str, Any]]] = {}
     if manifest is None or not manifest.exists():
