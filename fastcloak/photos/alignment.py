@@ -43,11 +43,6 @@ class Face:
         (cos, _, _), (sin, _, _) = similarity_transform(self.landmarks, TEMPLATE_112)
         return math.degrees(math.atan2(sin, cos))
 
-    @property
-    def side(self) -> float:
-        """Pixels of the photo along the aligned square of this face."""
-        return SIZE / math.sqrt(np.linalg.det(similarity_transform(self.landmarks, TEMPLATE_112)[:, :2]))
-
 
 def check_pixels(pixels: Pixels) -> None:
     """Refuse what is not a photo's pixels: uint8, [H, W, 3], at least one pixel.

@@ -29,13 +29,14 @@ def face_mask(
     """
     to_crop = similarity_transform(face.landmarks, TEMPLATE_112)
     to_photo = inverse(to_crop)
+    side = SIZE * float(np.sqrt(np.linalg.det(to_photo[:, :2])))
     edge = np.array([-0.5, SIZE - 0.5])
     corners = np.stack(np.meshgrid(edge, edge), -1).reshape(4, 2) @ to_photo[:, :2].T + to_photo[:, 2]
     left, top = np.floor(corners.min(0)).clip(0, [width, height]).astype(int)
     right, bottom = (np.ceil(corners.max(0)) + 1).clip([left, top], [width, height]).astype(int)
     region = slice(top, bottom), slice(left, right)
     if right == left or bottom == top:
-        return region, np.zeros((bottom - top, right - left, delta.shape[2]), np.float32), face.side
+        return region, np.zeros((bottom - top, right - left, delta.shape[2]), np.float32), side
     to_region = to_photo - np.array([[0, 0, left], [0, 0, top]])
     mask = warp(delta, to_region, right - left, bottom - top, cubic=True, extend=True)
     x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
@@ -48,7 +49,7 @@ def face_mask(
     mask *= STRENGTH
     mask.clip(-largest, largest, out=mask)
     mask *= window[..., None]
-    return region, mask, face.side
+    return region, mask, side
 
 
 def is_grey(pixels: Pixels) -> bool:
