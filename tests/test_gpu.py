@@ -298,7 +298,7 @@ print(fit(faces, net, **options).info["engine"])
     first, refused, last = done.stdout.splitlines()
     assert (first, last) == ("eager", "cudagraph")
     assert "WARNING" in done.stderr
-    assert "fitting goes on with engine 'eager'" in done.stderr
+    assert "learning goes on with engine 'eager'" in done.stderr
     assert refused.startswith("refused engine 'cudagraph' cannot run this network")
 
 

@@ -23,6 +23,7 @@ ROOMS = (
     "cloak",
     "protection",
     "fitting",
+    "tailoring",
     "evaluation",
     "scale",
     "cli",

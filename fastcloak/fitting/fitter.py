@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fastcloak.cloak import Cloak
 from fastcloak.fitting.claim import fingerprint
 from fastcloak.fitting.groups import Person, persons_per_pass
-from fastcloak.fitting.loop import Loop
-from fastcloak.fitting.options import configure, declared
+from fastcloak.fitting.learner import Learner
+from fastcloak.fitting.options import configure, warn_of_idle
 from fastcloak.fitting.run import LEAST_PHOTOS, Progress, Run, own_modes
 from fastcloak.fitting.state import Learnt, Tensors
-from fastcloak.models import load_model, prepare
-from fastcloak.ops.backend import holds, resolve_backend
-from fastcloak.ops.engine import resolve_engine
+from fastcloak.ops.backend import holds
 from fastcloak.protection.outliers import listed
 from fastcloak.system.checks import whole
-from fastcloak.system.device import resolve_device, resolve_dtype
-from fastcloak.system.errors import EngineError, FitInterrupted, FitManyError
+from fastcloak.system.errors import FitInterrupted, FitManyError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -186,14 +180,11 @@ def fit_many(
     return fitter.fit_many(people, progress=progress, checkpoint=checkpoint, resume=resume)
 
 
-class Fitter:
+class Fitter(Learner):
     """A surrogate made ready, and a step captured, once for many calls of `fit_many`.
 
     Attributes:
         config: the options.
-        loaded: the surrogate as `load_model` gave it.
-        surrogate: the prepared one.
-        device: where it computes.
         strict: as for `fit`.
         persons_per_pass: N photos -> how many people share a pass.
     """
@@ -226,18 +217,9 @@ class Fitter:
         if not isinstance(strict, bool):
             raise ValueError(f"strict must be True or False, got {strict!r}")
         self.config, self.strict = configure({"preset": preset, "eps": eps, "seed": seed, **options}), strict
-        for name, option in declared().items():
-            if option.useful is not None and getattr(self.config, name) < option.useful:
-                log.warning("with %s = %g a cloak protects nothing", name, getattr(self.config, name))
-        self.device = resolve_device(device)
-        self._backend_wish, self._engine_wish = backend, engine
-        self._ops = resolve_backend(backend, self.device)
-        self._backend = self._ops[0]
-        self._engine = resolve_engine(engine, self.device)
-        self._loop: Loop | None = None
+        warn_of_idle(self.config)
+        super().__init__(model, device, backend, engine, dtype)
         with own_modes(self.device):
-            self.loaded = load_model(model)
-            self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype))
             self.persons_per_pass = persons_per_pass(self.surrogate, self.config, memory_budget)
 
     def fit_many(
@@ -272,24 +254,9 @@ class Fitter:
         """Run the loop for people who have the same number of photos and options; see `Loop.learn`."""
         faces = torch.stack([person.faces for person in group]).to(self.surrogate.device)
         features = torch.stack([person.features for person in group])
-        P, N, config = *faces.shape[:2], group[0].config
-        loop = self._loop
-        if loop is None or (P, N, self._engine, config) != (loop.persons, loop.photos, loop.engine, loop.config):
-            if loop is not None:
-                loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
-            loop = self._loop = None
-            self._backend, ops = self._ops
-            if self._backend_wish == "auto" and not holds(ops, N, self.surrogate.embedding_size):
-                self._backend, ops = resolve_backend("reference", self.device)
-            loop = self._loop = Loop(self.surrogate, config, ops, self._engine, P, N)
-        try:
-            return loop.learn(faces, features, tick, keep, saved)
-        except EngineError as error:
-            if self._engine_wish != "auto" or self._engine == "eager":
-                raise
-            log.warning("%s; fitting goes on with engine 'eager', slower", error)
-            self._engine = "eager"
-            return self.learn(group, tick, keep, saved)
+        return self.run(
+            group[0].config, *faces.shape[:2], faces=faces, features=features, tick=tick, keep=keep, saved=saved
+        )
 
     def check_photos(self, N: int, copied: list[str]) -> None:
         """Refuse too few photos, or more than the hull's bounds or the wished backend can hold."""
@@ -309,22 +276,6 @@ class Fitter:
                 f"backend {self._backend_wish!r} holds hulls of 64 photos and 8192 numbers at most, got {N} photos "
                 f"with embeddings of {size}; use backend='auto'"
             )
-
-    def made_by(self) -> dict[str, Any]:
-        """Networks, device, dtype, versions, backend and engine, for JSON."""
-        return {
-            "models": [member.name for member in self.surrogate.members],
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
-            "dtype": str(self.surrogate.dtype).removeprefix("torch."),
-            "versions": {
-                "fastcloak": version("fastcloak"),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "backend": self._backend,
-            "engine": self._engine,
-        }
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a later run to go on where an earlier one stopped, for JSON."""

@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastcloak.fitting.objective import Batch, Gradient, HullDistance, combined, in_grey, through_views
+from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, through_views
 from fastcloak.fitting.options import FitConfig
-from fastcloak.fitting.state import Learnt, State, Tensors
+from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors
 from fastcloak.models import Surrogate, with_dropout
 from fastcloak.ops.engine import Progress, launchers, network
 
@@ -56,7 +56,14 @@ class Loop:
     """
 
     def __init__(
-        self, surrogate: Surrogate, config: FitConfig, ops: ModuleType, engine: str, persons: int, photos: int
+        self,
+        surrogate: Surrogate,
+        config: FitConfig,
+        ops: ModuleType,
+        engine: str,
+        persons: int,
+        photos: int,
+        tailoring: Tailoring | None = None,
     ) -> None:
         """Allocate the buffers and build the objective.
 
@@ -66,13 +73,16 @@ class Loop:
             ops: what `resolve_backend` returned.
             engine: what `resolve_engine` returned.
             persons, photos: P and N.
+            tailoring: how an album is tailored, whose faces are persons with one photo.
         """
         self.surrogate, self.config, self.ops, self.engine = surrogate, config, ops, engine
         self.persons, self.photos = persons, photos
-        apart = config.ensemble != "loss" and len(surrogate.members) > 1
+        several = config.ensemble != "loss" and len(surrogate.members) > 1
         # Views and the networks of an ensemble take plain faces; a network alone is written what it takes in one pass.
-        self.plain = apart or bool(config.augment)
-        self.state = State(surrogate, config, persons, photos, self.plain)
+        self.plain = several or bool(config.augment) or tailoring is not None
+        self.tailoring = tailoring
+        self.state = State(surrogate, config, persons, photos, self.plain, tailoring.canvas if tailoring else None)
+        album = self.state.album
         self.scale = None if self.plain else surrogate.scale.flatten()
         self.shift = None if self.plain else surrogate.shift.flatten()
 
@@ -80,17 +90,21 @@ class Loop:
             def forward(faces: torch.Tensor) -> torch.Tensor:
                 return one.embed(one.normalise(faces))
 
-            return HullDistance(
-                one, network(engine, forward if self.plain else one.embed), config, ops, persons, photos
-            )
+            shown = network(engine, forward if self.plain else one.embed)
+            if tailoring is None or album is None:
+                return HullDistance(one, shown, config, ops, persons, photos)
+            apart = Apart(one.embedding_size, tailoring.apart, album.together)
+            return HullDistance(one, shown, config, ops, persons, photos, tailoring.at_once, apart)
 
         shown = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
-        self.networks = [distance(one) for one in (shown.members if apart else [shown])]
+        self.networks = [distance(one) for one in (shown.members if several else [shown])]
         self.gradient: Gradient = self.networks[0]
-        if apart:
+        if several:
             self.gradient = combined(self.networks, in_turns=config.ensemble == "turns")
-        if config.augment:
-            self.gradient = through_views(self.gradient, config.augment, self.state.faces)
+        if config.augment or album:
+            self.gradient = through_views(
+                self.gradient, config.augment, self.state.faces, album.place if album else None
+            )
         if config.grey:
             channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
             self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))
@@ -103,31 +117,39 @@ class Loop:
         tick: Callable[[], None] = lambda: None,
         keep: Callable[[Learnt, Callable[[], Tensors]], None] = lambda learnt, state: None,
         saved: Tensors | None = None,
+        album: Album | None = None,
+        earlier: torch.Tensor | None = None,
     ) -> Learnt:
         """Learn the cloaks of P persons.
 
         Args:
-            faces: [P, N, 3, 112, 112] float32 in [0, 1].
-            features: [P, N, D] clean unit features.
+            faces: [P, N, 3, 112, 112] float32 in [0, 1]; of an album canvases, [P, 1, 3, S, S].
+            features: [P, N, D] clean unit features; of an album what each face is driven away from, of any length.
             tick: called after each step, once the device has done it.
             keep: called after each step, before the device has done it, with what was learnt so far and a function
                 that gives the state to go on from.
             saved: what `State.save` gave in an earlier pass of these faces and options, to go on from there.
+            album: the bounds, places and couplings of an album.
+            earlier: [E, D] unit features of faces of the album that were tailored before, at most `EARLIER`.
 
         Raises:
             EngineError: the engine cannot launch this network.
             ValueError: the network has no gradient with respect to the pictures.
         """
         # The features of an ensemble are its members' unit features side by side, divided by the root of their number.
-        parts = torch.split(features, [one.size for one in self.networks], -1)
-        for one, part in zip(self.networks, parts, strict=True):
-            one.begin(part * math.sqrt(len(parts)))
+        sizes = [one.size for one in self.networks]
+        known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
+        parts, olds = (torch.split(rows, sizes, -1) for rows in (features, known))
+        for one, part, old in zip(self.networks, parts, olds, strict=True):
+            one.begin(part * math.sqrt(len(sizes)))
+            if one.apart is not None:
+                one.apart.begin(old * math.sqrt(len(sizes)))
         state, kinds = self.state, [self._kind(t) for t in range(self.state.steps)]
         with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
-            state.begin(faces)
+            state.begin(faces, album)
             if not self.launchers:
                 self.launchers = launchers(self.engine, {kind: partial(self._step, kind) for kind in kinds})
-                state.begin(faces)  # a capture runs its steps
+                state.begin(faces, album)  # a capture runs its steps
             done = state.restore(saved) if saved else 0
             learnt = state.learnt(done)
             keep(learnt, partial(state.save, done))
@@ -150,8 +172,9 @@ class Loop:
     def _step(self, kind: Kind) -> None:
         config, state, ops = self.config, self.state, self.ops
         losses, gaps = [], []
+        bound = None if state.album is None else state.album.bound
         for m, (index, chance) in enumerate(zip(state.index, state.chance, strict=True)):
-            ops.cloak_batch_(state.faces, state.delta_in, index, state.pictures, self.scale, self.shift)
+            ops.cloak_batch_(state.faces, state.delta_in, index, state.pictures, self.scale, self.shift, bound)
             if kind.noisy:
                 self._show_start_noise()
             batch = Batch(index, chance, kind.objective, kind.turn + m)

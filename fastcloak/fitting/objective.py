@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
@@ -22,6 +23,10 @@ from fastcloak.ops.hull import build_hull
 
 TINY = 1e-30
 """Smallest mean |g| that a gradient is divided by: an all-zero gradient stays zero."""
+EARLIER = 64
+"""Faces tailored before from which those of a pass are kept apart."""
+SHARPNESS = 0.1
+"""Difference of two cosines at which the more similar face is pushed away from e times as strongly."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor, Tensor]]
 
 
 class HullDistance:
-    """Distance of a network's unit features from the hulls of P persons with N photos each."""
+    """Distance of a network's unit features from the hulls of P persons with N photos each.
+
+    In an album it is also the distance from the faces that look most alike, see `Apart`.
+    """
 
     def __init__(
         self,
@@ -56,10 +64,18 @@ class HullDistance:
         ops: ModuleType,
         persons: int,
         photos: int,
+        at_once: int | None = None,
+        apart: Apart | None = None,
     ) -> None:
-        """Allocate the hulls in the features of a surrogate; `forward` gives its raw embeddings of pictures."""
+        """Allocate the hulls in the features of a surrogate.
+
+        Args:
+            forward: gives its raw embeddings of pictures.
+            at_once: persons that share a forward pass; None: all.
+            apart: what keeps the persons apart, who then have one photo each.
+        """
         self.name, self.size, self.forward = surrogate.name, surrogate.embedding_size, forward
-        self.config, self.ops = config, ops
+        self.config, self.ops, self.apart, self.at_once = config, ops, apart, at_once or persons
         self.points = torch.zeros(persons, photos, self.size, dtype=torch.float32, device=surrogate.device)
         self.gram = torch.zeros(persons, photos, photos, device=surrogate.device, dtype=torch.float64)
         self.center = torch.zeros(persons, self.size, dtype=torch.float32, device=surrogate.device)
@@ -76,27 +92,75 @@ class HullDistance:
         Raises:
             ValueError: the network has no gradient with respect to the pictures.
         """
-        leaf = pictures.detach().requires_grad_()
-        features = self.forward(leaf).view(*batch.index.shape, -1)
-        grads = None
-        if features.requires_grad:
-            loss, slope, gap = self.ops.hull_loss(
-                features.detach(),
-                self.points,
-                self.gram,
-                self.center,
-                batch.index,
-                batch.objective,
-                self.config.lower,
-                self.config.upper,
-            )
+        persons, photos = batch.index.shape
+        others = None if self.apart is None else self.apart.others()
+        parts = []
+        for first in range(0, persons, self.at_once):
+            rows = slice(first, first + self.at_once)
+            leaf = pictures[photos * first : photos * (first + self.at_once)].detach().requires_grad_()
+            features = self.forward(leaf).view(*batch.index[rows].shape, -1)
+            if not features.requires_grad:
+                raise ValueError(self._no_gradient())
+            seen = features.detach()
+            loss, slope, gap = self._loss(seen, rows, batch.index[rows], batch.objective)
+            if self.apart is not None and others is not None:
+                alike, push, _ = self._loss(seen, rows, batch.index[rows], "fi_uap_plus", others[rows])
+                loss, slope = loss + alike, slope + push
+                self.apart.units[rows] = F.normalize(seen[:, 0].float(), dim=-1)
             (grads,) = torch.autograd.grad(features, leaf, slope, allow_unused=True)
-        if grads is None:
-            raise ValueError(
-                f"{self.name} must be differentiable with respect to the pictures, got an output without a gradient; "
-                "remove no_grad, detach, numpy and rounding from it"
-            )
-        return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
+            if grads is None:
+                raise ValueError(self._no_gradient())
+            parts.append((loss, gap, grads.view(*seen.shape[:2], *pictures.shape[1:])))
+        if len(parts) == 1:
+            return parts[0]
+        losses, gaps, slopes = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(gaps), torch.cat(slopes)
+
+    def _loss(
+        self, features: Tensor, rows: slice, index: Tensor, objective: str, center: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        center = self.center[rows] if center is None else center
+        config = self.config
+        return self.ops.hull_loss(  # type: ignore[no-any-return]
+            features, self.points[rows], self.gram[rows], center, index, objective, config.lower, config.upper
+        )
+
+    def _no_gradient(self) -> str:
+        return (
+            f"{self.name} must be differentiable with respect to the pictures, got an output without a gradient; "
+            "remove no_grad, detach, numpy and rounding from it"
+        )
+
+
+class Apart:
+    """What drives the faces of an album away from those that one network finds most alike to them.
+
+    The loss of face i is <z_i, o_i>, where o_i is the mean of the other faces' unit features, weighted by a softmax of
+    their cosines to it: who is searched for is found by the nearest photo, not by the mean of all. Others' features are
+    those of this network's last turn, so that a pass of any size can go through it in parts.
+    """
+
+    def __init__(self, size: int, strength: float, together: Tensor) -> None:
+        """Allocate; D is `size`, and `together`, [P, P], is 1 for two faces that are kept apart from each other."""
+        self.strength, self.together = strength, together
+        persons, device = len(together), together.device
+        self.units = torch.zeros(persons, size, dtype=torch.float32, device=device)
+        self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=device)
+        self.known = torch.zeros(EARLIER, dtype=torch.float32, device=device)
+
+    def begin(self, earlier: Tensor) -> None:
+        """Start a pass: unit features of faces that were tailored before, [E, D], E <= `EARLIER`."""
+        for buffer in (self.units, self.earlier, self.known):
+            buffer.zero_()
+        self.earlier[: len(earlier)] = earlier
+        self.known[: len(earlier)] = 1
+
+    def others(self) -> Tensor:
+        """The weighted means o times the strength, [P, D]; zero where there are no others."""
+        units = torch.cat((self.units, self.earlier))
+        there = torch.cat((self.together, self.known.expand(len(self.units), -1)), 1)
+        alike = torch.exp((self.units @ units.T - 1) / SHARPNESS) * there
+        return self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ units
 
 
 def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
@@ -116,14 +180,20 @@ def _scale_free(grads: Tensor) -> Tensor:  # [P, b, 3, 112, 112]
     return grads / size.clamp_min(TINY)
 
 
-def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor) -> Gradient:
-    """A random view of each picture is shown; `faces`, [P, N, 3, 112, 112], are the same without a mask."""
+def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor, place: Tensor | None = None) -> Gradient:
+    """A random view of each picture is shown.
+
+    Args:
+        faces: [P, N, 3, H, W], the pictures without a mask.
+        place: [P, 2, 3], where in the pictures of a person the aligned face lies; None: they are aligned faces.
+    """
     views = Views(names, faces.device)
     rows = torch.arange(len(faces), device=faces.device)[:, None]
 
     def seen(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         leaf = pictures.detach().requires_grad_()
-        view = views(leaf, faces[rows, batch.index].flatten(0, 1), batch.chance.flatten(0, 1))
+        places = None if place is None else place.repeat_interleave(batch.index.shape[1], 0)
+        view = views(leaf, faces[rows, batch.index].flatten(0, 1), batch.chance.flatten(0, 1), places)
         loss, gap, grads = gradient(view, batch)
         (grads,) = torch.autograd.grad(view, leaf, grads.view_as(view))
         return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])

@@ -6,6 +6,7 @@ docs/use.md are made from them. Nothing here imports PyTorch or NumPy: `--help` 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +16,8 @@ from fastcloak.system.checks import is_switch, whole
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("fastcloak")
 
 METHODS = ("ga", "opom")
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
@@ -127,7 +130,8 @@ class Option:
         return bool(value) if is_switch(value) else None
 
 
-def _option(default: Any, kind: str, help: str, **more: Any) -> Any:
+def option(default: Any, kind: str, help: str, **more: Any) -> Any:
+    """A field of a dataclass of options: its default, and what `Option` takes."""
     return field(default=default, metadata={"option": Option(kind=kind, help=help, **more)})
 
 
@@ -139,18 +143,18 @@ class FitConfig:
         ValueError: an option out of range or of another kind, or two that exclude each other.
     """
 
-    preset: str = _option(
+    preset: str = option(
         "plain",
         "choice",
         "how much work, with our best recipe for it; plain has no boosters, and is all that opom has",
         choices=tuple(PRESETS),
         basic=True,
     )
-    eps: float = _option(8 / 255, "levels", "largest change of a pixel", useful=0.5 / 255, basic=True)
-    seed: int = _option(
+    eps: float = option(8 / 255, "levels", "largest change of a pixel", useful=0.5 / 255, basic=True)
+    seed: int = option(
         0, "whole", "of the random start, the order of photos and the views", least=-(2**63), most=2**63 - 1, basic=True
     )
-    grey: bool | None = _option(
+    grey: bool | None = option(
         None,
         "switch",
         "learn a mask of three equal channels: grey photos stay grey, and of another mask keep only the mean of its "
@@ -158,7 +162,7 @@ class FitConfig:
         none="ga does so if all photos are grey, opom (as published) does not",
         basic=True,
     )
-    augment: tuple[str, ...] = _option(
+    augment: tuple[str, ...] = option(
         (),
         "names",
         f"random views of each photo, names with commas out of {', '.join(AUGMENTATIONS)}; +photo adds that one to the "
@@ -166,65 +170,64 @@ class FitConfig:
         choices=AUGMENTATIONS,
         basic=True,
     )
-    method: str = _option(
+    method: str = option(
         "ga",
         "choice",
         "ga (GA-OPOM) accumulates the gradients of small batches into one signed step, opom takes all photos in every "
         "step, as published",
         choices=METHODS,
     )
-    objective: str = _option(
+    objective: str = option(
         "convex_hull",
         "choice",
         "what cloaked photos are driven away from: fi_uap their own originals, fi_uap_plus all originals, class_center "
         "their mean, affine_hull and convex_hull the nearest point that they span",
         choices=OBJECTIVES,
     )
-    alpha: float = _option(1 / 255, "levels", "size of a step", useful=0.001 / 255)
-    steps: int = _option(16, "whole", "signed steps of the mask; 0 gives an empty one", most=MOST_STEPS, useful=1)
-    batch_size: int = _option(
+    alpha: float = option(1 / 255, "levels", "size of a step", useful=0.001 / 255)
+    steps: int = option(16, "whole", "signed steps of the mask; 0 gives an empty one", most=MOST_STEPS, useful=1)
+    batch_size: int = option(
         1, "whole", "ga: photos per inner step, at most all (our ablation)", least=1, most=MOST_STEPS
     )
-    inner_steps: int = _option(
+    inner_steps: int = option(
         10, "whole", "ga: inner steps accumulated into one step (our ablation)", least=1, most=MOST_STEPS
     )
-    inner_alpha: float = _option(None, "levels", "ga: step of the look-ahead mask", none="half of eps (our ablation)")
-    decay: float = _option(
+    inner_alpha: float = option(None, "levels", "ga: step of the look-ahead mask", none="half of eps (our ablation)")
+    decay: float = option(
         0.0, "real", "momentum of the step on g / mean|g| (Dong et al., CVPR 2018); costs no image-gradient"
     )
-    dropout: float = _option(
+    dropout: float = option(
         0.0,
         "real",
         "share of numbers dropped after each convolution (DFANet, Zhong and Deng, TIFS 2021, has 0.1); costs time",
         most=0.9,
     )
-    ensemble: str = _option(
+    ensemble: str = option(
         "loss",
         "choice",
         "several networks: mean of their losses with hull weights in common, mean of their gradients each divided by "
         "its own size, or one network each inner step in turns, which costs one image-gradient instead of one each",
         choices=ENSEMBLES,
     )
-    average: float = _option(
+    average: float = option(
         0.0,
         "real",
         "share of the steps, the last ones, whose masks are averaged; the cloak is eps times the sign of that mean "
         "(the mean: Polyak and Juditsky, 1992; the sign is ours); 0: the last mask",
     )
-    warmup: int = _option(
+    warmup: int = option(
         5, "whole", "convex_hull: first steps that use class_center, to leave the hull", most=MOST_STEPS
     )
-    lower: float = _option(
+    lower: float = option(
         0.0, "real", "convex_hull: least hull weight; below 0 is the extended hull; below 1/N", least=-1e3
     )
-    upper: float = _option(1.0, "real", "convex_hull: largest hull weight, above 1/N; below 1 is the reduced hull")
-    random_start: bool = _option(
+    upper: float = option(1.0, "real", "convex_hull: largest hull weight, above 1/N; below 1 is the reduced hull")
+    random_start: bool = option(
         True, "switch", "start from uniform noise in +-eps, one per photo (ga: the mean of these), instead of zero"
     )
 
     def __post_init__(self) -> None:
-        for name, option in declared().items():
-            object.__setattr__(self, name, option.check(name, getattr(self, name)))
+        check_options(self)
         if self.method == "opom":  # one step on all photos, without a look-ahead
             object.__setattr__(self, "inner_steps", 1)
             object.__setattr__(self, "inner_alpha", 0.0)
@@ -304,14 +307,38 @@ LAUNCH_OPTIONS = frozenset({"strict", "device", "backend", "engine", "dtype", "m
 """Those of `FitterOptions` that say how a fit runs; the others decide the cloak."""
 
 
-def declared() -> dict[str, Option]:
-    """Every option by name, those that most people need first."""
-    return {one.name: one.metadata["option"] for one in fields(FitConfig)}
+def declared(config: Any = FitConfig) -> dict[str, Option]:
+    """Every option of a class of options by name, those that most people need first."""
+    return {one.name: one.metadata["option"] for one in fields(config)}
 
 
-def default(name: str) -> Any:
+def default(name: str, config: Any = FitConfig) -> Any:
     """What an option is where neither the caller nor the preset says it."""
-    return next(one.default for one in fields(FitConfig) if one.name == name)
+    return next(one.default for one in fields(config) if one.name == name)
+
+
+def check_options(config: Any) -> None:
+    """Check every option of a frozen dataclass of options, and make it Python's own type.
+
+    Raises:
+        ValueError: one is out of range or of another kind.
+    """
+    for name, one in declared(type(config)).items():
+        object.__setattr__(config, name, one.check(name, getattr(config, name)))
+
+
+def refuse_unknown(options: Mapping[str, Any], config: Any = FitConfig) -> None:
+    """Raise TypeError for names that are no options."""
+    unknown = set(options) - set(declared(config))
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; expected {', '.join(declared(config))}")
+
+
+def warn_of_idle(config: Any) -> None:
+    """Log a warning for each option with which nothing can be learnt."""
+    for name, one in declared(type(config)).items():
+        if one.useful is not None and getattr(config, name) < one.useful:
+            log.warning("with %s = %g a mask protects nothing", name, getattr(config, name))
 
 
 def configure(options: Mapping[str, Any]) -> FitConfig:
@@ -325,9 +352,7 @@ def configure(options: Mapping[str, Any]) -> FitConfig:
         TypeError: a name that is not an option.
         ValueError: as `FitConfig`.
     """
-    unknown = set(options) - set(declared())
-    if unknown:
-        raise TypeError(f"unknown option {', '.join(sorted(unknown))}; expected {', '.join(declared())}")
+    refuse_unknown(options)
     given = {name: value for name, value in options.items() if value is not None}
     opom = given.get("method") == "opom"
     if opom and (ga_only := [name for name in ("batch_size", "inner_steps", "inner_alpha") if name in given]):

@@ -38,11 +38,54 @@ class Learnt:
     moved: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Tailoring:
+    """How a loop learns a mask for each face of an album: each is a person of its own with one photo.
+
+    Attributes:
+        canvas: S, the side of the pictures, on which the aligned face has a place.
+        apart: how strongly faces are driven away from each other; 1: as strongly as from the person.
+        at_once: faces that share a forward pass; None: all.
+    """
+
+    canvas: int
+    apart: float
+    at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class Album:
+    """What a pass of tailored faces has besides the pictures.
+
+    Attributes:
+        bound: [P, 3, S, S] float32, largest change on the [0, 1] scale; the mask that is learnt is a share of it.
+        place: [P, 2, 3] float32, where on the canvas the aligned face lies, as `affine_grid` takes it.
+        together: [P, P] float32, 1 for two faces that are kept apart from each other, else 0.
+    """
+
+    bound: torch.Tensor
+    place: torch.Tensor
+    together: torch.Tensor
+
+
 class State:
     """Everything that a step reads and writes, on the surrogate's device."""
 
-    def __init__(self, surrogate: Surrogate, config: FitConfig, persons: int, photos: int, plain: bool) -> None:
-        """Allocate the buffers; `pictures` are plain faces in [0, 1], or what the surrogate takes, normalised."""
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        config: FitConfig,
+        persons: int,
+        photos: int,
+        plain: bool,
+        canvas: int | None = None,
+    ) -> None:
+        """Allocate the buffers.
+
+        Args:
+            plain: `pictures` are plain faces in [0, 1]; else what the surrogate takes, normalised.
+            canvas: side of an album's pictures; every person then has noise and views of their own.
+        """
         self.config = config
         self.steps = config.steps if config.eps else 0
         self.averaged = math.ceil(config.average * self.steps)
@@ -50,17 +93,24 @@ class State:
         device, b, M = surrogate.device, config.batch(photos), config.inner_steps
         dtype, memory_format = (torch.float32, torch.contiguous_format) if plain else surrogate.takes
 
+        shape = SHAPE if canvas is None else (3, canvas, canvas)
+
         def pictures(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            flat = torch.empty(math.prod(size), *SHAPE, dtype=dtype, device=device, memory_format=memory_format)
-            return flat.zero_().view(*size, *SHAPE)
+            flat = torch.empty(math.prod(size), *shape, dtype=dtype, device=device, memory_format=memory_format)
+            return flat.zero_().view(*size, *shape)
 
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        # Once, from the seed: start noise [N, 3, 112, 112], photos [steps, M, b] and views [steps, M, b, DRAWS].
-        self.start, self.order, self.draws = draws(config, photos, device)
+        # Once, from the seed, for all persons (1) or each (P): start noise [1 or P, N, 3, 112, 112], photos
+        # [steps, M, 1 or P, b] and views [steps, M, 1 or P, b, DRAWS].
+        drawn = draws(config, photos) if canvas is None else draws_of_each(config, persons, shape)
+        self.start, self.order, self.draws = (numbers.to(device) for numbers in drawn)
         # Once per pass.
         self.faces = pictures(persons, photos)
+        self.album = None
+        if canvas is not None:
+            self.album = Album(pictures(persons), zeros(persons, 2, 3), zeros(persons, persons))
         # Each step: which photos it shows and the numbers of their views, copied in before; then what it leaves.
         self.index = zeros(M, persons, b, dtype=torch.int64)
         self.chance = zeros(M, persons, b, self.draws.shape[-1])
@@ -71,10 +121,13 @@ class State:
         self.delta_in, self.acc = pictures(persons), pictures(persons)
         self.pictures = pictures(persons, b, dtype=dtype)
 
-    def begin(self, faces: torch.Tensor) -> None:
+    def begin(self, faces: torch.Tensor, album: Album | None) -> None:
         """Start a pass: these faces, [P, N, 3, 112, 112], and the mean of the start noise."""
         self.faces.copy_(faces)
-        self.delta.copy_(self.start.mean(0).clamp(-self.eps, self.eps))
+        if self.album is not None and album is not None:
+            for name, buffer in vars(self.album).items():
+                buffer.copy_(getattr(album, name))
+        self.delta.copy_(self.start.mean(1).clamp(-self.eps, self.eps))
         self.delta_in.copy_(self.delta)
         for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved):
             buffer.zero_()
@@ -83,9 +136,9 @@ class State:
             torch.manual_seed(self.config.seed)
 
     def show(self, t: int) -> None:
-        """Put the photos and views of step t where it reads them; the same for every person."""
-        self.index.copy_(self.order[t].unsqueeze(1).expand_as(self.index))
-        self.chance.copy_(self.draws[t].unsqueeze(1).expand_as(self.chance))
+        """Put the photos and views of step t where it reads them."""
+        self.index.copy_(self.order[t].expand_as(self.index))
+        self.chance.copy_(self.draws[t].expand_as(self.chance))
 
     def keep(self, t: int) -> Learnt:
         """What was learnt with step t, in tensors of its own."""
@@ -135,8 +188,21 @@ class State:
         return lasting
 
 
-def draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Start noise [N, 3, 112, 112], photo indices [steps, M, b] and numbers of views [steps, M, b, DRAWS].
+Draws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def draws_of_each(config: FitConfig, persons: int, shape: tuple[int, int, int]) -> Draws:
+    """As `draws`, but each of P persons, who have one photo, has start noise, of this shape, and views of their own."""
+    generator = torch.Generator().manual_seed(config.seed)
+    start = torch.empty(persons, 1, *shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+    if config.grey:
+        start = start[:, :, :1].repeat(1, 1, 3, 1, 1)
+    order = torch.zeros(config.steps, config.inner_steps, persons, 1, dtype=torch.int64)
+    return start, order, torch.rand(*order.shape, DRAWS, generator=generator, dtype=torch.float32)
+
+
+def draws(config: FitConfig, photos: int) -> Draws:
+    """Start noise [1, N, 3, 112, 112], photo indices [steps, M, 1, b] and numbers of views [steps, M, 1, b, DRAWS].
 
     They are the same for every person.
     opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
@@ -163,7 +229,7 @@ def draws(config: FitConfig, photos: int, device: torch.device) -> tuple[torch.T
     views = torch.cat(
         [torch.rand(*order.shape, numbers, generator=generator, dtype=torch.float32) for numbers in goes], -1
     )
-    return start.to(device), order.to(device), views.to(device)
+    return start[None], order.unsqueeze(2), views.unsqueeze(2)
 
 
 def float32_at_most(value: float) -> float:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 __all__ = ["DRAWS", "Views", "blur_matrix"]
 
 MIX = 0.5
-TEXTURES, TEXTURE_SIZE = 64, 112
+FACE_SIZE = 112
+TEXTURES, TEXTURE_SIZE = 64, FACE_SIZE
 """How many, and their side in pixels: that of aligned faces."""
 FACE_PIXELS = (56.0, 224.0)
 CONTRAST, BRIGHTNESS = 0.2, 0.1
@@ -57,16 +58,19 @@ class Views:
         )
         self.textures = _textures(TEXTURES, TEXTURE_SIZE).to(device) if "mix" in names else None
 
-    def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor) -> Tensor:
+    def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor, place: Tensor | None = None) -> Tensor:
         """One view of each picture.
 
         Args:
             pictures: [n, 3, H, W] float32 in [0, 1], cloaked; with "mix", H = W = `TEXTURE_SIZE`.
             faces: [n, 3, H, W] float32 in [0, 1], the same without the cloak; read by "mix" and "photo" only.
             draws: [n, DRAWS] float32 in [0, 1), uniform; the same numbers give the same view.
+            place: [n, 2, 3] float32, where in a picture the aligned face lies, as `affine_grid` takes it. None: the
+                pictures are aligned faces.
 
         Returns:
-            [n, 3, H, W] float32, differentiable with respect to `pictures`; "color" may leave [0, 1].
+            Aligned faces, [n, 3, H, W], with `place` [n, 3, 112, 112], float32, differentiable with respect to
+            `pictures`; "color" may leave [0, 1].
         """
         x, names = pictures, self.names
         centred = 2 * draws - 1
@@ -87,10 +91,10 @@ class Views:
         if "jpeg" in names:
             low, high = JPEG_QUALITY
             x = _jpeg(x, low + (high - low) * draws[:, 6], self.luminance, self.chrominance)
-        if "geometry" in names or "flip" in names:
+        if place is not None or "geometry" in names or "flip" in names:
             moves = centred[:, 7:11] if "geometry" in names else torch.zeros_like(centred[:, 7:11])
             mirror = 1 - 2 * (draws[:, 11] < 0.5).to(x.dtype) if "flip" in names else torch.ones_like(draws[:, 11])
-            x = _moved(x, moves, mirror)
+            x = _moved(x, moves, mirror, place)
         return x
 
 
@@ -141,13 +145,19 @@ def _round_trip(size: Tensor, phase: Tensor, side: int) -> Tensor:  # [n], [n] i
     return (tent @ tent.mT) * (pitch[:, None, None] / width**2)
 
 
-def _moved(x: Tensor, moves: Tensor, mirror: Tensor) -> Tensor:  # moves [n, 4] in [-1, 1), mirror [n] 1 or -1
+# moves [n, 4] in [-1, 1), mirror [n] 1 or -1, place [n, 2, 3] or None
+def _moved(x: Tensor, moves: Tensor, mirror: Tensor, place: Tensor | None) -> Tensor:
+    side = x.shape[-1] if place is None else FACE_SIZE
     angle = math.radians(ROTATION) * moves[:, 2]
     scale = torch.exp(SCALE * moves[:, 3])
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-    shift = 2 * SHIFT / x.shape[-1] * moves[:, :2]
+    shift = 2 * SHIFT / side * moves[:, :2]
     theta = torch.stack((mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]), 1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    size = list(x.shape)
+    if place is not None:  # first moved as an aligned face, then found in the picture
+        theta = place[..., :2] @ theta + F.pad(place[..., 2:], (2, 0))
+        size[2:] = side, side
+    grid = F.affine_grid(theta, size, align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

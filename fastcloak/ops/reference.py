@@ -147,6 +147,7 @@ def cloak_batch_(
     out: torch.Tensor,
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
+    bound: torch.Tensor | None = None,
 ) -> None:
     """Writes clip(faces[index] + delta_in, 0, 1) * scale + shift into a static buffer: what the network takes.
 
@@ -159,7 +160,8 @@ def cloak_batch_(
         scale, shift: [3] float32, one per channel, both or neither. None: 1 and 0.
     """
     rows = torch.arange(faces.shape[0], device=faces.device)[:, None]
-    pictures = (faces[rows, index] + delta_in[:, None]).clamp_(0, 1)
+    delta = delta_in if bound is None else bound * delta_in
+    pictures = (faces[rows, index] + delta[:, None]).clamp_(0, 1)
     if scale is not None and shift is not None:
         pictures.mul_(scale[:, None, None]).add_(shift[:, None, None])
     out.copy_(pictures)

@@ -34,11 +34,13 @@ class Enrolment:
         surrogate: the face network.
         center: [D] float32, unit length: direction of the mean of the unit features of the person's photos.
         threshold: cosine to `center` from which a face is the person's.
+        faces: [N, 3, 112, 112] float32 in [0, 1], the person's photos.
     """
 
     surrogate: Surrogate
     center: torch.Tensor
     threshold: float
+    faces: torch.Tensor
 
     def similarities(self, crops: torch.Tensor) -> torch.Tensor:
         """Cosine to the person, [n] on the CPU, of faces [n, 3, 112, 112], float32 in [0, 1]."""
@@ -102,8 +104,9 @@ def enrol(photos: Any, model: Any = "sface", *, threshold: float | None = None) 
         )
     if not -1 <= least <= 1:
         raise ValueError(f"threshold must be a cosine in [-1, 1], got {least}")
-    features = unit_features(surrogate, load_faces(photos))
-    return Enrolment(surrogate, F.normalize(features.mean(0), dim=0), float(least))
+    faces = load_faces(photos)
+    features = unit_features(surrogate, faces)
+    return Enrolment(surrogate, F.normalize(features.mean(0), dim=0), float(least), faces)
 
 
 def verification_threshold(name: str) -> float | None:

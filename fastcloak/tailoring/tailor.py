@@ -1,0 +1,211 @@
+"""Masks for the faces of an album, each its own: `tailor` for aligned faces, `Tailor` for canvases, pass by pass.
+
+The loop is that of `fastcloak.fitting.loop` with a person for each face:
+
+    w <- own noise in [-1, 1]
+    for t = 1 .. T:                            one network a step, in turns
+        x <- a view of clip(canvas + E w, 0, 1), aligned
+        loss <- -<z, c> + ...                  z: unit feature of x, c: mean of the person's clean unit features
+        ... - apart <z, o>                     o: mean of the others' features, the most similar ones first
+        w <- clip(w + sign(velocity) / 8, -1, 1)
+    mask <- E sign(mean of w over the last half of the steps)
+
+E is the bound of each pixel, see `look.py`. What is new against OPOM: a mask a photo, and photos that repel each other.
+The features are not kept anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcloak.fitting.learner import Learner
+from fastcloak.fitting.objective import EARLIER
+from fastcloak.fitting.options import warn_of_idle
+from fastcloak.fitting.run import own_modes
+from fastcloak.fitting.state import Album, Learnt, Tailoring
+from fastcloak.models import unit_features
+from fastcloak.photos.alignment import SIZE, Floats
+from fastcloak.photos.inputs import load_faces
+from fastcloak.protection.enrolment import Enrolment
+from fastcloak.protection.outliers import stranger_bound
+from fastcloak.tailoring.canvas import SIDE, Canvas, aligned_face, canvas_of
+from fastcloak.tailoring.look import bounds
+from fastcloak.tailoring.options import configure_tailor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastcloak.tailoring.options import TailorOptions
+
+AT_ONCE = 8
+"""Faces that share a forward pass on a CPU: more than that no longer fit its caches."""
+FACES_PER_PASS = {"cpu": 16, "cuda": 128}
+"""Faces of a pass, which are kept apart from each other; those of a CPU are few, so that photos are done soon."""
+
+
+def tailor(
+    images: Any,
+    me: Enrolment | None,
+    models: Any = ("sface", "dlib"),
+    *,
+    device: str | torch.device = "auto",
+    backend: str = "auto",
+    engine: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    **options: Unpack[TailorOptions],
+) -> Tensor:
+    """Learns a mask for each of many aligned faces of one person, who is not recognised in them, nor are they linked.
+
+        me = fastcloak.enrol("photos/of/me")
+        masks = fastcloak.tailor(faces, me)
+        posted = (faces + masks).clamp(0, 1)
+
+    `fastcloak.tailor_photos` does it for photos.
+
+    Args:
+        images: n faces; whatever `load_faces` takes.
+        me: the person, from about ten photos. None: each face is driven away from its own features only, which
+            protects less.
+        models: the networks to learn on, one or more; whatever `load_model` takes.
+        device, backend, engine, dtype: as for `fit`.
+        options: `fastcloak.tailoring.options.TailorOptions`; docs/use.md and `fastcloak tailor --help` list them.
+
+    Returns:
+        [n, 3, 112, 112] float32 on the CPU, within the largest bound of the options.
+
+    Raises:
+        ValueError: bad input; the message names it, what was expected and a hint.
+        FloatingPointError: NaN or Inf in a network's embeddings or gradients.
+        TypeError: images or models of a type that cannot be taken, or an unknown option.
+
+    Source: ours; the loop is that of GA-OPOM, the views those of DI (Xie et al., CVPR 2019).
+    """
+    faces = load_faces(images)
+    worker = Tailor(me, models, device=device, backend=backend, engine=engine, dtype=dtype, **options)
+    masks = torch.zeros_like(faces)
+    pixels = (255 * faces).permute(0, 2, 3, 1).numpy()
+    grey = (faces == faces[:, :1]).all(3).all(2).all(1)
+    for kind in set(grey.tolist()):
+        for part in torch.split((grey == kind).nonzero().flatten(), worker.faces_per_pass):
+            canvases = [canvas_of(pixels[i], aligned_face()) for i in part.tolist()]
+            learnt = np.stack([mask * bound for mask, bound in worker.masks(canvases, grey=kind)])
+            masks[part] = torch.from_numpy(learnt)[:, :SIZE, :SIZE].permute(0, 3, 1, 2)
+            worker.remember((faces[part] + masks[part]).clamp(0, 1))
+    return masks
+
+
+class Tailor(Learner):
+    """Networks made ready, and the loop captured, for many passes of one person's album.
+
+    Attributes:
+        config: the options.
+        faces_per_pass: how many faces share a pass.
+    """
+
+    def __init__(
+        self,
+        me: Enrolment | None,
+        models: Any = ("sface", "dlib"),
+        *,
+        device: str | torch.device = "auto",
+        backend: str = "auto",
+        engine: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        **options: Unpack[TailorOptions],
+    ) -> None:
+        """Loads and prepares; arguments and errors are those of `tailor`."""
+        self.config = configure_tailor(options)
+        warn_of_idle(self.config)
+        super().__init__(models, device, backend, engine, dtype)
+        self.faces_per_pass = FACES_PER_PASS[self.device.type]
+        on_cpu = self.device.type == "cpu"
+        self._tailoring = Tailoring(SIDE, self.config.apart, AT_ONCE if on_cpu else None)
+        self._earlier = torch.empty(0, self.surrogate.embedding_size, device=self.device)
+        self._center: Tensor | None = None
+        if me is not None:
+            with own_modes(self.device):
+                self._center = unit_features(self.surrogate, me.faces).mean(0)
+
+    def remember(self, faces: Tensor) -> None:
+        """Keep later passes apart from faces that are protected already, [n, 3, 112, 112] float32 in [0, 1]."""
+        with own_modes(self.device):
+            seen = torch.cat((self._earlier, unit_features(self.surrogate, faces)))
+        # Of many, those that are evenly spread over time.
+        spread = torch.linspace(0, len(seen) - 1, min(len(seen), EARLIER)).round().long()
+        self._earlier = seen[spread.to(seen.device)]
+
+    def masks(
+        self, canvases: Sequence[Canvas], *, grey: bool = False, of_several: bool = False
+    ) -> list[tuple[Floats, Floats]]:
+        """Learn a mask for each face of one pass.
+
+        Args:
+            canvases: one or more.
+            grey: masks of three equal channels, for grey photos.
+            of_several: the faces are of several people: only those that look alike are kept apart.
+
+        Returns:
+            For each face its mask w and its bound E, [160, 160, 3] float32: E w is what the face changes by, w is -1,
+            0 or 1, E on the [0, 1] scale.
+
+        Raises:
+            FloatingPointError: a network's embeddings or gradients became NaN or Inf.
+            ValueError: a network without a gradient.
+        """
+        with own_modes(self.device):
+            pictures = self._stacked([canvas.picture for canvas in canvases]) / 255
+            bound = [bounds(canvas, self.config) for canvas in canvases]
+            place = torch.from_numpy(np.stack([canvas.place for canvas in canvases])).to(self.device)
+            clean = unit_features(self.surrogate, _aligned(pictures, place))
+            center = clean if self._center is None else self._center.expand_as(clean)
+            learnt = self.run(
+                self.config.loop(grey),
+                len(canvases),
+                1,
+                self._tailoring,
+                faces=pictures[:, None],
+                features=center[:, None],
+                album=Album(self._stacked(bound), place, self._together(clean, of_several)),
+                earlier=self._earlier[:0] if of_several else self._earlier,
+            )
+        _check(learnt, self.config.gradients)
+        masks = learnt.delta.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return list(zip(masks, bound, strict=True))
+
+    def _together(self, clean: Tensor, of_several: bool) -> Tensor:
+        """Whom to keep apart, [P, P]: all, or of several people those that may be one."""
+        together = torch.ones(len(clean), len(clean), device=clean.device)
+        least = stranger_bound(self.surrogate) if of_several else None
+        if least is not None:
+            together *= clean @ clean.T >= least
+        return together.fill_diagonal_(0)
+
+    def _stacked(self, pictures: Sequence[Floats]) -> Tensor:
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+
+def _aligned(pictures: Tensor, place: Tensor) -> Tensor:
+    size = [len(pictures), 3, SIZE, SIZE]
+    grid = F.affine_grid(place, size, align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def _check(learnt: Learnt, steps: int) -> None:
+    bad = ~(learnt.losses[:steps].isfinite().all(1))
+    if bad.any() or not learnt.delta.isfinite().all():
+        step = int(bad.nonzero()[0]) if bad.any() else steps - 1
+        raise FloatingPointError(
+            f"a network's embeddings or gradients became NaN or Inf at step {step + 1} of {steps}; check the networks "
+            "(and their scale and shift), or use dtype='float32'"
+        )
+    if steps and not learnt.moved.all():
+        raise ValueError(
+            "the gradient was zero at every step, so that nothing was learnt: the networks must be differentiable and "
+            "give different embeddings for different photos"
+        )
