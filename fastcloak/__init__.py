@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         PersonNotFoundError,
         PhotoError,
     )
+    from fastcloak.tailoring.album import tailor_photos
+    from fastcloak.tailoring.tailor import tailor
 
 __all__ = [
     "AlreadyProtectedError",
@@ -57,6 +59,8 @@ __all__ = [
     "protect",
     "protect_photo",
     "protect_photos",
+    "tailor",
+    "tailor_photos",
     "write_page",
 ]
 
@@ -84,6 +88,8 @@ _MODULES = {
         "PersonNotFoundError",
         "PhotoError",
     ],
+    "tailoring.album": ["tailor_photos"],
+    "tailoring.tailor": ["tailor"],
 }
 """Where each public name is, so that it is imported at its first use: PyTorch takes a second."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
