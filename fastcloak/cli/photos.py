@@ -38,6 +38,7 @@ class Photos:
 
         self.outcomes: list[Outcome] = []
         self._photos, self._arguments, self._learnt = photos, arguments, 0.0
+        self._keep()
         shape = "{l_bar}{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         off = True if arguments.json else None  # None: where it is no terminal
         self._bar = tqdm(total=photos, desc=doing, unit="photo", disable=off, bar_format=shape)
@@ -55,16 +56,19 @@ class Photos:
 
     def show(self, outcome: Outcome) -> None:
         """Move the bar after a photo, and print what is to be said of it."""
-        from fastcloak.protection.album import DONE_BEFORE, PROTECTED
-
         self.outcomes.append(outcome)
-        done = sum(outcome.status in (PROTECTED, DONE_BEFORE) for outcome in self.outcomes)
-        output = self._arguments.output
-        self._arguments.kept = f"; {done} of {self._photos} photos are protected in {output}"
+        self._keep()
         self._move()
         for words in filter(None, () if self._arguments.json else (outcome.error, *outcome.warnings)):
             named = words if words.startswith(str(outcome.source)) else f"{outcome.source}: {words}"
             self._bar.write(plain_name(named), file=sys.stderr)
+
+    def _keep(self) -> None:
+        from fastcloak.protection.album import DONE_BEFORE, PROTECTED
+
+        done = sum(outcome.status in (PROTECTED, DONE_BEFORE) for outcome in self.outcomes)
+        output = self._arguments.output
+        self._arguments.kept = f"; {done} of {self._photos} photos are protected in {output}"
 
     def _move(self) -> None:
         from fastcloak.protection.album import PROTECTED
