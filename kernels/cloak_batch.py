@@ -1,11 +1,12 @@
-"""The batch as the network takes it: out = clip(faces[index] + delta_in, 0, 1) * scale + shift, in out's dtype.
+"""The batch a network takes: out = clip(faces[index] + bound * delta_in, 0, 1) * scale + shift, in out's dtype.
 
 Bytes per launch, n = 3 H W, e bytes per element of out: reads P (4 b n + 4 n + 8 b), writes P b n e. Unfused PyTorch
 (arange, gather, add, clamp_, mul_, add_, copy_) reads P (24 b n + 4 n) and writes P b n (20 + e) in seven launches.
+A bound adds P 4 n read here; in PyTorch P 8 n read, P 4 n written and an eighth launch.
 
 The limit is memory: 1.66 MB read and 0.75 MB written at P = 1, b = 10, 112 x 112, bfloat16. A program takes one block
-of the mask and adds it to that block of every photo, so that the mask is read once; the loop over the photos is
-unrolled (their loads in flight at once).
+of the mask, times its bound, and adds it to that block of every photo, so that both are read once; the loop over the
+photos is unrolled (their loads in flight at once).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-not-found"
@@ -32,6 +33,7 @@ def _cloak_photo(faces_ptr, photo, out_ptr, faces_o, o, inside, delta, scale, sh
 def _cloak_batch_kernel(
     faces_ptr,  # [P, N, 3, H, W] float32
     delta_in_ptr,  # [P, 3, H, W] float32
+    bound_ptr,  # [P, 3, H, W] float32, read if BOUNDED
     index_ptr,  # [P, B] int64, with strides
     out_ptr,  # [P, B, 3, H, W], out
     scale_ptr,  # [3] float32, read if SCALED
@@ -45,6 +47,8 @@ def _cloak_batch_kernel(
     LAST: tl.constexpr,  # out is channels_last, and so is the walk
     FACES_LAST: tl.constexpr,
     DELTA_LAST: tl.constexpr,
+    BOUND_LAST: tl.constexpr,
+    BOUNDED: tl.constexpr,
     SCALED: tl.constexpr,
     UNROLLED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -54,6 +58,8 @@ def _cloak_batch_kernel(
     inside = o < n
     faces_o = offset(o, HW, LAST, FACES_LAST)
     delta = tl.load(delta_in_ptr + p * n + offset(o, HW, LAST, DELTA_LAST), mask=inside, other=0.0)
+    if BOUNDED:
+        delta *= tl.load(bound_ptr + p * n + offset(o, HW, LAST, BOUND_LAST), mask=inside, other=0.0)
     scale = per_channel(scale_ptr, o, HW, LAST) if SCALED else 1.0
     shift = per_channel(shift_ptr, o, HW, LAST) if SCALED else 0.0
     faces_ptr += p * N * n
@@ -79,6 +85,7 @@ def cloak_batch_(
     out: torch.Tensor,
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
+    bound: torch.Tensor | None = None,
 ) -> None:
     """`fastcloak.ops.reference.cloak_batch_` in one launch. An index outside [0, N) makes its picture NaN.
 
@@ -88,6 +95,7 @@ def cloak_batch_(
         index: [P, b] int64, any strides.
         out: [P, b, 3, H, W] float32, bfloat16 or float16, contiguous or channels_last, overwritten.
         scale, shift: as in the reference.
+        bound: [P, 3, H, W] float32, contiguous or channels_last (otherwise copied), or None.
 
     Raises:
         ValueError: a shape, dtype, device or memory format that the kernel cannot take.
@@ -104,10 +112,14 @@ def cloak_batch_(
         check("scale", scale, (3,), (torch.float32,), out.device)
         check("shift", shift, (3,), (torch.float32,), out.device)
         pair = [scale.contiguous(), shift.contiguous()]
+    if bound is not None:
+        check("bound", bound, (P, 3, H, W), (torch.float32,), out.device)
+    limit = delta_in if bound is None else dense(bound)
     with torch.cuda.device_of(out):
         _cloak_batch_kernel[(P, triton.cdiv(3 * H * W, BLOCK))](
             faces,
             delta_in,
+            limit,
             index,
             out,
             *pair,
@@ -119,6 +131,8 @@ def cloak_batch_(
             LAST=is_channels_last("out", out),
             FACES_LAST=is_channels_last("faces", faces),
             DELTA_LAST=is_channels_last("delta_in", delta_in),
+            BOUND_LAST=is_channels_last("bound", limit),
+            BOUNDED=bound is not None,
             SCALED=scaled,
             UNROLLED=b <= UNROLL,
             **LAUNCH,

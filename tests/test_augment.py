@@ -44,6 +44,18 @@ def test_the_same_numbers_give_the_same_view_and_others_another(name):
     assert not torch.equal(seen, cloaked(faces))
 
 
+def test_a_face_is_seen_at_its_place():
+    """A canvas of 160 pixels holds the face at (20, 30): without moves the view is the face itself."""
+    canvas = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    canvas[:, :, 30:142, 20:132] = smooth_faces(2)
+    corner = [(2 * (20 + 55.5) + 1) / 160 - 1, (2 * (30 + 55.5) + 1) / 160 - 1]
+    place = torch.tensor([[112 / 160, 0, corner[0]], [0, 112 / 160, corner[1]]]).expand(2, 2, 3)
+    assert_close(views()(canvas, canvas, draws(2), place), smooth_faces(2))
+    assert_close(views("flip")(canvas, canvas, draws(2, {11: 0.1}), place), smooth_faces(2).flip(3))
+    moved = views("geometry")(canvas, canvas, draws(2), place)[..., 20:92, 20:92]
+    assert_close(moved, views("geometry")(smooth_faces(2), canvas, draws(2))[..., 20:92, 20:92], atol=1e-4)
+
+
 def test_views_of_a_batch_are_those_of_its_pictures():
     faces, view, numbers = smooth_faces(3), views(*AUGMENTATIONS), draws(3)
     together = view(cloaked(faces), faces, numbers)

@@ -71,7 +71,7 @@ def test_every_section_writes_rows_with_machine_and_numbers(dry_run, topic):
         assert empty <= {"variant", "layout"}
     assert len(rows) >= 2
     if topic == "kernels":
-        assert len({(row["operation"], row["variant"]) for row in rows}) == 8
+        assert len({(row["operation"], row["variant"]) for row in rows}) == 9
 
 
 def test_what_fails_is_a_row_that_says_why_and_the_others_go_on(tmp_path, capsys, monkeypatch):
@@ -95,6 +95,7 @@ def test_bytes_are_the_minimum_and_agreement_tells_rounding_from_error():
     found = picture_operations(P, b, torch.bfloat16, True, torch.device("cpu"), side=6, photos=3)
     moved = {(operation.name, operation.variant): operation.moved for operation in found}
     assert moved["cloak_batch_", ""] == P * (4 * b * n + 4 * n + 8 * b + 2 * b * n) + 24  # bfloat16 out
+    assert moved["cloak_batch_", "bound"] == moved["cloak_batch_", ""] + P * 4 * n
     assert moved["outer_step_", "momentum"] == P * n * 4 * 7
     exact = torch.linspace(-1, 1, 101)
     assert agreement([(exact + 1e-6, exact)])[1]

@@ -103,8 +103,11 @@ def parts(clean, objective="convex_hull"):
 
 
 def check_hull_loss(clean, cloaked, index, objective, **bounds):
+    return check_hull_loss_at(*parts(clean, objective), cloaked, index, objective, **bounds)
+
+
+def check_hull_loss_at(points, gram, center, cloaked, index, objective, **bounds):
     """Compares all three results with the reference in the same dtype and in float64; returns the kernel's."""
-    points, gram, center = parts(clean, objective)
     actual = hull_loss(cloaked, points, gram, center, index, objective, **bounds)
     expected = reference.hull_loss(cloaked, points, gram, center, index, objective, **bounds)
     exact = reference.hull_loss(cloaked.double(), points.double(), gram, center.double(), index, objective, **bounds)
@@ -134,6 +137,24 @@ def test_hull_loss_equals_the_reference(objective, sizes, nan_filled):
 def test_hulls_whose_points_are_read_in_blocks(case, nan_filled):
     objective, K, D = case
     check_hull_loss(*clean_and_cloaked(1, 1, K, D), objective)
+
+
+def test_a_center_that_changes_from_photo_to_photo(nan_filled):
+    # An album: as many masks as photos, no points, and centers of any length, of which some are zero.
+    P, D = 300, 63
+    center = random(P, D, seed=1) * torch.linspace(0, 2, P, device=DEVICE)[:, None] / D**0.5
+    center[[7, -1]] = 0
+    points, gram = torch.zeros(P, 1, D, device=DEVICE), torch.zeros(P, 1, 1, dtype=torch.float64, device=DEVICE)
+    index = torch.zeros(P, 1, dtype=torch.int64, device=DEVICE)
+    cloaked = 20 * random(P, 1, D) / D**0.5
+    loss, grad, gap = check_hull_loss_at(points, gram, center, cloaked, index, "fi_uap_plus")
+    still = (center == 0).all(-1)
+    assert still.sum() == 3
+    assert torch.equal((loss == 0).flatten(), still)
+    assert torch.equal((grad == 0).all(-1).flatten(), still)
+    assert not gap.any()
+    views = hull_loss(cloaked, points, gram, with_gaps(center), index, "fi_uap_plus")
+    assert_same(views, (loss, grad, gap))
 
 
 BOUNDS = {"lower": 0.02, "upper": 0.3}
@@ -302,11 +323,11 @@ def batch(P, N, b, H, W, formats=(False, False, False), dtype=torch.float32):
     )
 
 
-def check_cloak_batch(faces, delta, index, out, scaled=False):
-    pair = (SCALE, SHIFT) if scaled else ()
+def check_cloak_batch(faces, delta, index, out, scaled=False, bound=None):
+    pair = (SCALE, SHIFT) if scaled else (None, None)
     ours, theirs = copies(out.fill_(math.nan), out)
-    cloak_batch_(faces, delta, index, ours, *pair)
-    reference.cloak_batch_(faces, delta, index, theirs, *pair)
+    cloak_batch_(faces, delta, index, ours, *pair, bound)
+    reference.cloak_batch_(faces, delta, index, theirs, *pair, bound)
     if out.dtype == torch.bfloat16 and not CUDA:  # the interpreter cuts off where a GPU rounds: one step
         difference = (ours.double() - theirs.double()).abs()
         assert (difference <= torch.finfo(out.dtype).eps * theirs.double().abs()).all()
@@ -317,22 +338,38 @@ def check_cloak_batch(faces, delta, index, out, scaled=False):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("size", [(1, 1, 1, 7, 7), (2, 10, 3, 13, 5), (3, 3, 17, 8, 8)])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_cloak_batch_equals_the_reference(dtype, size, scaled):
-    check_cloak_batch(*batch(*size, dtype=dtype), scaled)
+@pytest.mark.parametrize("bounded", [False, True])
+def test_cloak_batch_equals_the_reference(dtype, size, scaled, bounded):
+    faces, delta, index, out = batch(*size, dtype=dtype)
+    bound = random(*delta.shape, seed=2, uniform=True) if bounded else None
+    check_cloak_batch(faces, delta, index, out, scaled, bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_cloak_batch_in_any_memory_format(dtype):
     for formats in FORMATS:
-        check_cloak_batch(*batch(2, 4, 3, 13, 11, formats, dtype), scaled=True)
+        state = batch(2, 4, 3, 13, 11, formats, dtype)
+        check_cloak_batch(*state, scaled=True)
+        for last in (False, True):
+            bound = in_format(random(2, 3, 13, 11, seed=2, uniform=True), last)
+            check_cloak_batch(*state, scaled=True, bound=bound)
 
 
 def test_cloak_batch_takes_views():
     faces, delta, index, out = batch(2, 4, 3, 7, 7)
     expected, actual = copies(out, out)
     same = index[:, :1].expand(-1, 3)
-    cloak_batch_(faces, delta, same.contiguous(), expected)
-    cloak_batch_(with_gaps(faces), with_gaps(delta), same, actual)
+    bound = random(2, 3, 7, 7, seed=2, uniform=True)
+    cloak_batch_(faces, delta, same.contiguous(), expected, bound=bound)
+    cloak_batch_(with_gaps(faces), with_gaps(delta), same, actual, bound=with_gaps(bound))
+    assert torch.equal(actual, expected)
+
+
+def test_a_bound_of_one_gives_the_bits_of_no_bound():
+    faces, delta, index, out = batch(2, 4, 3, 7, 7)
+    expected, actual = copies(out, out)
+    cloak_batch_(faces, delta, index, expected, SCALE, SHIFT)
+    cloak_batch_(faces, delta, index, actual, SCALE, SHIFT, torch.ones_like(delta))
     assert torch.equal(actual, expected)
 
 
@@ -343,6 +380,9 @@ def test_a_bad_photo_or_index_shows_in_its_picture_only():
     faces[0, 1, 0, 2, 3] = math.nan
     faces[1, 0, 0, 2, 3] = math.inf
     check_cloak_batch(faces, delta, index, out)
+    bound = torch.ones_like(delta)
+    bound[1, 2, 6, 0] = math.nan
+    check_cloak_batch(faces, delta, index, out, bound=bound)
     index[1] = torch.tensor([-1, 4, 0])
     cloak_batch_(faces, delta, index, out)
     assert out.isnan().sum((2, 3, 4)).tolist() == [[0, 1, 0], [147, 147, 0]]
@@ -368,7 +408,7 @@ def calls():
         "hull_loss": {"features": features, **at, "index": index, "objective": "affine_hull"},
         "accumulate_step_": {"grads": grads, "acc": acc, "delta_in": delta_in, **step, "scale": SCALE},
         "outer_step_": {**masks, **step, "decay": 1.0},
-        "cloak_batch_": {**pictures, "scale": SCALE, "shift": SHIFT},
+        "cloak_batch_": {**pictures, "scale": SCALE, "shift": SHIFT, "bound": random(2, 3, 5, 5, uniform=True)},
     }
 
 
@@ -400,6 +440,8 @@ MANY = {"points": torch.zeros(2, 65, 16), "gram": torch.zeros(2, 65, 65, dtype=t
         ("cloak_batch_", {"faces": random(2, 4, 3, 5, 6)}, r"faces must be \[2, N, 3, 5, 5\]"),
         ("cloak_batch_", {"index": torch.zeros(2, 2, dtype=torch.int64)}, r"index must be \[2, 3\] int64"),
         ("cloak_batch_", {"scale": random(4)}, r"scale must be \[3\] float32"),
+        ("cloak_batch_", {"bound": random(1, 3, 5, 5)}, r"bound must be \[2, 3, 5, 5\] float32"),
+        ("cloak_batch_", {"bound": random(2, 3, 5, 5).half()}, "bound must be .* float32"),
     ],
 )
 def test_arguments_that_a_kernel_cannot_take_are_refused_with_a_hint(operation, change, message):
@@ -465,6 +507,7 @@ def test_programs_move_the_bytes_that_the_table_says(monkeypatch):
     cases += [("hull_loss", calls()["hull_loss"] | {"objective": objective}) for objective in OBJECTIVES]
     cases += [("outer_step_", calls()["outer_step_"] | {"decay": 0.0})]
     cases += [("cloak_batch_", calls()["cloak_batch_"] | {"scale": None, "shift": None})]
+    cases += [("cloak_batch_", calls()["cloak_batch_"] | {"bound": None})]
     for name, arguments in cases:
         with kernel_table.recorded(run=True) as launches:
             moved.update(read=0, written=0)

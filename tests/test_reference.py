@@ -73,6 +73,18 @@ def test_fi_uap_plus_gradient_is_half_that_of_class_center():
     torch.testing.assert_close(2 * call(*batch, "fi_uap_plus")[1], call(*batch, "class_center")[1])
 
 
+def test_fi_uap_plus_takes_any_center():
+    # z = (0.6, 0.8), c = (2, -1): -<z, c> = -0.4; slope (-2, 1), without its radial part -0.4 z and over |f| = 5:
+    # (-1.76, 1.32) / 5. No center: nothing to move away from.
+    cloaked = torch.tensor([3.0, 4.0], dtype=torch.float64).expand(2, 1, 2)
+    center = torch.tensor([[2.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    points, gram, index = torch.zeros(2, 1, 2), torch.zeros(2, 1, 1, dtype=torch.float64), torch.zeros(2, 1).long()
+    loss, grad, gap = hull_loss(cloaked, points, gram, center, index, "fi_uap_plus")
+    torch.testing.assert_close(loss, torch.tensor([[-0.4], [0.0]], dtype=torch.float64))
+    torch.testing.assert_close(grad, torch.tensor([[[-0.352, 0.264]], [[0.0, 0.0]]], dtype=torch.float64))
+    assert not gap.any()
+
+
 def test_hulls_are_nested():
     batch = clean_and_cloaked()
     affine, convex, center = (call(*batch, kind)[0] for kind in ("affine_hull", "convex_hull", "class_center"))
@@ -136,6 +148,35 @@ def test_cloak_batch_by_hand():
     out = torch.full((1, 2, 3, 1, 1), math.nan)
     cloak_batch_(faces, channels(0.1, -0.1, 0.0), torch.tensor([[2, 0]]), out)
     torch.testing.assert_close(out.flatten(), torch.tensor([1.0, 0.9, 1.0, 0.1, 0.0, 0.0]))
+
+
+def test_cloak_batch_with_a_bound_by_hand():
+    # Changes 0.5 * 0.5, 0.25 * -1 and 0.75 * 1: at 0, clipped below in the second channel, at 1 above in the others.
+    faces = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1, 1).expand(1, 3, 3, 1, 1)
+    out = torch.full((1, 3, 3, 1, 1), math.nan)
+    mask, bound = channels(0.5, -1.0, 1.0), channels(0.5, 0.25, 0.75)
+    cloak_batch_(faces, mask, torch.tensor([[1, 0, 2]]), out, bound=bound)
+    assert out.flatten().tolist() == [0.75, 0.25, 1.0, 0.25, 0.0, 0.75, 1.0, 0.75, 1.0]
+    scale, shift = torch.tensor([2.0, 4.0, -2.0]), torch.tensor([-1.0, 0.0, 1.0])
+    cloak_batch_(faces, mask, torch.tensor([[1, 0, 2]]), out, scale, shift, bound)
+    assert out.flatten().tolist() == [0.5, 1.0, -1.0, -0.5, 0.0, -0.5, 1.0, 3.0, -1.0]
+
+
+def test_a_bound_is_each_values_largest_change():
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(2, 1, 3, 7, 5, generator=generator)
+    mask, bound = (torch.rand(2, 3, 7, 5, generator=generator) for _ in range(2))
+    mask = 2 * mask - 1
+    index, out = torch.zeros(2, 1, dtype=torch.int64), torch.empty(2, 1, 3, 7, 5)
+    cloak_batch_(faces, mask, index, out, bound=bound)
+    exact = (faces.double() + bound.double()[:, None] * mask.double()[:, None]).clamp(0, 1)
+    torch.testing.assert_close(out.double(), exact, atol=2e-7, rtol=0)
+    assert ((out - faces).abs() <= bound[:, None] + 2e-7).all()
+    for name, value in (("nothing", 0.0), ("the mask", 1.0)):
+        expected = torch.empty_like(out)
+        cloak_batch_(faces, value * mask, index, expected)
+        cloak_batch_(faces, mask, index, out, bound=torch.full_like(bound, value))
+        assert torch.equal(out, expected), name
 
 
 def test_cloak_batch_takes_each_person_their_own_mask_and_photos():

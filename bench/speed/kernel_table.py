@@ -143,6 +143,8 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
     one = pictures(torch.float32, b=1)
     yield "float32 b=1", partial(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
     yield "float32 b=1", partial(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
+    face = pictures(torch.float32, b=1)
+    yield "float32 N=1 b=1 bound", partial(kernels.cloak_batch_, face, delta, index[:, :1], one, bound=acc)
     yield "plain", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
     yield "momentum", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
 
@@ -182,6 +184,7 @@ def traffic(launch: Launch) -> tuple[int, int, int, int]:
     elif launch.name == "_cloak_batch_kernel":
         photos = launch.grid[0] * a["B"]
         read, written = photos * 4 * a["n"] + size["delta_in_ptr"], size["out_ptr"]
+        read += size["bound_ptr"] if a["BOUNDED"] else 0
         again = 8 * a["B"] + (24 if a["SCALED"] else 0)
     else:
         raise ValueError(f"no formula for {launch.name}; add it here")

@@ -93,6 +93,7 @@ def picture_operations(
     arguments: tuple[Any, ...] = (pictures(P, photos), state(), index, pictures(P, b, dtype=dtype), scale, shift)
     moved = P * (4 * min(b, photos) * n + 4 * n + 8 * b + b * n * e) + 24
     yield Operation("cloak_batch_", "", what, arguments, moved)
+    yield Operation("cloak_batch_", "bound", what, (*arguments, pictures(P)), moved + P * 4 * n)
 
     grads = (pictures(P, b, scale=2) - 1).to(dtype)
     arguments = (grads, state(), state(), EPS / 2, EPS, scale)

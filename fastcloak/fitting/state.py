@@ -194,11 +194,15 @@ Draws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def draws_of_each(config: FitConfig, persons: int, shape: tuple[int, int, int]) -> Draws:
     """As `draws`, but each of P persons, who have one photo, has start noise, of this shape, and views of their own."""
     generator = torch.Generator().manual_seed(config.seed)
-    start = torch.empty(persons, 1, *shape, dtype=torch.float32).uniform_(-1, 1, generator=generator)
-    if config.grey:
-        start = start[:, :, :1].repeat(1, 1, 3, 1, 1)
+    noise, views = [], []
+    for _ in range(persons):  # one after the other: those of the first do not depend on how many there are
+        start = torch.zeros(1, *shape, dtype=torch.float32)
+        if config.random_start and config.steps:
+            start.uniform_(-1, 1, generator=generator).mul_(float32_at_most(config.eps))
+        noise.append(start[:, :1].repeat(1, 3, 1, 1) if config.grey else start)
+        views.append(torch.rand(config.steps, config.inner_steps, 1, DRAWS, generator=generator, dtype=torch.float32))
     order = torch.zeros(config.steps, config.inner_steps, persons, 1, dtype=torch.int64)
-    return start, order, torch.rand(*order.shape, DRAWS, generator=generator, dtype=torch.float32)
+    return torch.stack(noise), order, torch.stack(views, 2)
 
 
 def draws(config: FitConfig, photos: int) -> Draws:

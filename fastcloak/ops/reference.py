@@ -149,7 +149,7 @@ def cloak_batch_(
     shift: torch.Tensor | None = None,
     bound: torch.Tensor | None = None,
 ) -> None:
-    """Writes clip(faces[index] + delta_in, 0, 1) * scale + shift into a static buffer: what the network takes.
+    """Writes clip(faces[index] + bound * delta_in, 0, 1) * scale + shift into a static buffer: what the network takes.
 
     Args:
         faces: [P, N, 3, H, W] float32 in [0, 1].
@@ -158,10 +158,12 @@ def cloak_batch_(
         out: [P, b, 3, H, W] float32, bfloat16 or float16, contiguous or channels_last, overwritten. Computed in
             float32 and rounded once.
         scale, shift: [3] float32, one per channel, both or neither. None: 1 and 0.
+        bound: [P, 3, H, W] float32, at least 0: each value's own largest change, where delta_in lies in [-1, 1] and
+            the other operations take eps = 1. None: 1.
     """
+    mask = delta_in if bound is None else bound * delta_in
     rows = torch.arange(faces.shape[0], device=faces.device)[:, None]
-    delta = delta_in if bound is None else bound * delta_in
-    pictures = (faces[rows, index] + delta[:, None]).clamp_(0, 1)
+    pictures = (faces[rows, index] + mask[:, None]).clamp_(0, 1)
     if scale is not None and shift is not None:
         pictures.mul_(scale[:, None, None]).add_(shift[:, None, None])
     out.copy_(pictures)

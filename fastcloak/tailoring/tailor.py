@@ -91,7 +91,7 @@ def tailor(
     masks = torch.zeros_like(faces)
     pixels = (255 * faces).permute(0, 2, 3, 1).numpy()
     grey = (faces == faces[:, :1]).all(3).all(2).all(1)
-    for kind in set(grey.tolist()):
+    for kind in sorted(set(grey.tolist())):
         for part in torch.split((grey == kind).nonzero().flatten(), worker.faces_per_pass):
             canvases = [canvas_of(pixels[i], aligned_face()) for i in part.tolist()]
             learnt = np.stack([mask * bound for mask, bound in worker.masks(canvases, grey=kind)])
