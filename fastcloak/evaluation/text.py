@@ -73,6 +73,11 @@ def mean(values: Sequence[float | None]) -> str:
     return f"{sum(known) / len(known):.3f}" if known else "-"
 
 
+def rounded(value: float | None, decimals: int) -> str:
+    """Write a number with so many decimals, or "-" if it is not known."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
 def decibel(value: float | None) -> str:
     """Write a PSNR; "same" where nothing changed, "-" where it is not known."""
     if value is None:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastcloak.evaluation.postprocessing import FILTER_FACE, NON_LOCAL_MEANS
 from fastcloak.evaluation.results import LEAST_PAIRS, ModelCheck, PhotoCheck, PostProcessingCheck, Side, plain
-from fastcloak.evaluation.text import Bad, Good, Table, as_text, counted, decibel, mean, percent, plain_name
+from fastcloak.evaluation.text import Bad, Good, Table, as_text, counted, decibel, mean, percent, plain_name, rounded
 from fastcloak.protection.enrolment import SAME_PERSON
 
 
@@ -199,10 +200,26 @@ class Check:
             "Linkage: all photos of a person carry the same mask, and a network may match protected photos with each "
             "other even where it does not match them with the originals."
         )
-        if any(photo.largest_change is not None and photo.psnr is None for photo in self.photos):
-            lines.append("PSNR and SSIM were not measured: pip install 'fastcloak[report]' installs what does.")
+        sized = [photo for photo in self.photos if photo.largest_change is not None]
+        missing = [
+            name
+            for name, values in {
+                "PSNR, SSIM and CIEDE2000": [photo.psnr for photo in sized],
+                "SSIMULACRA2": [photo.face_ssimulacra2 for photo in sized],
+            }.items()
+            if None in values
+        ]
+        if missing:
+            lines.append(
+                f"Not measured: {' and '.join(missing)}. pip install 'fastcloak[report]' installs what does; faces of "
+                "less than 8 pixels have no SSIM and SSIMULACRA2."
+            )
+        if NON_LOCAL_MEANS not in self.post_processing:
+            lines.append(
+                "Non-local means was not tried: pip install 'fastcloak[faces]' installs OpenCV, which does it."
+            )
         if any(photo.largest_change is None for photo in self.photos):
-            lines.append("A protected photo of another size than its original has no PSNR, SSIM and largest change.")
+            lines.append("A protected photo of another size than its original has none of the scores of photos.")
         lines.append(
             "A cloak hides from machines, not from people; whoever knows of cloaks can train against them or remove "
             "them, and one photo posted without a cloak can be enough."
@@ -249,11 +266,13 @@ class Check:
                 no_face = f", no face in {one.after.no_face}" if one.after.no_face else ""
                 row.append(_recognised_in(one) + no_face)
             rows.append(row)
-        note = (
+        notes = [
             "In how many photos the person is recognised; in brackets the originals after the same. "
-            "A dash: no threshold is known."
-        )
-        return Table("What is left after post-processing", ("photos", *map(starred, self.models)), rows, [note])
+            "A dash: no threshold is known.",
+            "median: of 3x3 pixels. Gaussian: blur of 1 pixel. non-local means: OpenCV's, strength 10. These three are "
+            f"tried around the face; one of more than {FILTER_FACE} pixels is made that small first.",
+        ]
+        return Table("What is left after post-processing", ("photos", *map(starred, self.models)), rows, notes)
 
     def number_table(self) -> Table:
         """The numbers of `network_table` after each post-processing."""
@@ -288,14 +307,19 @@ class Check:
         return numbers
 
     def photo_table(self) -> Table:
-        """A row per photo, as saved."""
-        header = ("photo", "as saved", "change", "PSNR", "SSIM", "face PSNR", "face SSIM")
+        """A row per photo, as saved: how far its face is from that of the original."""
+        header = ("photo", "as saved", "change", "PSNR", "SSIM", "CIEDE2000", "SSIMULACRA2")
         rows = []
         for i, photo in enumerate(self.photos):
-            change = "-" if photo.largest_change is None else str(photo.largest_change)
-            quality = (decibel(photo.psnr), mean([photo.ssim]), decibel(photo.face_psnr), mean([photo.face_ssim]))
-            rows.append((plain_name(photo.name), self.verdict(i), change, *quality))
-        return Table("Photos", header, rows, left=2)
+            rows.append((plain_name(photo.name), self.verdict(i), *face_quality(photo).values()))
+        notes = [
+            "Within the face's box. change: largest change of a value, grey levels. PSNR (dB), SSIM (up to 1) and "
+            "SSIMULACRA2 (up to 100): higher is closer to the original. CIEDE2000: mean difference of colour, lower is "
+            "closer.",
+            "These scores disagree: PSNR prefers a mask that is even over the face, SSIM and SSIMULACRA2 one that "
+            "follows its texture, and CIEDE2000 hardly tells them apart. Look at the pictures.",
+        ]
+        return Table("Photos, how far the face is from the original", header, rows, notes, left=2)
 
     def cosine_table(self, photo: int) -> Table:
         """Cosines of one photo with the originals, on each network after each post-processing."""
@@ -329,6 +353,17 @@ class Check:
         """Turn into plain dicts, lists, strings and numbers, ready for `json.dumps`; infinite PSNR becomes null."""
         photos = [{**plain(photo), "verdict": self.verdict(i)} for i, photo in enumerate(self.photos)]
         return {"summary": self.summary(), "limits": self.limits(), **plain(self), "photos": photos}
+
+
+def face_quality(photo: PhotoCheck) -> dict[str, str]:
+    """How far the face is from that of the original, under the names of the scores."""
+    return {
+        "change": "-" if photo.face_change is None else str(photo.face_change),
+        "PSNR": decibel(photo.face_psnr),
+        "SSIM": rounded(photo.face_ssim, 3),
+        "CIEDE2000": rounded(photo.face_ciede2000, 2),
+        "SSIMULACRA2": rounded(photo.face_ssimulacra2, 1),
+    }
 
 
 def starred(model: ModelCheck) -> str:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from fastcloak.evaluation.pairing import Box, check_same_face, check_same_picture
-from fastcloak.evaluation.postprocessing import POST_PROCESSING, Pixels, resized
-from fastcloak.evaluation.results import FacePictures, PhotoCheck
+from fastcloak.evaluation.postprocessing import FILTER_FACE, FILTER_MARGIN, FILTERS, Pixels, available, resized, scaled
+from fastcloak.evaluation.quality import ciede2000, largest_change, psnr, ssim, ssimulacra2
+from fastcloak.evaluation.results import PhotoCheck, PhotoPictures, PicturePair
 from fastcloak.photos.alignment import SIZE, Face, align, iou
 from fastcloak.photos.detection import UNCERTAIN, detect, find_faces
-from fastcloak.system.errors import FaceNotFoundError, MissingExtraError
-from fastcloak.system.packages import require
+from fastcloak.system.errors import FaceNotFoundError
 
+T = TypeVar("T")
 # The face in the original and in the protected photo, [112, 112, 3], after every post-processing; None: not found.
 Versions = list[list[Pixels | None]]
-# Largest change in grey levels, PSNR in dB, SSIM.
-Distance = tuple[int | None, float | None, float | None]
-
 # A face that overlaps less is another one.
 LEAST_OVERLAP = 0.3
-# The pictures of a report: longest side in pixels, and how much of the photo around the face's box they show.
-PICTURE_SIDE, PICTURE_MARGIN = 480, 0.4
+# The pictures of a report: longest sides in pixels, and how much around the face's box is seen close up.
+THUMBNAIL_SIDE, PICTURE_SIDE, PICTURE_MARGIN = 128, 480, 0.2
 # No change is drawn as this grey level, and changes this many times as large as they are.
 MID_GREY, GAIN = 128, 10
 
@@ -48,19 +47,52 @@ def compare(name: str, original: Pixels, protected: Pixels, keep_pictures: bool)
         turn = 90 * round(face.turn / 90)  # in no version is the face taken to be another way up
         if face.uncertain:
             logging.getLogger("fastcloak").warning("%s: %s", name, UNCERTAIN)
-    whole: Distance = (None, None, None)
-    inside = whole
-    if same_size:
-        region = _region(box, original)
-        whole, inside = _distance(original, protected), _distance(original[region], protected[region])
-    pictures = face_pictures(original, protected, box) if keep_pictures else None
-    photo = PhotoCheck(name, width, height, faces, *whole, *inside, pictures)
-    versions = [
-        [_crop(change(side), box, turn) for change in POST_PROCESSING.values()] for side in (original, protected)
-    ]
+    region = _region(box, original)
+
+    def whole(measure: Callable[[Pixels, Pixels], T]) -> T | None:
+        return measure(original, protected) if same_size else None
+
+    def inside(measure: Callable[[Pixels, Pixels], T]) -> T | None:
+        return measure(original[region], protected[region]) if same_size else None
+
+    photo = PhotoCheck(
+        name,
+        width,
+        height,
+        faces,
+        largest_change=whole(largest_change),
+        psnr=whole(psnr),
+        ssim=whole(ssim),
+        face_change=inside(largest_change),
+        face_psnr=inside(psnr),
+        face_ssim=inside(ssim),
+        face_ciede2000=inside(ciede2000),
+        face_ssimulacra2=inside(ssimulacra2),
+        pictures=photo_pictures(original, protected, box) if keep_pictures else None,
+    )
+    versions: Versions = [list(_versions(side, box, turn)) for side in (original, protected)]
     if versions[0][0] is None:
         raise FaceNotFoundError(f"{name} must show a face that is found twice, got one that is not; leave it out")
     return photo, versions
+
+
+def _versions(pixels: Pixels, box: Box, turn: int | None) -> Iterator[Pixels | None]:
+    """The face after every post-processing."""
+    height, width = pixels.shape[:2]
+    rows, columns = _region(box, pixels, FILTER_MARGIN)
+    around = pixels[rows, columns]
+    near = _at_most(around, FILTER_FACE / max(box[2] * width, box[3] * height) * max(around.shape))
+    # The face's box, in shares of what is around it.
+    left, top = columns.start / width, rows.start / height
+    box_near = (box - [left, top, 0, 0]) * np.tile([width / around.shape[1], height / around.shape[0]], 2)
+    for name, change in available().items():
+        yield _crop(change(near), box_near, turn) if name in FILTERS else _crop(change(pixels), box, turn)
+
+
+def _at_most(pixels: Pixels, side: float) -> Pixels:
+    """A picture, made smaller if its longest side is more than `side`."""
+    scale = side / max(pixels.shape[:2])
+    return scaled(pixels, scale) if scale < 1 else np.ascontiguousarray(pixels)
 
 
 def _share(face: Face, pixels: Pixels) -> Box:
@@ -100,34 +132,24 @@ def _crop(pixels: Pixels, box: Box, turn: int | None) -> Pixels | None:
     return None
 
 
-def _distance(original: Pixels, protected: Pixels) -> Distance:
-    """PSNR and SSIM are None without scikit-image; SSIM also where a side is too short for its window of 7 pixels."""
-    change = int(np.abs(original.astype(np.int16) - protected).max())
-    try:
-        metrics = require("skimage.metrics", extra="report")
-    except MissingExtraError:
-        return change, None, None
-    if change == 0:
-        return change, math.inf, 1.0
-    # float32 halves the memory of float64, in which scikit-image would compute on uint8.
-    a, b = original.astype(np.float32), protected.astype(np.float32)
-    psnr = float(metrics.peak_signal_noise_ratio(a, b, data_range=255))
-    if min(original.shape[:2]) < 7:
-        return change, psnr, None
-    return change, psnr, float(metrics.structural_similarity(a, b, data_range=255, channel_axis=2))
+def photo_pictures(original: Pixels, protected: Pixels, box: Box) -> PhotoPictures:
+    """Draw a photo before and after protection for a report, whole and close up."""
+    if protected.shape != original.shape:
+        protected = resized(protected, *original.shape[1::-1])
+    region = _region(box, original, PICTURE_MARGIN)
+    before, after = original[region], protected[region]
+    return PhotoPictures(
+        thumbnail=_picture_pair(original, protected, THUMBNAIL_SIDE),
+        photo=_picture_pair(original, protected, PICTURE_SIDE),
+        face=_picture_pair(before, after, PICTURE_SIDE),
+        difference=_png(_at_most(difference(before, after), PICTURE_SIDE)),
+    )
 
 
-def face_pictures(original: Pixels, protected: Pixels, box: Box) -> FacePictures:
-    """Draw the surroundings of a face for a report."""
-    before = original[_region(box, original, PICTURE_MARGIN)]
-    after = protected[_region(box, protected, PICTURE_MARGIN)]
+def _picture_pair(before: Pixels, after: Pixels, side: int) -> PicturePair:
     height, width = before.shape[:2]
-    if after.shape != before.shape:
-        after = resized(after, width, height)
-    scale = min(1.0, PICTURE_SIDE / max(height, width))
-    width, height = max(1, round(scale * width)), max(1, round(scale * height))
-    pngs = [_png(resized(picture, width, height)) for picture in (before, after, difference(before, after))]
-    return FacePictures(pngs[0], pngs[1], pngs[2], width, height, scale)
+    before, after = _at_most(before, side), _at_most(after, side)
+    return PicturePair(_png(before), _png(after), before.shape[1], before.shape[0], min(1.0, side / max(height, width)))
 
 
 def difference(before: Pixels, after: Pixels) -> Pixels:

@@ -60,7 +60,7 @@ class TailorConfig:
         """The loop that learns the masks, as shares of their bounds: one network a step, in turns."""
         return FitConfig(
             eps=1.0,
-            alpha=1 / 8,
+            alpha=1 / 4,
             steps=self.gradients,
             inner_steps=1,
             inner_alpha=0.0,
