@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PersonNotFoundError,
         PhotoError,
     )
+    from fastcloak.tailoring.album import tailor_photos
     from fastcloak.tailoring.tailor import tailor
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "protect_photo",
     "protect_photos",
     "tailor",
+    "tailor_photos",
     "write_page",
 ]
 
@@ -86,6 +88,7 @@ _MODULES = {
         "PersonNotFoundError",
         "PhotoError",
     ],
+    "tailoring.album": ["tailor_photos"],
     "tailoring.tailor": ["tailor"],
 }
 """Where each public name is, so that it is imported at its first use: PyTorch takes a second."""

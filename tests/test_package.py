@@ -122,6 +122,8 @@ def test_public_names_are_pinned():
         "protect",
         "protect_photo",
         "protect_photos",
+        "tailor",
+        "tailor_photos",
         "write_page",
     ]
     assert all(hasattr(fastcloak, name) for name in fastcloak.__all__)

@@ -22,7 +22,7 @@ try:
     from typing import Any, NoReturn, TextIO, cast
 
     import fastcloak
-    from fastcloak.cli import check, demo, doctor, fit, info, many, protect
+    from fastcloak.cli import check, demo, doctor, fit, info, many, protect, tailor
     from fastcloak.cli.output import FAILED, INTERRUPTED, PlainFormatter, Stream, print_error
     from fastcloak.evaluation.text import plain_name
     from fastcloak.system.errors import FastcloakError
@@ -32,6 +32,11 @@ except KeyboardInterrupt:  # within the first tenth of a second
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "demo": ("Fit cloaks for a few people on SFace and judge them on dlib.", demo.add_arguments, demo.run),
+    "tailor": (
+        "Give each photo of an album a mask of its own; originals stay unchanged.",
+        tailor.add_arguments,
+        tailor.run,
+    ),
     "fit": ("Fit a cloak to about ten photos of one person.", fit.add_arguments, fit.run),
     "protect": ("Write cloaked copies of photos; originals stay unchanged.", protect.add_arguments, protect.run),
     "fit-many": ("Fit a cloak to each of many people; again to go on.", many.add_fit_arguments, many.run_fit_many),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastcloak
-from fastcloak.fitting.options import PRESETS, Option, declared, default
+from fastcloak.fitting.options import PRESETS, FitConfig, Option, declared, default
 from fastcloak.system.packages import ORL_PEOPLE
 
 MODEL_HELP = (
@@ -39,7 +39,13 @@ def model_argument(text: str) -> str:
     return text
 
 
+Group = argparse._ArgumentGroup
 MODELS: dict[str, Any] = {"nargs": "+", "metavar": "MODEL", "type": model_argument}
+JOBS: dict[str, Any] = {
+    "type": int,
+    "default": min(8, os.cpu_count() or 1),
+    "help": "photos at a time (default: %(default)s)",
+}
 PROTECT_OPTIONS: dict[str, dict[str, Any]] = {
     "quality": {
         "type": int,
@@ -48,7 +54,7 @@ PROTECT_OPTIONS: dict[str, dict[str, Any]] = {
     "strip_gps": {"action": "store_true", "help": "leave out where photos were taken"},
     "strip_metadata": {"action": "store_true", "help": "leave out all metadata but for the colours"},
     "overwrite": {"action": "store_true", "help": "replace photos in the output folder, but never an original"},
-    "again": {"action": "store_true", "help": "protect photos that carry the cloak already too, twice as visible"},
+    "again": {"action": "store_true", "help": "protect photos that are protected already too, twice as visible"},
     "dry_run": {"action": "store_true", "help": "look for the faces and show what would be done"},
 }
 
@@ -74,8 +80,7 @@ RUN_OPTIONS = {
 
 def add_fit_options(fit: argparse.ArgumentParser) -> None:
     """What most people need, then the rest, as `fastcloak.fitting.options` declares it."""
-    people = fit.add_argument_group("what people need")
-    rest = fit.add_argument_group("the rest", "docs/results.md has what each gives and costs")
+    people, rest = option_groups(fit, "docs/results.md has what each gives and costs")
     people.add_argument(
         "--models", default=["sface"], help=f"networks to fit on: {MODEL_HELP} (default: sface)", **MODELS
     )
@@ -84,22 +89,32 @@ def add_fit_options(fit: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fail if photos are copies of others or do not look like most of the others, instead of a warning",
     )
-    for name, option in declared().items():
+    add_declared(people, rest, FitConfig)
+
+
+def option_groups(parser: argparse.ArgumentParser, of_the_rest: str) -> tuple[Group, Group]:
+    """The groups of a command's help, of what most people need and of the rest."""
+    return parser.add_argument_group("what people need"), parser.add_argument_group("the rest", of_the_rest)
+
+
+def add_declared(people: Group, rest: Group, config: Any) -> None:
+    """The options of a class of options, and how it is run."""
+    for name, option in declared(config).items():
         more: dict[str, Any] = {"type": _parsed(option), "metavar": METAVARS.get(option.kind)}
         if option.kind == "switch":
             more = {"action": argparse.BooleanOptionalAction}
         elif option.kind == "choice":
             more = {"choices": option.choices}
         (people if option.basic else rest).add_argument(
-            f"--{name.replace('_', '-')}", help=f"{option.help} (default: {default_in_words(name)})", **more
+            f"--{name.replace('_', '-')}", help=f"{option.help} (default: {default_in_words(name, config)})", **more
         )
     for name, words in RUN_OPTIONS.items():
         rest.add_argument(f"--{name}", default="auto", help=f"{words} (default: auto)")
 
 
-def default_in_words(name: str) -> str:
+def default_in_words(name: str, config: Any = FitConfig) -> str:
     """What an option is where it is not given."""
-    option, value = declared()[name], default(name)
+    option, value = declared(config)[name], default(name, config)
     if name == "preset":
         return "fast; of opom, plain"
     if option.kind == "names":
@@ -110,7 +125,7 @@ def default_in_words(name: str) -> str:
         words = f"{value * (255 if option.kind == 'levels' else 1):g}"
     else:
         words = option.none if value is None else str(value)
-    by_preset = any(name in recipe for recipe in PRESETS.values())
+    by_preset = config is FitConfig and any(name in recipe for recipe in PRESETS.values())
     return f"the preset's, else {words}" if by_preset else words
 
 
@@ -142,7 +157,12 @@ def _parsed(option: Option) -> Callable[[str], Any]:
 
 def fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `fit`, of those that were given."""
-    given = {name: getattr(arguments, name) for name in (*declared(), *RUN_OPTIONS, "strict")}
+    return {**declared_options(arguments, FitConfig), "strict": arguments.strict}
+
+
+def declared_options(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """The options of a class of options that were given, and how it is run."""
+    given = {name: getattr(arguments, name) for name in (*declared(config), *RUN_OPTIONS)}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -12,28 +12,41 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastcloak.cloak import Cloak
 from fastcloak.photos.detection import check_who
 from fastcloak.photos.files import SUFFIXES
 from fastcloak.photos.inputs import photo_files
 from fastcloak.protection.enrolment import Enrolment
-from fastcloak.protection.photo import ALREADY_PROTECTED, protect_payload
+from fastcloak.protection.photo import ALREADY_PROTECTED, ProtectedPhoto, protect_payload
 from fastcloak.system.checks import whole
 from fastcloak.system.errors import AlreadyProtectedError, MissingExtraError
 from fastcloak.system.files import atomic_write
 
-__all__ = ["MANIFEST", "Outcome", "Plan", "plan_photos", "protect_photos", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "AlbumRun",
+    "Opened",
+    "Outcome",
+    "Plan",
+    "plan_photos",
+    "protect_photos",
+    "read_manifest",
+    "who_in_lines",
+]
 
 MANIFEST = ".fastcloak.jsonl"
+FREE = ("photo", "sha256", "faces")
+"""What a line says of the written photo alone; all else must be the same for a photo to be done before."""
 PROTECTED, DONE_BEFORE, PLANNED, ALREADY, FAILED = "protected", "done before", "planned", "already protected", "failed"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,16 @@ class Plan:
 
     photos: tuple[tuple[Path, Path], ...]
     manifest: Path | None
+
+    def rounds(self) -> Iterator[list[tuple[Path, Path]]]:
+        """The photos in order, in rounds with each destination once: a second one must wait for what becomes of it."""
+        left = list(self.photos)
+        while left:
+            first: dict[str, tuple[Path, Path]] = {}
+            for photo in left:
+                first.setdefault(_place(photo[1]), photo)
+            yield list(first.values())
+            left = [photo for photo in left if first[_place(photo[1])] != photo]
 
 
 @dataclass(frozen=True)
@@ -156,11 +179,25 @@ def protect_photos(
     if not isinstance(who, Enrolment):
         check_who(who)
     jobs = whole("jobs", jobs, 1)
-    options = {"who": who, "quality": quality, "strip_gps": strip_gps, "strip_metadata": strip_metadata}
-    run = _Run(plan, cloak, options, again=again, overwrite=overwrite, dry_run=dry_run)
+    saving = {"quality": quality, "strip_gps": strip_gps, "strip_metadata": strip_metadata}
+    made_by = {**who_in_lines(who), **saving, "cloak": cloak.id}
+
+    def needs_none(line: Mapping[str, Any]) -> bool:
+        return all(line.get(name) == made_by[name] for name in ("cloak", "who", "person"))
+
+    run = AlbumRun(plan, made_by, needs_none, ALREADY_PROTECTED, again=again, overwrite=overwrite, dry_run=dry_run)
+
+    def protected(opened: Opened) -> Outcome:
+        options: dict[str, Any] = {"who": who, **saving, "again": again}
+        made = protect_payload(opened.payload, opened.source, opened.destination, cloak, **options)
+        return run.write(opened, *made)
+
+    def protect(source: Path, destination: Path) -> Outcome:
+        return run.attempt(run.open(source, destination), protected)
+
     outcomes: dict[Future[Outcome], Outcome] = {}
     with ThreadPoolExecutor(jobs, "fastcloak") as executor:
-        futures = [executor.submit(run.protect, source, destination) for source, destination in plan.photos]
+        futures = [executor.submit(protect, source, destination) for source, destination in plan.photos]
         try:
             for future in as_completed(futures):
                 outcomes[future] = future.result()
@@ -176,19 +213,60 @@ def protect_photos(
     return [outcomes[future] for future in futures]
 
 
-class _Run:
-    """A call of `protect_photos`: what is asked, and what was written in this run and earlier ones; used by threads."""
+def who_in_lines(who: str | Enrolment) -> dict[str, str | None]:
+    """Whose faces are meant, as a manifest says it: of an enrolment nothing but a hash."""
+    if not isinstance(who, Enrolment):
+        return {"who": who, "person": None}
+    known_by = repr((who.surrogate.name, who.threshold)).encode()
+    return {"who": "me", "person": _sha256(who.center.cpu().numpy().tobytes() + known_by)}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A photo on its way: it was read, and its destination is kept for it.
+
+    Attributes:
+        source: the photo.
+        destination: where the protected photo goes.
+        payload: the bytes of `source`.
+        began: when it was opened, by `time.perf_counter`.
+    """
+
+    source: Path
+    destination: Path
+    payload: bytes
+    began: float
+
+
+class AlbumRun:
+    """A call for an album: what is asked, and what was written in this run and earlier ones; used by threads.
+
+    A photo is opened, something is made of it in one attempt or several, and the last one writes it.
+    """
 
     def __init__(
-        self, plan: Plan, cloak: Cloak, options: dict[str, Any], *, again: bool, overwrite: bool, dry_run: bool
+        self,
+        plan: Plan,
+        made_by: Mapping[str, Any],
+        needs_none: Callable[[Mapping[str, Any]], bool],
+        refusal: str,
+        *,
+        again: bool,
+        overwrite: bool,
+        dry_run: bool,
     ) -> None:
-        self._cloak, self._options = cloak, options
+        """Read what earlier runs wrote.
+
+        Args:
+            plan: the photos.
+            made_by: what decides the protected photos besides their sources, for JSON; part of every line.
+            needs_none: whether a photo that was written with this line needs no protection.
+            refusal: what to say of such a photo, behind its name.
+            again, overwrite, dry_run: see `protect_photos`.
+        """
+        self._made_by: dict[str, Any] = json.loads(json.dumps(made_by))
+        self._needs_none, self._refusal = needs_none, refusal
         self._again, self._overwrite, self._dry_run = again, overwrite, dry_run
-        self._made_by = {**options, "cloak": cloak.id, "person": None}
-        person = options["who"]
-        if isinstance(person, Enrolment):
-            known_by = repr((person.surrogate.name, person.threshold)).encode()
-            self._made_by |= {"who": "me", "person": _sha256(person.center.cpu().numpy().tobytes() + known_by)}
         self._originals = {_file_id(source) for source, _ in plan.photos if source.exists()}
         self._manifest = plan.manifest
         self._written = read_manifest(plan.manifest)
@@ -196,75 +274,114 @@ class _Run:
         self._claimed: dict[str, Path] = {}
         self._lock = threading.Lock()
 
-    def protect(self, source: Path, destination: Path) -> Outcome:
+    def open(self, source: Path, destination: Path) -> Opened | Outcome:
+        """Read a photo and keep its destination for it, or say why there is nothing to do."""
         began = time.perf_counter()
         try:
-            outcome = self._claim_and_protect(source, destination)
-        except MissingExtraError:
-            raise
-        except AlreadyProtectedError as error:
-            outcome = Outcome(source, destination, ALREADY, error=str(error))
+            opened = Opened(source, destination, source.read_bytes(), began)
+            # Before the claim: the message must not depend on which of two photos with one destination comes first.
+            if destination.exists() and _file_id(destination) in self._originals:
+                raise FileExistsError(f"{destination} is one of the originals; name another folder")
+            self._claim(opened)
         except Exception as error:  # one photo's fault, whatever it is, must not stop the others
-            message = str(error) or repr(error)
-            outcome = Outcome(source, destination, FAILED, reason=type(error).__name__, error=message)
-        return replace(outcome, seconds=time.perf_counter() - began)
+            return _failure(source, destination, error, began)
+        return self.attempt(opened, self._looked_up)
 
-    def _claim_and_protect(self, source: Path, destination: Path) -> Outcome:
-        payload = source.read_bytes()
-        # Before the claim: the message must not depend on which of two photos with one destination comes first.
-        if destination.exists() and _file_id(destination) in self._originals:
-            raise FileExistsError(f"{destination} is one of the originals; name another folder")
-        # Whether upper and lower case differ is the file system's affair; two photos must not meet on any.
-        key = str(destination).casefold()
-        with self._lock:
-            if key in self._claimed:
-                raise FileExistsError(
-                    f"another photo is called {destination.name} too, {self._claimed[key]}; protect them one after the "
-                    "other, each with its own -o"
-                )
-            self._claimed[key] = source
+    def attempt(self, opened: Opened | Outcome, step: Callable[[Opened], Made]) -> Made | Outcome:
+        """What a step of the work gives, or the outcome of its failure; of a photo with an outcome, that."""
+        if isinstance(opened, Outcome):
+            return opened
         try:
-            return self._protect_claimed(payload, source, destination)
-        except Exception:
-            with self._lock:  # nothing was written: another photo may have the destination
-                del self._claimed[key]
-            raise
+            return step(opened)
+        except Exception as error:  # see above
+            return self.fail(opened, error)
 
-    def _protect_claimed(self, payload: bytes, source: Path, destination: Path) -> Outcome:
-        entry = {**self._made_by, "source": _sha256(payload)}
-        name = destination.name
-        if self._manifest is not None:
-            name = destination.relative_to(self._manifest.parent).as_posix()
-        if destination.exists():
-            lines = self._written.get(_sha256(destination.read_bytes()), ())
-            written = [line for line in lines if line["photo"] == name]
-            if written and written[-1] == {"photo": name, "sha256": written[-1]["sha256"], **entry}:
-                return Outcome(source, destination, DONE_BEFORE)
-            if not written and not self._overwrite:
-                raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
-        if not self._again and self._is_remembered(source, entry):
-            raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
-        new, done = protect_payload(payload, source, destination, self._cloak, again=self._again, **self._options)
-        if done.uncertain:
-            entry["uncertain"] = done.uncertain  # not as an entry of the next run, which so says it again
+    def fail(self, opened: Opened, error: Exception) -> Outcome:
+        """The outcome of a photo's failure; another photo may have its destination.
+
+        Raises:
+            MissingExtraError: the error is one, which every photo would meet.
+        """
+        with self._lock:
+            del self._claimed[_place(opened.destination)]
+        if isinstance(error, MissingExtraError):
+            raise error
+        return _failure(opened.source, opened.destination, error, opened.began)
+
+    def write(self, opened: Opened, payload: bytes, done: ProtectedPhoto, **more: Any) -> Outcome:
+        """Write a protected photo, its line first; in a dry run say what would be written.
+
+        Args:
+            opened: from `open`.
+            payload: the bytes of the protected photo.
+            done: what is in it.
+            more: what else the line says.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
         if not self._dry_run:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            self._record({"photo": name, "sha256": _sha256(new), **entry})
-            atomic_write(destination, new)
+            line = {"photo": self._name(opened.destination), "sha256": _sha256(payload), **self._entry(opened), **more}
+            if done.uncertain:
+                line["uncertain"] = done.uncertain  # not as an entry of the next run, which so says it again
+            opened.destination.parent.mkdir(parents=True, exist_ok=True)
+            self._record(line)
+            atomic_write(opened.destination, payload)
         status = PLANNED if self._dry_run else PROTECTED
-        return Outcome(source, destination, status, done.faces, done.face_sizes, done.warnings, done.uncertain)
+        found = done.faces, done.face_sizes, done.warnings, done.uncertain
+        return Outcome(opened.source, opened.destination, status, *found, seconds=time.perf_counter() - opened.began)
 
-    def _is_remembered(self, source: Path, entry: dict[str, Any]) -> bool:
-        """Whether a manifest says that this photo, whatever its name is now, was written with this cloak and `who`."""
+    def earlier(self) -> list[Path]:
+        """The photos in the output folder that earlier runs wrote, in their order."""
+        names = dict.fromkeys(line["photo"] for lines in self._written.values() for line in lines)
+        return [] if self._manifest is None else [self._manifest.parent / name for name in names]
+
+    def line_of(self, destination: Path, payload: bytes) -> dict[str, Any] | None:
+        """The line with which a photo with these bytes was written there, if one was."""
+        name = self._name(destination)
+        lines = [line for line in self._written.get(_sha256(payload), ()) if line["photo"] == name]
+        return lines[-1] if lines else None
+
+    def _claim(self, opened: Opened) -> None:
+        place = _place(opened.destination)
+        with self._lock:
+            if place in self._claimed:
+                raise FileExistsError(
+                    f"another photo is called {opened.destination.name} too, {self._claimed[place]}; protect them one "
+                    "after the other, each with its own -o"
+                )
+            self._claimed[place] = opened.source
+
+    def _looked_up(self, opened: Opened) -> Opened | Outcome:
+        source, destination, entry = opened.source, opened.destination, self._entry(opened)
+        if destination.exists():
+            line = self.line_of(destination, destination.read_bytes())
+            if line and {name: value for name, value in line.items() if name not in FREE} == entry:
+                return Outcome(source, destination, DONE_BEFORE, seconds=time.perf_counter() - opened.began)
+            if line is None and not self._overwrite:
+                raise FileExistsError(f"{destination} exists; name another folder or pass --overwrite")
+        if not self._again and self._is_remembered(source, entry["source"]):
+            raise AlreadyProtectedError(f"{source} {self._refusal}")
+        return opened
+
+    def _entry(self, opened: Opened) -> dict[str, Any]:
+        return {**self._made_by, "source": _sha256(opened.payload)}
+
+    def _name(self, destination: Path) -> str:
+        if self._manifest is None:
+            return destination.name
+        return destination.relative_to(self._manifest.parent).as_posix()
+
+    def _is_remembered(self, source: Path, sha256: str) -> bool:
+        """Whether a manifest says of this photo, whatever its name is now, that it needs no protection."""
         for folder in source.resolve().parents:
             with self._lock:
                 if folder not in self._memories:
                     self._memories[folder] = {}
                     with suppress(OSError):  # a folder further up may be closed to us
                         self._memories[folder] = read_manifest(folder / MANIFEST)
-            for line in self._memories[folder].get(entry["source"], ()):
-                if all(line.get(name) == entry[name] for name in ("cloak", "who", "person")):
-                    return True
+            if any(map(self._needs_none, self._memories[folder].get(sha256, ()))):
+                return True
         return False
 
     def _record(self, line: dict[str, Any]) -> None:
@@ -273,6 +390,19 @@ class _Run:
                 file.write("\n" + json.dumps(line))  # a new line first: a crash may have cut off the last one
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _failure(source: Path, destination: Path, error: Exception, began: float) -> Outcome:
+    seconds = time.perf_counter() - began
+    if isinstance(error, AlreadyProtectedError):
+        return Outcome(source, destination, ALREADY, error=str(error), seconds=seconds)
+    reason, message = type(error).__name__, str(error) or repr(error)
+    return Outcome(source, destination, FAILED, reason=reason, error=message, seconds=seconds)
+
+
+def _place(destination: Path) -> str:
+    """What no two photos may share: whether upper and lower case differ is the file system's affair."""
+    return str(destination).casefold()
 
 
 def read_manifest(manifest: Path | None) -> dict[str, list[dict[str, Any]]]:

@@ -18,16 +18,25 @@ from pathlib import Path
 import numpy as np
 
 from fastcloak.cloak import Cloak
-from fastcloak.photos.alignment import SIZE, Face, Pixels, align, check_pixels
+from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, Pixels, align, check_pixels
 from fastcloak.photos.detection import UNCERTAIN, check_who, find_faces
-from fastcloak.photos.files import decode_photo, encode_photo, fit_format, without_gps, without_metadata
+from fastcloak.photos.files import Photo, decode_photo, encode_photo, fit_format, without_gps, without_metadata
 from fastcloak.protection.enrolment import Enrolment
 from fastcloak.protection.overlay import added, channels_last, face_mask, is_grey
 from fastcloak.protection.presence import carries
 from fastcloak.system.errors import AlreadyProtectedError
 from fastcloak.system.files import atomic_write
 
-__all__ = ["ProtectedPhoto", "protect", "protect_payload", "protect_photo"]
+__all__ = [
+    "ProtectedPhoto",
+    "decoded",
+    "encoded",
+    "face_warnings",
+    "meant_faces",
+    "protect",
+    "protect_payload",
+    "protect_photo",
+]
 
 logger = logging.getLogger("fastcloak")
 
@@ -36,6 +45,8 @@ ALREADY_PROTECTED = (
     "or insist with again=True (--again)"
 )
 
+# What a photo of 112x112 pixels counts as.
+_ALIGNED = Face((0.0, 0.0, float(SIZE), float(SIZE)), TEMPLATE_112, 1.0)
 # Pixels: smaller faces get a warning.
 SMALL_FACE = 60
 # Side of the aligned square -> share of the protection at 224 pixels, JPEG 95, three networks; below 40 a guess.
@@ -175,17 +186,59 @@ def protect_payload(
     again: bool,
 ) -> tuple[bytes, ProtectedPhoto]:
     """What `protect_photo` does between reading and writing: the bytes of `source` -> those of `destination`."""
-    photo = fit_format(decode_photo(payload, name=str(source)), destination)
+    photo = decoded(payload, source, destination)
     pixels, face_sizes, uncertain, warnings = _protect(photo.pixels, cloak, who, None, again, str(source))
     if not face_sizes:
         raise AlreadyProtectedError(f"{source} {ALREADY_PROTECTED}")
     done = ProtectedPhoto(source, destination, len(face_sizes), face_sizes, (*photo.warnings, *warnings), uncertain)
-    photo = replace(photo, pixels=pixels)
+    saving = {"strip_gps": strip_gps, "strip_metadata": strip_metadata}
+    return encoded(replace(photo, pixels=pixels), destination, quality=quality, **saving), done
+
+
+def decoded(payload: bytes, source: Path, destination: Path) -> Photo:
+    """The photo in the bytes of `source`, looking as a file of the format of `destination` can hold it."""
+    return fit_format(decode_photo(payload, name=str(source)), destination)
+
+
+def encoded(photo: Photo, destination: Path, *, quality: int | None, strip_gps: bool, strip_metadata: bool) -> bytes:
+    """The bytes of a protected photo: see `protect_photo`."""
     if strip_gps:
         photo = without_gps(photo)
     if strip_metadata:
         photo = without_metadata(photo)
-    return encode_photo(photo, destination, quality=quality), done
+    return encode_photo(photo, destination, quality=quality)
+
+
+def meant_faces(pixels: Pixels, who: str | Enrolment, *, name: str) -> list[Face]:
+    """The faces that are meant, at least one; a photo of 112x112 pixels is an aligned face.
+
+    Args:
+        pixels: [H, W, 3], uint8, RGB.
+        who: see `protect`.
+        name: what errors call the photo.
+
+    Raises:
+        ValueError: another word for `who`.
+        FaceNotFoundError: there is no face, or none of the enrolled person (`PersonNotFoundError`).
+    """
+    if pixels.shape[:2] != (SIZE, SIZE):
+        return [who.find(pixels, name=name)] if isinstance(who, Enrolment) else find_faces(pixels, who=who, name=name)
+    if isinstance(who, Enrolment):
+        who.check_aligned(pixels, name=name)
+    else:
+        check_who(who)
+    return [_ALIGNED]
+
+
+def face_warnings(sides: Sequence[float], uncertain: int) -> list[str]:
+    """What a person should know of faces of these sizes, of which some may be the wrong way up."""
+    sizes, shares = zip(*_KEPT, strict=True)
+    return [UNCERTAIN] * bool(uncertain) + [
+        f"a face of {side:.0f} pixels is small: it keeps about {np.interp(side, sizes, shares):.0%} of the protection "
+        "of a large one; post the photo as large as you have it"
+        for side in sides
+        if side < SMALL_FACE
+    ]
 
 
 def _protect(
@@ -198,39 +251,24 @@ def _protect(
     if faces is not None and not faces:
         raise ValueError("faces must hold at least one face, got none; leave it out to have them detected")
     height, width = pixels.shape[:2]
-    grey = is_grey(pixels[::16, ::16]) and is_grey(pixels)
+    grey = is_grey(pixels)
     delta = channels_last(cloak, grey)
     protected, sides = pixels.copy(), []
     uncertain = skipped = 0
-    if faces is None and (height, width) == (SIZE, SIZE):
-        if isinstance(who, Enrolment):
-            who.check_aligned(pixels, name=name)
-        if not again and carries(pixels, delta):
-            skipped = 1
-        else:
+    aligned = faces is None and (height, width) == (SIZE, SIZE)
+    for face in meant_faces(pixels, who, name=name) if faces is None else faces:
+        if not again and carries(pixels if aligned else align(pixels, face)[0], delta):
+            skipped += 1
+            continue
+        if aligned:
             protected = added(pixels, pixels, delta, cloak.eps) if grey else cloak.apply(pixels)
             sides.append(float(SIZE))
-    else:
-        if faces is None:
-            faces = (
-                [who.find(pixels, name=name)] if isinstance(who, Enrolment) else find_faces(pixels, who=who, name=name)
-            )
-        for face in faces:
-            if not again and carries(align(pixels, face)[0], delta):
-                skipped += 1
-                continue
+        else:
             region, mask, side = face_mask(delta, face, cloak.eps, width, height)
             protected[region] = added(protected[region], pixels[region], mask, cloak.eps)
             sides.append(side)
-            uncertain += face.uncertain
-    warnings = [UNCERTAIN] if uncertain else []
-    sizes, shares = zip(*_KEPT, strict=True)
-    warnings += [
-        f"a face of {side:.0f} pixels is small: it keeps about {np.interp(side, sizes, shares):.0%} of the protection "
-        "of a large one; post the photo as large as you have it"
-        for side in sides
-        if side < SMALL_FACE
-    ]
+        uncertain += face.uncertain
+    warnings = face_warnings(sides, uncertain)
     if skipped:
         warnings.append(f"{skipped} of the faces carry this cloak already and are unchanged; again=True adds it again")
     elif np.array_equal(pixels, protected):

@@ -16,7 +16,7 @@ The features are not kept anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,7 +141,12 @@ class Tailor(Learner):
         self._earlier = seen[spread.to(seen.device)]
 
     def masks(
-        self, canvases: Sequence[Canvas], *, grey: bool = False, of_several: bool = False
+        self,
+        canvases: Sequence[Canvas],
+        *,
+        grey: bool = False,
+        of_several: bool = False,
+        tick: Callable[[], None] = lambda: None,
     ) -> list[tuple[Floats, Floats]]:
         """Learn a mask for each face of one pass.
 
@@ -149,6 +154,7 @@ class Tailor(Learner):
             canvases: one or more.
             grey: masks of three equal channels, for grey photos.
             of_several: the faces are of several people: only those that look alike are kept apart.
+            tick: called after each step.
 
         Returns:
             For each face its mask w and its bound E, [160, 160, 3] float32: E w is what the face changes by, w is -1,
@@ -171,6 +177,7 @@ class Tailor(Learner):
                 self._tailoring,
                 faces=pictures[:, None],
                 features=center[:, None],
+                tick=tick,
                 album=Album(self._stacked(bound), place, self._together(clean, of_several)),
                 earlier=self._earlier[:0] if of_several else self._earlier,
             )
@@ -188,6 +195,13 @@ class Tailor(Learner):
 
     def _stacked(self, pictures: Sequence[Floats]) -> Tensor:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+
+def tailored_faces(canvases: Sequence[Canvas], masks: Sequence[tuple[Floats, Floats]]) -> Tensor:
+    """The aligned faces with their masks, [P, 3, 112, 112] float32 in [0, 1], of what `Tailor.masks` took and gave."""
+    shown = [canvas.picture / 255 + mask * bound for canvas, (mask, bound) in zip(canvases, masks, strict=True)]
+    pictures = torch.from_numpy(np.stack(shown)).clamp(0, 1).permute(0, 3, 1, 2)
+    return _aligned(pictures, torch.from_numpy(np.stack([canvas.place for canvas in canvases])))
 
 
 def _aligned(pictures: Tensor, place: Tensor) -> Tensor:
