@@ -13,6 +13,7 @@ i != j of the photos in which a face is found again (`found`); rates at the thre
 `fastcloak.evaluation.adversary`. `linkage` is a share of pairs at rank 1, `linked` one at the threshold; `new_linkage`
 and `new_linked` are those of the photos of a second run with those of the first. SSIM and CIEDE2000 are of the box of
 the face in the protected photo before it is saved. Photos in which no face is found at first are left out (`refused`).
+Like the other benches it takes the largest face of a photo for the person's, which it is not in every photo of LFW.
 Intervals are 95 % bootstrap intervals over people; * marks networks that the masks were learnt on.
 """
 
