@@ -334,12 +334,12 @@ def plot(lines: Sequence[Row], folder: Path) -> None:
     for about, own in groups(lines):
         rows: dict[str, list[Row]] = {}
         for line in own:
-            if line["file"] == JPEG_95 and line["white_box"] == "False":
+            if line["file"] == JPEG_95 and line["white_box"] == "False" and line["row"] != CLEAN:
                 rows.setdefault(line["row"], []).append(line)
         looks: dict[str, list[str]] = {}
         for row in filter(rows.__contains__, GROUPS["bounds"]):
             looks.setdefault(json.loads(rows[row][0]["options"])["options"]["look"], []).append(row)
-        alone = {row: [row] for row in GROUPS["universal"] if row in rows and row != CLEAN}
+        alone = {row: [row] for row in GROUPS["universal"] if row in rows}
         gradients = [row for row in GROUPS["gradients"] if row in rows]
         for name, column, curves in (
             ("ssim", "ssim", looks),
