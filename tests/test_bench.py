@@ -13,9 +13,10 @@ from torch.nn.functional import normalize
 
 from bench.harness import machine, nets
 from bench.harness.rows import Rows, laid_out, read
-from bench.speed import cluster, figures, ladder, peers, published
+from bench.speed import cluster, figures, ladder, peers, published, tailoring
 from fastcloak import fit
 from fastcloak.models import prepare
+from tests.conftest import TinyNet
 
 EPS = 8 / 255
 RESULTS = Path(__file__).parent.parent / "bench/results"
@@ -90,6 +91,18 @@ def test_every_rung_of_the_ladder_reaches_what_the_published_loop_reaches():
     assert rows[-1]["photos_per_pass"] == 6
     (late, *_) = ladder.measure("tiny", net, photos=3, left=lambda: 1.0)
     assert late["note"] == "TimeoutError: skipped: 1 s left"
+
+
+def test_a_pass_of_photos_is_timed_next_to_the_same_photos_one_by_one(monkeypatch):
+    monkeypatch.setitem(nets.NETS, "tiny", TinyNet)
+    (alone,) = tailoring.point(["tiny"], 1, gradients=1, repeats=1)
+    apart, together = tailoring.point(["tiny", "tiny"], 3, gradients=2, repeats=2)
+    assert (alone["how"], apart["how"], together["how"]) == ("pass", "one by one", "pass")
+    assert (alone["models"], together["photos"], together["gradients"]) == ("tiny", 3, 2)
+    assert (alone["times_one_by_one"], apart["times_one_by_one"]) == (1, 1)
+    ratio = apart["seconds_per_photo"] / together["seconds_per_photo"]
+    assert together["times_one_by_one"] == pytest.approx(ratio, rel=1)
+    assert all(row["peak_mb"] >= 0 < row["setup_seconds"] for row in (alone, apart, together))
 
 
 def test_timings_worked_by_hand_and_in_turns(tiny_net, faces):

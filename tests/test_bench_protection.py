@@ -14,7 +14,7 @@ from PIL import Image
 
 from bench.harness.rows import Rows, read
 from bench.protection import __main__ as protection
-from bench.protection import recipes, summary
+from bench.protection import albums, recipes, summary, tailored
 from bench.protection.people import load_models, read_people
 from fastcloak import load_model
 from fastcloak.fitting.options import configure
@@ -183,3 +183,150 @@ def test_the_command_summarises_and_draws_the_committed_rows(tmp_path, capsys):
     command = [sys.executable, "-m", "bench.protection", "-o", str(path), "--summary"]
     done = subprocess.run(["bash", "-c", '"$@" | true; echo ${PIPESTATUS[0]}', "_", *command], capture_output=True)
     assert (done.stdout, done.stderr) == (b"0\n", b"")
+
+
+TAILORED = {
+    "clean": {"how": "clean"},
+    "quick": {"surrogates": "a", "gradients": 4, "eps": 20 / 255, "look": "even"},
+    "later": {"surrogates": "a&b", "gradients": 1, "later": 2, "me": False},
+    "one for all": {"how": "universal", "surrogates": "a", **QUICK},
+}
+
+
+@pytest.fixture
+def run_tailored(folder, nets, tmp_path):
+    people = read_people(folder, learn=3, first=1, count=2)
+    known = load_model(TinyNet(), name="sface")  # the name of a network whose threshold is known
+    options = {"recipes": {row: albums.album_recipe(own) for row, own in TAILORED.items()}, "targets": [nets[1], known]}
+    options |= {"files": ["as saved", "JPEG 95"], "loaded": {"a": nets[0], "b": nets[1]}}
+    return functools.partial(tailored.measure, people, output=tmp_path / "rows.csv", **options)
+
+
+def test_albums_are_protected_as_their_rows_say_and_measured_once(run_tailored, nets, tmp_path):
+    run_tailored()
+    lines = read(tmp_path / "rows.csv")
+    assert len({tuple(line[column] for column in tailored.KEY) for line in lines}) == len(lines) == 4 * 2 * 2
+    found = {(line["row"], line["target"], line["file"]): line for line in lines}
+    for (row, target, _), line in found.items():
+        assert (line["photos"], line["refused"], line["found"], line["face"]) == ("12", "0", "1", "112")
+        assert line["white_box"] == str((row, target) == ("later", "b"))
+        # Of networks that are not known there are too few pairs here to find a threshold.
+        assert (line["accepted"] != "", line["threshold"] != "") == (target == "sface",) * 2
+        assert (line["new_linkage"] != "") == (row == "later")
+        assert (line["new_linked"] != "") == ((row, target) == ("later", "sface"))
+        assert len(json.loads(line["per_person"])["top1"]) == 2
+    clean, quick = (found[row, "b", "as saved"] for row in ("clean", "quick"))
+    assert (clean["image_gradients"], clean["seconds"]) == ("0", "0")
+    assert (quick["image_gradients"], found["one for all", "b", "as saved"]["image_gradients"]) == ("4", "0.333333")
+    assert float(quick["seconds"]) > 0
+    if clean["ssim"]:
+        assert (clean["ssim"], clean["ciede2000"]) == ("1", "0")
+        assert float(quick["ssim"]) < 1 < float(quick["ciede2000"])
+    run_tailored()
+    assert read(tmp_path / "rows.csv") == lines
+    run_tailored(targets=[load_model(TinyNet(), name="c")], files=["JPEG 95"])
+    more = read(tmp_path / "rows.csv")
+    assert (more[: len(lines)], [line["row"] for line in more[len(lines) :]]) == (lines, list(TAILORED))
+    changed = albums.album_recipe({**TAILORED["quick"], "apart": 0.25})
+    with pytest.raises(ValueError, match="row 'quick' is now .*another output file"):
+        run_tailored(recipes={"quick": changed})
+    (tmp_path / "rows.csv").write_text("row,top1\nquick,1\n")
+    with pytest.raises(ValueError, match="must have the columns"):
+        run_tailored()
+
+
+def test_albums_are_kept_apart_and_photos_of_a_second_run_from_the_first(folder, nets):
+    people = read_people(folder, learn=3, first=0, count=1)
+    (paths,), (learn,), (faces,) = people.photos.values(), people.learnt_from.values(), people.albums.values()
+    pictures = [tailored.picture_at(path, 1) for path in paths]
+
+    def protected(*, first=0, **options):
+        recipe = albums.album_recipe({"look": "even", "eps": 24 / 255, "gradients": 24, **options})
+        album = albums.protect_album(recipe, pictures[first:], learn, nets[0])
+        changes = [np.abs(a.astype(int) - b) for a, (b, _) in zip(album.photos, pictures[first:], strict=True)]
+        assert [change.max() for change in changes] == [24] * len(changes)
+        return torch.stack([tailored.crop_again(photo) for photo in album.photos])
+
+    def cosine(a, b):
+        return (tailored.embed(nets[0], a) @ tailored.embed(nets[0], b).T).mean().item()
+
+    assert cosine(protected(apart=0.0), faces) < cosine(faces, faces) - 0.3
+    linked, album, second = (protected(me=False, apart=a, later=n) for a, n in ((0.0, 0), (1.0, 0), (1.0, 3)))
+    assert cosine(album, album) < cosine(linked, linked) - 0.04
+    # The same three photos, had the first run not been looked at.
+    unaware = protected(me=False, apart=1.0, first=3)
+    assert cosine(second[3:], second[:3]) < cosine(unaware, second[:3]) - 0.04
+
+
+def test_rates_of_an_album_are_worked_by_hand():
+    def face(*values):
+        picture = torch.zeros(3, 112, 112, dtype=torch.uint8)
+        picture[0, 0, :2] = torch.tensor(values)
+        return picture
+
+    target = load_model(lambda x: x[:, 0, 0, :2], name="first two pixels")
+    crowd = torch.tensor([[0.6, 0.8]] * 5)
+    gallery = tailored.Gallery({"me": torch.tensor([[1.0, 0.0]] * 3)}, crowd, 0.9)
+    # Photo 0 looks as before, photo 1 like a stranger, rather; in photo 2 no face was found.
+    found = {0: face(255, 0), 1: face(0, 255)}
+    rates = tailored.rates(target, gallery, "me", found, 1)
+    assert (rates["top1"], rates["top5"], rates["accepted"]) == (0.5, 0.5, 0.5)
+    assert (rates["linkage"], rates["linked"], rates["impersonation"]) == (0, 0, 0)
+    assert (rates["new_linkage"], rates["new_linked"]) == (0, 0)
+    twice = tailored.rates(target, gallery, "me", {**found, 2: face(255, 0)}, 2)
+    # Of six pairs 0 and 2 find each other; 2 finds 0 in the first run, and not 1.
+    assert (twice["linkage"], twice["new_linkage"], twice["new_linked"]) == (1 / 3, 0.5, 0.5)
+    assert tailored.rates(target, gallery, "me", {0: face(255, 0)}, 3) == {}
+
+
+def test_rows_of_albums_are_checked_and_groups_share_the_default():
+    made = {name: albums.album_recipe(options) for name, options in albums.RECIPES.items()}
+    default = albums.album_recipe({})
+    assert [name for name, recipe in made.items() if recipe == default] == ["tailored"]
+    assert {name for name, group in albums.GROUPS.items() if "tailored" not in group} == {"later", "universal"}
+    levels = {(one.options["look"], round(255 * one.options["eps"])) for one in map(made.get, albums.GROUPS["bounds"])}
+    assert levels == {(look, level) for look in ("even", "textured") for level in range(3, 11)}
+    for wrong, message in (
+        ({"how": "else"}, "how must be one of tailored, universal, clean, got 'else'"),
+        ({"me": 1}, "me must be True or False"),
+        ({"later": -1}, "later a whole number"),
+        ({"zoom": 0}, "zoom above 0"),
+        ({"how": "clean", "eps": 0.1}, "must have no options, got eps"),
+        ({"gradients": -1}, "gradients"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            albums.album_recipe(wrong)
+    for wrong in ({"gradient": 3}, {"how": "universal", "apart": 1.0}):
+        with pytest.raises(TypeError, match="unknown option"):
+            albums.album_recipe(wrong)
+
+
+def test_rows_of_albums_are_summarised_and_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="figures need the extra demo")
+    path, context = tmp_path / "rows.csv", {"gpu": "", "cpu": "none", "cores": "1", "torch": "2", "commit": "abc"}
+    rows = Rows(path, lambda: {**context, "date": "2026-01-01T00:00"})
+    names = ["clean", "universal strong", "even 4", "even 8", "textured 5", "gradients 10", "tailored", "gradients 20"]
+    for i, (name, white) in enumerate((name, white) for name in names for white in (False, True)):
+        values = dict.fromkeys((*tailored.RATES, *tailored.NEW_RATES, *tailored.LOOKS))
+        values |= {"top1": [i / 20, i / 20], "accepted": [0.1, 0.3], "ssim": [0.9 - i / 100] * 2, "top5": [None, 0.5]}
+        values = {column: [None, None] if value is None else value for column, value in values.items()}
+        means = {column: tailored._mean(value) for column, value in values.items()}
+        line = dict.fromkeys(tailored.KEY, "0") | {"data": "crowd", "row": name, "target": "b", "file": "JPEG 95"}
+        line |= {"target": f"t{white}", "white_box": white, "photos": 30, "refused": 0, "found": 0.995, "face": 128.0}
+        line |= {"options": recipes.as_json({"options": albums.album_recipe(albums.RECIPES[name]).options})}
+        line |= {"image_gradients": 10 * i, "seconds": 0.1 * i, "per_person": json.dumps(values)}
+        rows.add({**line, **{column: "" if mean is None else mean for column, mean in means.items()}})
+    tailored.main(["-o", str(path), "--summary", "--plots", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "crowd: albums of 0 people from 0, 0 photos learnt from, 0 distractors\n" in said
+    header, *table = tailored.summary(read(path))
+    assert header[5:8] == ["Top-1", "Top-5", "accepted"]
+    assert "linkage" not in header
+    row = dict(zip(header, table[7], strict=True))
+    assert (row["row"], row["target"], row["found"], row["face"]) == ("even 8", "tTrue*", "99.5", "128")
+    assert (row["Top-1"], row["Top-5"]) == ("35.0 [35.0, 35.0]", "50.0 [50.0, 50.0]")
+    assert (row["accepted"], row["SSIM"]) == ("20.0 [10.0, 30.0]", "0.830 [0.830, 0.830]")
+    assert {file.name for file in tmp_path.glob("*.svg")} == {"tailored_crowd0_ssim.svg", "tailored_crowd0_seconds.svg"}
+    for wrong in (["--rows", "quick"], ["--targets", "a", "--rows", "x=me:1"], ["--targets", "a", "--rows", "x=nn:1"]):
+        with pytest.raises(SystemExit):
+            tailored.main(["-o", str(path), *wrong])

@@ -51,11 +51,12 @@ def test_without_a_gpu_or_python_the_script_ends_with_a_clear_message(tmp_path):
 def test_the_dry_run_succeeds_and_ends_with_the_table_and_the_verdicts(dry_run):
     done, folder = dry_run
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    end = done.stdout.splitlines()[-4:]
+    end = done.stdout.splitlines()[-5:]
     assert end[0] == "skipped tests: no CUDA device"
-    assert end[1].startswith("ok      measurements")
-    assert end[2].startswith("skipped compute-sanitizer")
-    assert end[3].endswith(f"rows and log in {folder}")
+    assert end[1].startswith("ok      tailoring")
+    assert end[2].startswith("ok      measurements")
+    assert end[3].startswith("skipped compute-sanitizer")
+    assert end[4].endswith(f"rows and log in {folder}")
     assert all(f"\n{topic}: cpu_dry_run, " in done.stdout for topic in TOPICS)
     assert len(list(folder.iterdir())) <= 8, "the device machine gives back 8 files"
 

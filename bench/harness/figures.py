@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BLUE, GREY, ORANGE = "#1f6fb4", "#9a9a9a", "#d9822b"
+BLUE, GREY, ORANGE, GREEN = "#1f6fb4", "#9a9a9a", "#d9822b", "#3a8f5c"
 
 
 def figure(width: float, height: float, lines: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:

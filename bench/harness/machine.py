@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -55,6 +56,13 @@ def _commit() -> dict[str, Any]:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest number of bytes so far: resident ones of this process, or what torch allocated on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_flops(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> float:

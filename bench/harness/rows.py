@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class Rows:
 def read(path: Path) -> list[Row]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def check_lines(lines: Sequence[Mapping[str, Any]], columns: Collection[str], path: Path) -> None:
+    """Raises ValueError if the lines of a file are another table's."""
+    if lines and not set(columns) <= set(lines[0]):
+        raise ValueError(f"{path} must have the columns {', '.join(columns)}; take another output file")
 
 
 def laid_out(table: Sequence[Sequence[str]], *, markdown: bool = False) -> str:

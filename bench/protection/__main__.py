@@ -15,7 +15,6 @@ of quality 75), "resize" (half its side and back). The gallery is always the sav
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +30,9 @@ from torch import Tensor
 
 from bench.harness.command import command
 from bench.harness.machine import row_context
-from bench.harness.rows import Row, Rows, read
-from bench.protection.people import PEOPLE_COLUMNS, People, load_models, read_people
-from bench.protection.recipes import Options, Recipe, options_of, parse_rows
+from bench.harness.rows import Row, Rows, check_lines, read
+from bench.protection.people import PEOPLE_COLUMNS, People, load_models, members, read_people
+from bench.protection.recipes import Options, Recipe, as_json, check_options, options_of, parse_rows
 from bench.protection.summary import CONTROLS, plot, report
 from fastcloak import fit_many, load
 from fastcloak.cli.output import drop_output
@@ -88,12 +87,8 @@ def measure(
     about, machine = people.columns(), row_context()
     versions = {"fastcloak": machine["fastcloak"], "commit": machine["commit"] or "unknown"}
     rows = Rows(output, dict, append=True)
-    check_lines(rows.rows, output)
-    for line in rows.rows:
-        now = options.get(line["row"])
-        if now is not None and about.items() <= line.items() and line["options"] != as_json(now):
-            why = f"row {line['row']!r} is now {as_json(now)}, but {output} has it with {line['options']}"
-            raise ValueError(f"{why}; take another output file")
+    check_lines(rows.rows, KEY, output)
+    check_options(rows.rows, {row: as_json(own) for row, own in options.items()}, about, output)
     done = {tuple(line[column] for column in KEY) for line in rows.rows}
     gallery: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
     for row, own in options.items():
@@ -166,19 +161,6 @@ def masks_of(
     return {name: load(file) for name, file in files.items()}
 
 
-def check_lines(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    if lines and not set(KEY) <= set(lines[0]):
-        raise ValueError(f"{path} must have the columns {', '.join(KEY)}; take another output file")
-
-
-def members(model: Surrogate) -> set[str]:
-    return {member.name for member in model.members}
-
-
-def as_json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command(
         __doc__, "people", "distractors", "output", "first", "cloaks", "targets", "summary", learn=6, count=12
@@ -213,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             memory_budget=int(given.memory_budget * 2**30) or None,
         )
     lines: list[Row] = read(given.output)
-    check_lines(lines, given.output)
+    check_lines(lines, KEY, given.output)
     if given.against is not None and given.against not in {line["row"] for line in lines}:
         parser.error(f"--against must be a row of {given.output}, got {given.against!r}")
     try:

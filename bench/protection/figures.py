@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.harness.figures import BLUE, GREY, ORANGE, figure
+from bench.harness.figures import BLUE, GREEN, GREY, ORANGE, figure
 from bench.protection.recipes import ACCUMULATED, GROUPS, IMPROVED, INNER_STEPS, UNACCUMULATED
 from fastcloak.fitting.options import OBJECTIVES
 
+Estimate = tuple[float, float, float]
 # Row -> mean, and the ends of its interval, of rates in [0, 1].
-Estimates = dict[str, tuple[float, float, float]]
+Estimates = dict[str, Estimate]
+# What it costs, and both rates of `KEPT`, where they are known.
+TradeOff = tuple[float, Estimate | None, Estimate | None]
+KEPT = ("Top-1 protection, %", "pairs accepted at FAR 1e-3, %")
+COSTS = {"ssim": "SSIM of the face", "seconds": "seconds a photo"}
 Draw = Callable[[Estimates, Estimates, Mapping[str, Estimates], int], Any]
 
 
@@ -71,6 +76,25 @@ def presets(top1: Estimates, linkage: Estimates, by_target: Mapping[str, Estimat
     _bars(panel, [row.removeprefix("preset ").replace(" ", "\n") for row in rows], series)
     panel.set_ylabel("black box, %", fontsize=9)
     panel.set_title("Presets", fontsize=10)
+    _legend(drawn)
+    return drawn
+
+
+def trade_off(curves: Mapping[str, Sequence[TradeOff]], column: str) -> Any:
+    """What photos of each curve keep, a panel for each rate, against what it costs."""
+    drawn, panels = figure(9, 3.8, 1, len(KEPT))
+    styles = zip((BLUE, ORANGE, GREY, GREEN), ("o-", "s-", "D", "^"), strict=True)
+    for (label, points), (colour, style) in zip(curves.items(), styles, strict=False):
+        for panel, rates in zip(panels[0], zip(*(rates for _, *rates in points), strict=True), strict=True):
+            known = [(x, rate) for (x, *_), rate in zip(points, rates, strict=True) if rate is not None]
+            if known:
+                means, ends = _ends([rate for _, rate in known])
+                x = [x for x, _ in known]
+                panel.errorbar(x, means, ends, fmt=style, color=colour, capsize=3, markersize=4, label=label)
+    for panel, title in zip(panels[0], KEPT, strict=True):
+        panel.set_ylabel(title, fontsize=9)
+        panel.set_xlabel(COSTS[column], fontsize=9)
+        panel.set_ylim(0, 108)
     _legend(drawn)
     return drawn
 

@@ -28,8 +28,8 @@ class People:
         learn: the first so many photos of a person teach, the others judge.
         first: so many people were skipped.
         learnt_from: person -> [learn, 3, 112, 112] float in [0, 1].
-        judged: person -> files of the photos that judge.
-        probes: person -> these photos' faces, [N, 3, 112, 112] uint8.
+        photos: person -> files of all photos.
+        probes: person -> faces of the photos that judge, [N, 3, 112, 112] uint8.
         distractors: [M, 3, 112, 112] uint8.
     """
 
@@ -37,9 +37,20 @@ class People:
     learn: int
     first: int
     learnt_from: dict[str, Tensor]
-    judged: dict[str, list[Path]]
+    photos: dict[str, list[Path]]
     probes: dict[str, Tensor]
     distractors: Tensor
+
+    @property
+    def judged(self) -> dict[str, list[Path]]:
+        """Person -> files of the photos that judge."""
+        return {name: files[self.learn :] for name, files in self.photos.items()}
+
+    @property
+    def albums(self) -> dict[str, Tensor]:
+        """Person -> faces of all photos, [N, 3, 112, 112] uint8."""
+        learnt = {name: (faces * 255).round().byte() for name, faces in self.learnt_from.items()}
+        return {name: torch.cat((learnt[name], faces)) for name, faces in self.probes.items()}
 
     def columns(self) -> dict[str, str]:
         """What says in a row whom it is about."""
@@ -77,7 +88,7 @@ def read_people(
         learn=learn,
         first=first,
         learnt_from={name: load_faces(files[:learn]) for name, files in photos.items()},
-        judged={name: files[learn:] for name, files in photos.items()},
+        photos=photos,
         probes={name: saved_faces(files[learn:]) for name, files in photos.items()},
         distractors=torch.cat([saved_faces(files) for files in strangers]),
     )
@@ -100,3 +111,7 @@ def load_models(specifications: Iterable[str], loaded: dict[str, Surrogate]) -> 
     if len(set(names)) < len(names):
         raise ValueError(f"models must have names of their own, got {names}; rename a file")
     return models
+
+
+def members(model: Surrogate) -> set[str]:
+    return {member.name for member in model.members}

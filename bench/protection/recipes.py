@@ -8,9 +8,11 @@ comes as close as whole inner steps and whole steps allow.
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastcloak.fitting.options import AUGMENTATIONS, OBJECTIVES, PRESETS
@@ -153,7 +155,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse_rows(texts: Iterable[str], reserved: Collection[str] = ()) -> dict[str, Recipe]:
+def parse_rows(
+    texts: Iterable[str],
+    reserved: Collection[str] = (),
+    recipes: Mapping[str, Recipe] = RECIPES,
+    groups: Mapping[str, Sequence[str]] = GROUPS,
+) -> dict[str, Recipe]:
     """Names, @groups and NAME=option:value,option:value -> recipes.
 
     Raises:
@@ -162,18 +169,33 @@ def parse_rows(texts: Iterable[str], reserved: Collection[str] = ()) -> dict[str
     rows: dict[str, Recipe] = {}
     for text in texts:
         given = re.fullmatch(r"(.+?)=(\w+:.*)", text)
-        if text in RECIPES:
-            rows[text] = RECIPES[text]
-        elif text.startswith("@") and text[1:] in GROUPS:
-            rows |= {name: RECIPES[name] for name in GROUPS[text[1:]]}
-        elif given is None or given[1] in rows or given[1] in RECIPES or given[1] in reserved:
-            listed = ", ".join([*(f"@{group}" for group in GROUPS), *RECIPES])
+        if text in recipes:
+            rows[text] = recipes[text]
+        elif text.startswith("@") and text[1:] in groups:
+            rows |= {name: recipes[name] for name in groups[text[1:]]}
+        elif given is None or given[1] in rows or given[1] in recipes or given[1] in reserved:
+            listed = ", ".join([*(f"@{group}" for group in groups), *recipes])
             raise ValueError(f"--rows must be one of {listed}; or a new NAME=option:value,option:value; got {text!r}")
         else:
             # A tuple has commas of its own; only one before another option's name divides.
             parts = [part.partition(":") for part in re.split(r",(?=\w+:)", given[2])]
             rows[given[1]] = {option: literal(value) for option, _, value in parts}
     return rows
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def check_options(
+    lines: Iterable[Mapping[str, Any]], options: Mapping[str, str], about: Mapping[str, str], path: Path
+) -> None:
+    """Raises ValueError if a file holds a row of the same people, as `about` says, with other options (as JSON)."""
+    for line in lines:
+        now = options.get(line["row"])
+        if now is not None and about.items() <= line.items() and line["options"] != now:
+            why = f"row {line['row']!r} is now {now}, but {path} has it with {line['options']}"
+            raise ValueError(f"{why}; take another output file")
 
 
 def literal(text: str) -> object:

@@ -10,15 +10,12 @@ the fit, on CUDA what torch allocated. Seconds are those of a step after the fir
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import torch
-
 from bench.harness import nets
 from bench.harness.command import command
-from bench.harness.machine import StepClock
+from bench.harness.machine import StepClock, peak_memory
 from bench.harness.rows import Rows
 from fastcloak import fit_many
 from fastcloak.system.device import resolve_device
@@ -33,7 +30,7 @@ def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[st
     surrogate = nets.surrogate(nets.NETS[net]())
     photos = max(photos, batch)
     everyone = {str(i): nets.faces(photos, seed=i) for i in range(people)}
-    before = _peak(device)
+    before = peak_memory(device)
     clock = StepClock(device)
     options: dict[str, Any] = {
         "preset": "plain",
@@ -53,15 +50,9 @@ def point(net: str, people: int, photos: int, batch: int, steps: int) -> dict[st
         "seconds_per_step": step,
         "seconds_per_image_gradient": step / (people * batch),
         "seconds_in_all": clock.ends[-1] - clock.ends[0] + step,
-        "peak_mb": round((_peak(device) - before) / 2**20, 1),
+        "peak_mb": round((peak_memory(device) - before) / 2**20, 1),
         **{name: cloaks["0"].info[name] for name in ("engine", "backend", "dtype")},
     }
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
