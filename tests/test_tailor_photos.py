@@ -16,13 +16,13 @@ from fastcloak.photos.alignment import align
 from fastcloak.photos.detection import detect
 from fastcloak.protection.album import MANIFEST
 from fastcloak.tailoring import tailor as tailor_module
-from fastcloak.tailoring.options import LOOKS, STRENGTHS
+from fastcloak.tailoring.options import TailorConfig
 from tests.conftest import TinyNet, smooth_faces
 from tests.pictures import orl_file, orl_pixels, ramps
 from tests.test_album import contents, statuses
 from tests.test_protect import inside_square
 
-LARGEST = math.ceil(255 * LOOKS["textured"][1] * STRENGTHS["medium"])
+LARGEST = math.ceil(255 * TailorConfig().largest)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from fastcloak.fitting.options import MOST_STEPS, FitConfig, check_options, opti
 
 LOOKS = {"even": (1.0, 1.0), "textured": (0.4, 1.75)}
 """Smallest and largest bound of a pixel, as shares of the mean bound."""
-STRENGTHS = {"light": 5 / 255, "medium": 7 / 255, "strong": 9 / 255}
-"""Mean bounds by name."""
+STRENGTHS = {"light": (5 / 255, 1.0), "medium": (7 / 255, 1.0), "strong": (9 / 255, 2.0)}
+"""Mean bounds by name, and how strongly photos are kept apart under them: strong masks drive all of them far off in one
+direction, in which they would be linked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,13 @@ class TailorConfig:
         basic=True,
     )
     gradients: int = option(40, "whole", "forward and backward passes per photo", most=MOST_STEPS, useful=1, basic=True)
-    apart: float = option(
-        1.0,
+    apart: float | None = option(
+        None,
         "real",
         "how strongly the photos are kept from being linked to each other; 1: as strongly as from being recognised",
         most=10,
         basic=True,
+        none="1, with strength strong 2",
     )
     seed: int = option(0, "whole", "of the start noise and the views", least=-(2**63), most=2**63 - 1, basic=True)
     eps: float | None = option(
@@ -47,8 +49,9 @@ class TailorConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.eps is None:
-            object.__setattr__(self, "eps", STRENGTHS[self.strength])
+        for name, value in zip(("eps", "apart"), STRENGTHS[self.strength], strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def largest(self) -> float:

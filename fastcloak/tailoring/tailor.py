@@ -124,6 +124,7 @@ class Tailor(Learner):
         warn_of_idle(self.config)
         super().__init__(models, device, backend, engine, dtype)
         self.faces_per_pass = FACES_PER_PASS[self.device.type]
+        assert self.config.apart is not None
         on_cpu = self.device.type == "cpu"
         self._tailoring = Tailoring(SIDE, self.config.apart, AT_ONCE if on_cpu else None)
         self._earlier = torch.empty(0, self.surrogate.embedding_size, device=self.device)
