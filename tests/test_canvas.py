@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastcloak.photos.alignment import TEMPLATE_112, Face, align
-from fastcloak.tailoring.canvas import SIDE, aligned_face, canvas_of, lay
+from fastcloak.photos.alignment import ALIGNED_FACE, TEMPLATE_112, Face, align
+from fastcloak.tailoring.canvas import SIDE, canvas_of, lay
 from fastcloak.tailoring.look import bounds
 from fastcloak.tailoring.options import LOOKS, TailorConfig
 from tests.test_alignment import similarity, smooth
@@ -72,7 +72,7 @@ def test_a_mask_that_is_laid_is_seen_as_it_was_learnt(name):
 
 def test_an_aligned_photo_is_covered_to_its_border():
     photo = PHOTO[:112, :112]
-    canvas = canvas_of(photo, aligned_face())
+    canvas = canvas_of(photo, ALIGNED_FACE)
     (rows, columns), change = lay(
         np.ones((SIDE, SIDE, 3), np.float32), bounds(canvas, TailorConfig()), canvas, 112, 112
     )

@@ -20,8 +20,9 @@ import pytest
 import fastcloak
 from fastcloak.cli.main import main
 from fastcloak.cli.options import default_in_words
-from fastcloak.fitting.options import declared
+from fastcloak.fitting.options import FitConfig, declared
 from fastcloak.system.packages import orl_folder
+from fastcloak.tailoring.options import TailorConfig
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -69,7 +70,7 @@ def test_first_pages_stay_short(page, most_lines, most_words):
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_of_prose_are_at_most_100_columns(page):
     prose = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"<!-- options -->.*?<!-- /options -->", "", prose, flags=re.DOTALL)
+    prose = re.sub(r"<!-- ([a-z ]*options) -->.*?<!-- /\1 -->", "", prose, flags=re.DOTALL)
     # An address cannot be broken.
     long = [line for line in prose.splitlines() if len(line) > 100 and line[0] != "|" and "](http" not in line]
     assert long == []
@@ -185,8 +186,13 @@ def home(tmp_path, monkeypatch):
             shutil.copy(orl_folder() / f"s{person}" / f"{photo}.pgm", tmp_path / path)
     shutil.copy(orl_folder() / "s1" / "9.pgm", tmp_path / "party.jpg")
     monkeypatch.chdir(tmp_path)
-    for name in ("fit", "fit_many"):
-        monkeypatch.setattr(fastcloak, name, partial(getattr(fastcloak, name), steps=1))
+    for name, cheap in {
+        "fit": "steps",
+        "fit_many": "steps",
+        "tailor": "gradients",
+        "tailor_photos": "gradients",
+    }.items():
+        monkeypatch.setattr(fastcloak, name, partial(getattr(fastcloak, name), **{cheap: 1}))
     return tmp_path
 
 
@@ -225,21 +231,28 @@ def test_every_example_is_run():
     assert [path.stem for path in EXAMPLES] == ["album", "app", "research"]
 
 
-def options_table():
-    """What docs/use.md says of fit's options, from their declarations; `python -m tests.test_docs` writes it."""
+OPTIONS = {"options": FitConfig, "tailor options": TailorConfig}
+"""What stands between marks of docs/use.md, and whose options they are."""
+
+
+def options_table(config):
+    """What docs/use.md says of options, from their declarations; `python -m tests.test_docs` writes it."""
     lines = ["| option | default | what it does |", "| --- | --- | --- |"]
-    for name, option in declared().items():
+    for name, option in declared(config).items():
         what = option.help.replace("|", "\\|")
-        lines.append(f"| `{name}` | {default_in_words(name)} | {what} |")
+        lines.append(f"| `{name}` | {default_in_words(name, config)} | {what} |")
     return "\n".join(lines)
 
 
-def test_the_table_of_options_is_what_the_code_declares():
-    between = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", PAGES["docs/use.md"], re.DOTALL)
-    assert between[1] == options_table()
+@pytest.mark.parametrize("mark", OPTIONS)
+def test_the_table_of_options_is_what_the_code_declares(mark):
+    between = re.search(rf"<!-- {mark} -->\n(.*?)\n<!-- /{mark} -->", PAGES["docs/use.md"], re.DOTALL)
+    assert between[1] == options_table(OPTIONS[mark])
 
 
 if __name__ == "__main__":
     page = ROOT / "docs" / "use.md"
-    marked = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda _: options_table() + "\n", page.read_text(encoding="utf-8")), encoding="utf-8")
+    for mark, config in OPTIONS.items():
+        marked = re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- /{mark} -->)", re.DOTALL)
+        table = options_table(config) + "\n"
+        page.write_text(marked.sub(lambda _, new=table: new, page.read_text(encoding="utf-8")), encoding="utf-8")

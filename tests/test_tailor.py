@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 import fastcloak
 from fastcloak.fitting.objective import Apart
+from fastcloak.photos.alignment import ALIGNED_FACE
 from fastcloak.protection.enrolment import Enrolment
-from fastcloak.tailoring.canvas import aligned_face, canvas_of
+from fastcloak.tailoring.canvas import canvas_of
 from fastcloak.tailoring.tailor import Tailor
 from tests.conftest import TinyNet, smooth_faces
 
@@ -81,7 +82,7 @@ def test_faces_are_kept_apart_from_earlier_ones():
         masks = []
         for face in new:
             pixels = (255 * face).permute(1, 2, 0).numpy()
-            ((mask, bound),) = worker.masks([canvas_of(pixels, aligned_face())])
+            ((mask, bound),) = worker.masks([canvas_of(pixels, ALIGNED_FACE)])
             masks.append(torch.from_numpy(mask * bound)[:112, :112].permute(2, 0, 1))
         cosines.append((unit(new + torch.stack(masks)) @ unit(old).T).mean().item())
     assert cosines[1] < cosines[0] - 0.05
@@ -108,7 +109,7 @@ def test_the_others_that_look_most_alike_count_most():
 @pytest.mark.parametrize("look", ["even", "textured"])
 def test_masks_stay_within_their_bounds(look):
     worker = Tailor(ME, [network()], look=look, gradients=4, **FAST)
-    canvases = [canvas_of((255 * face).permute(1, 2, 0).numpy(), aligned_face()) for face in FACES]
+    canvases = [canvas_of((255 * face).permute(1, 2, 0).numpy(), ALIGNED_FACE) for face in FACES]
     for (mask, bound), change in zip(worker.masks(canvases), tailored(look=look, gradients=4), strict=True):
         assert set(mask.flatten().tolist()) <= {-1.0, 0.0, 1.0}
         assert bound.max() <= torch.tensor(worker.config.largest)
@@ -175,7 +176,7 @@ def test_of_several_people_only_those_that_look_alike_are_kept_apart():
 
     def masks(faces, of_several):
         worker = Tailor(None, [sface], gradients=6, apart=10, **FAST)
-        canvases = [canvas_of((255 * face).permute(1, 2, 0).numpy(), aligned_face()) for face in faces]
+        canvases = [canvas_of((255 * face).permute(1, 2, 0).numpy(), ALIGNED_FACE) for face in faces]
         return torch.from_numpy(worker.masks(canvases, of_several=of_several)[0][0])
 
     alone = masks(stranger, False)

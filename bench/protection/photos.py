@@ -34,11 +34,10 @@ from fastcloak.cloak import Cloak
 from fastcloak.evaluation.postprocessing import AS_SAVED, POST_PROCESSING, Pixels, jpeg, resized
 from fastcloak.evaluation.protocol import embed, protection_ranks, random_mask
 from fastcloak.models import Surrogate
-from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, align, similarity_transform
+from fastcloak.photos.alignment import ALIGNED_FACE, SIZE, TEMPLATE_112, Face, align, similarity_transform
 from fastcloak.photos.detection import detect, find_faces
 from fastcloak.photos.files import read_photo
 from fastcloak.protection.photo import protect
-from fastcloak.tailoring.canvas import aligned_face
 
 SIZES = (40, 60, 80, 112, 160, 224, 320)
 ALIGNED = "aligned"
@@ -65,7 +64,7 @@ def crop_again(pixels: Pixels) -> Tensor | None:
 
     A photo of 112x112 pixels counts as aligned.
     """
-    faces = [aligned_face()] if pixels.shape[:2] == (SIZE, SIZE) else detect(pixels)
+    faces = [ALIGNED_FACE] if pixels.shape[:2] == (SIZE, SIZE) else detect(pixels)
     return torch.from_numpy(align(pixels, faces[0])[0]).permute(2, 0, 1) if faces else None
 
 

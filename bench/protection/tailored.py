@@ -57,10 +57,9 @@ from fastcloak.evaluation.postprocessing import AS_SAVED, FILTERS, POST_PROCESSI
 from fastcloak.evaluation.protocol import embed, protection_ranks
 from fastcloak.evaluation.quality import ciede2000, ssim
 from fastcloak.models import Surrogate
-from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, similarity_transform
+from fastcloak.photos.alignment import ALIGNED_FACE, SIZE, TEMPLATE_112, Face, similarity_transform
 from fastcloak.photos.detection import detect
 from fastcloak.photos.files import read_photo
-from fastcloak.tailoring.canvas import aligned_face
 
 JPEG_95 = "JPEG 95"
 KEY = (*PEOPLE_COLUMNS, "row", "target", "file")
@@ -115,7 +114,7 @@ def picture_at(path: Path, zoom: float) -> Picture | None:
     if zoom != 1:
         pixels = scaled(pixels, zoom)
     if pixels.shape[:2] == (SIZE, SIZE):
-        return pixels, aligned_face()
+        return pixels, ALIGNED_FACE
     faces = detect(pixels)
     return (pixels, faces[0]) if faces else None
 

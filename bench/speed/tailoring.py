@@ -26,8 +26,9 @@ from bench.harness.machine import interleaved, peak_memory
 from bench.harness.rows import Rows
 from fastcloak import enrol, load_model
 from fastcloak.models import Surrogate
+from fastcloak.photos.alignment import ALIGNED_FACE
 from fastcloak.system.device import resolve_device
-from fastcloak.tailoring.canvas import aligned_face, canvas_of
+from fastcloak.tailoring.canvas import canvas_of
 from fastcloak.tailoring.options import TailorConfig
 from fastcloak.tailoring.tailor import Tailor
 
@@ -46,7 +47,7 @@ def point(models: Sequence[str], photos: int, gradients: int, repeats: int) -> l
     surrogate = load_model([network(name) for name in models])
     me = enrol(nets.faces(ENROLLED), surrogate, threshold=0.0)
     pixels = (255 * nets.faces(photos, seed=1)).permute(0, 2, 3, 1).numpy()
-    canvases = [canvas_of(face, aligned_face()) for face in pixels]
+    canvases = [canvas_of(face, ALIGNED_FACE) for face in pixels]
     calls: dict[str, Callable[[], object]] = {}
     rows: dict[str, dict[str, Any]] = {}
     # One by one first: memory only ever peaks higher.

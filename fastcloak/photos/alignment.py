@@ -44,6 +44,10 @@ class Face:
         return math.degrees(math.atan2(sin, cos))
 
 
+ALIGNED_FACE = Face((0.0, 0.0, float(SIZE), float(SIZE)), TEMPLATE_112, 1.0)
+"""The face of a photo of 112x112 pixels, which counts as aligned."""
+
+
 def check_pixels(pixels: Pixels) -> None:
     """Refuse what is not a photo's pixels: uint8, [H, W, 3], at least one pixel.
 

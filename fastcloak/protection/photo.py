@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcloak.cloak import Cloak
-from fastcloak.photos.alignment import SIZE, TEMPLATE_112, Face, Pixels, align, check_pixels
+from fastcloak.photos.alignment import ALIGNED_FACE, SIZE, Face, Pixels, align, check_pixels
 from fastcloak.photos.detection import UNCERTAIN, check_who, find_faces
 from fastcloak.photos.files import Photo, decode_photo, encode_photo, fit_format, without_gps, without_metadata
 from fastcloak.protection.enrolment import Enrolment
@@ -45,8 +45,6 @@ ALREADY_PROTECTED = (
     "or insist with again=True (--again)"
 )
 
-# What a photo of 112x112 pixels counts as.
-_ALIGNED = Face((0.0, 0.0, float(SIZE), float(SIZE)), TEMPLATE_112, 1.0)
 # Pixels: smaller faces get a warning.
 SMALL_FACE = 60
 # Side of the aligned square -> share of the protection at 224 pixels, JPEG 95, three networks; below 40 a guess.
@@ -227,7 +225,7 @@ def meant_faces(pixels: Pixels, who: str | Enrolment, *, name: str) -> list[Face
         who.check_aligned(pixels, name=name)
     else:
         check_who(who)
-    return [_ALIGNED]
+    return [ALIGNED_FACE]
 
 
 def face_warnings(sides: Sequence[float], uncertain: int) -> list[str]:

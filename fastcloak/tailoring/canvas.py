@@ -50,11 +50,6 @@ class Canvas:
     face_size: float
 
 
-def aligned_face() -> Face:
-    """The face of a photo of 112x112 pixels that counts as aligned."""
-    return Face((0.0, 0.0, float(SIZE), float(SIZE)), TEMPLATE_112, 1.0)
-
-
 def canvas_of(pixels: Pixels | Floats, face: Face) -> Canvas:
     """The canvas of a face.
 
@@ -112,15 +107,19 @@ def lay(mask: Floats, bound: Floats, canvas: Canvas, height: int, width: int) ->
     """
     (left, top), lift = canvas.corner, canvas.lift
     reach = int(np.ceil(lift * SIDE))
-    rows = slice(max(top, 0), min(top + reach, height))
-    columns = slice(max(left, 0), min(left + reach, width))
+    rows, columns = (
+        slice(*(min(max(at, 0), length) for at in (first, first + reach)))
+        for first, length in ((top, height), (left, width))
+    )
+    size = columns.stop - columns.start, rows.stop - rows.start
+    if 0 in size:
+        return (rows, columns), np.zeros((*size[::-1], 3), np.float32)
     if lift == 1:
         inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
         return (rows, columns), (mask * bound)[inside]
     to_region = np.array(
         [[lift, 0, lift / 2 - 0.5 + left - columns.start], [0, lift, lift / 2 - 0.5 + top - rows.start]]
     )
-    size = columns.stop - columns.start, rows.stop - rows.start
     # As in fastcloak.protection.photo: resampling rounds signs off, and this gives them back, within the bound.
     signs = STRENGTH * warp(mask, to_region, *size, cubic=True, extend=True)
     return (rows, columns), signs.clip(-1, 1) * warp(bound, to_region, *size, extend=True)

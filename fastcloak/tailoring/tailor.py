@@ -30,11 +30,11 @@ from fastcloak.fitting.options import warn_of_idle
 from fastcloak.fitting.run import own_modes
 from fastcloak.fitting.state import Album, Learnt, Tailoring
 from fastcloak.models import unit_features
-from fastcloak.photos.alignment import SIZE, Floats
+from fastcloak.photos.alignment import ALIGNED_FACE, SIZE, Floats
 from fastcloak.photos.inputs import load_faces
 from fastcloak.protection.enrolment import Enrolment
 from fastcloak.protection.outliers import stranger_bound
-from fastcloak.tailoring.canvas import SIDE, Canvas, aligned_face, canvas_of
+from fastcloak.tailoring.canvas import SIDE, Canvas, canvas_of
 from fastcloak.tailoring.look import bounds
 from fastcloak.tailoring.options import configure_tailor
 
@@ -93,7 +93,7 @@ def tailor(
     grey = (faces == faces[:, :1]).all(3).all(2).all(1)
     for kind in sorted(set(grey.tolist())):
         for part in torch.split((grey == kind).nonzero().flatten(), worker.faces_per_pass):
-            canvases = [canvas_of(pixels[i], aligned_face()) for i in part.tolist()]
+            canvases = [canvas_of(pixels[i], ALIGNED_FACE) for i in part.tolist()]
             learnt = np.stack([mask * bound for mask, bound in worker.masks(canvases, grey=kind)])
             masks[part] = torch.from_numpy(learnt)[:, :SIZE, :SIZE].permute(0, 3, 1, 2)
             worker.remember((faces[part] + masks[part]).clamp(0, 1))
