@@ -154,6 +154,19 @@ def test_faces_that_share_a_forward_pass_get_nearly_the_masks_of_those_that_do_n
 
 
 @pytest.mark.promise("P14")
+def test_steps_that_ran_for_a_capture_leave_nothing_behind(monkeypatch):
+    def captured(engine, steps):
+        for step in steps.values():
+            step()
+        return dict(steps)
+
+    models = [network(), network(3)]
+    expected = tailored(models=models, gradients=4)
+    monkeypatch.setattr("fastcloak.fitting.loop.launchers", captured)
+    assert torch.equal(tailored(models=models, gradients=4), expected)
+
+
+@pytest.mark.promise("P14")
 def test_kernels_give_nearly_the_masks_of_the_reference():
     pytest.importorskip("triton")
     reference, kernels = (tailored(FACES[:2], gradients=3, backend=backend) for backend in ("reference", "triton"))

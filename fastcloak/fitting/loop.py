@@ -136,20 +136,25 @@ class Loop:
             EngineError: the engine cannot launch this network.
             ValueError: the network has no gradient with respect to the pictures.
         """
-        # The features of an ensemble are its members' unit features side by side, divided by the root of their number.
-        sizes = [one.size for one in self.networks]
-        known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
-        parts, olds = (torch.split(rows, sizes, -1) for rows in (features, known))
-        for one, part, old in zip(self.networks, parts, olds, strict=True):
-            one.begin(part * math.sqrt(len(sizes)))
-            if one.apart is not None:
-                one.apart.begin(old * math.sqrt(len(sizes)))
         state, kinds = self.state, [self._kind(t) for t in range(self.state.steps)]
-        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
+
+        def begin() -> None:
+            # The features of an ensemble are its members' unit features side by side, divided by the root of their
+            # number.
+            sizes = [one.size for one in self.networks]
+            known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
+            parts, olds = (torch.split(math.sqrt(len(sizes)) * rows, sizes, -1) for rows in (features, known))
+            for one, part, old in zip(self.networks, parts, olds, strict=True):
+                one.begin(part)
+                if one.apart is not None:
+                    one.apart.begin(old)
             state.begin(faces, album)
+
+        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
+            begin()
             if not self.launchers:
                 self.launchers = launchers(self.engine, {kind: partial(self._step, kind) for kind in kinds})
-                state.begin(faces, album)  # a capture runs its steps
+                begin()  # a capture runs its steps
             done = state.restore(saved) if saved else 0
             learnt = state.learnt(done)
             keep(learnt, partial(state.save, done))
