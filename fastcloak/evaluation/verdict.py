@@ -124,6 +124,11 @@ class Check:
     def summary(self) -> list[str]:
         """Say in sentences what was found: the headline, what it means, and what is left after post-processing."""
         lines = [self.headline()]
+        if self.judges and all(model.white_box for model in self.judges):
+            lines.append(
+                "Every network with a threshold is one that the masks were fitted on (*), which says little of others: "
+                "ask more networks."
+            )
         judges = self.judges
         if self._changed and self._pairs_recognised():
             lines += [PAIR, self._recognition()]
