@@ -1,10 +1,11 @@
 """Draws the README's picture, docs/cloak.jpg: `python docs/picture.py`.
 
 The photo is NASA's portrait of Eileen Collins (public domain), which scikit-image ships. There is one photo of
-her, so the cloak is fitted to it and its mirror image. A cloak for real use needs about ten photos.
+her, so that both masks are learnt from it and its mirror image. For real use, about ten photos are needed.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,11 +17,16 @@ HEAD = np.s_[0:240, 110:350]
 SIDE, GAP, CAPTION = 300, 6, 30
 
 photo = astronaut()  # [512, 512, 3] uint8
-cloak = fastcloak.fit([Image.fromarray(photo), Image.fromarray(photo[:, ::-1])], "sface")
-protected = fastcloak.protect(photo, cloak)
-mask = np.clip(128 + 8 * (protected.astype(int) - photo), 0, 255).astype(np.uint8)
+hers = [Image.fromarray(photo), Image.fromarray(photo[:, ::-1])]
+universal = fastcloak.protect(photo, fastcloak.fit(hers, "sface"))
+with TemporaryDirectory() as folder:
+    album, safe = Path(folder, "album"), Path(folder, "safe")
+    album.mkdir()
+    hers[0].save(album / "photo.png")
+    fastcloak.tailor_photos(fastcloak.plan_photos([album], safe), fastcloak.enrol(hers))
+    tailored = np.asarray(Image.open(safe / "photo.png"))
 
-panels = {"original": photo, "protected": protected, "the mask, 8 times as strong": mask}
+panels = {"original": photo, "one mask for all photos": universal, "a mask for this photo": tailored}
 sheet = Image.new("RGB", (len(panels) * (SIDE + GAP) - GAP, SIDE + CAPTION), "white")
 draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
 for column, (caption, pixels) in enumerate(panels.items()):

@@ -1,5 +1,7 @@
 """The picture of cloaked faces and the plot of rates."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -33,28 +35,30 @@ EVALUATION = Evaluation(
 )
 
 
-def saved(path, originals, cloaked):
-    save_comparison(path, originals, cloaked)
+def saved(path, versions):
+    save_comparison(path, versions)
     with Image.open(path) as image:
         assert image.mode == "RGB"
         return np.array(image)
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_comparison_shows_originals_cloaked_faces_and_ten_times_the_difference(tmp_path, n):
+@pytest.mark.parametrize("masks", [1, 2])
+def test_comparison_shows_originals_and_versions_with_ten_times_their_difference(tmp_path, n, masks):
     faces = noise(n, 0)
-    cloaked = (faces.int() + torch.randint(-20, 21, faces.shape, generator=torch.Generator().manual_seed(1))).clamp(
-        0, 255
-    )
-    change = (128 + 10 * (cloaked - faces)).clamp(0, 255)
+    shown, versions = [faces], {}
+    for seed in range(masks):
+        change = torch.randint(-20, 21, faces.shape, generator=torch.Generator().manual_seed(seed))
+        versions[f"mask {seed}"] = (faces.int() + change).clamp(0, 255).byte()
+        shown += [versions[f"mask {seed}"], (128 + 10 * (versions[f"mask {seed}"].int() - faces)).clamp(0, 255)]
     for before in (faces, faces / 255, faces.to(memory_format=torch.channels_last)):
-        sheet = saved(tmp_path / "a.png", before, cloaked.byte())
-        assert sheet.shape == (8 + 3 * (20 + 224 + 8), 8 + n * (224 + 8), 3)
-        for i, shown in enumerate((faces, cloaked, change)):
+        sheet = saved(tmp_path / "a.png", {"original": before, **versions})
+        assert sheet.shape == (8 + len(shown) * (20 + 224 + 8), 8 + n * (224 + 8), 3)
+        for i, row in enumerate(shown):
             top = 8 + i * (20 + 224 + 8)
             # A caption stands above each row.
             assert sheet[top : top + 20].min() < 100
-            for j, face in enumerate(shown):
+            for j, face in enumerate(row):
                 left = 8 + j * (224 + 8)
                 twice = face.permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
                 np.testing.assert_array_equal(sheet[top + 20 : top + 244, left : left + 224], twice)
@@ -64,18 +68,18 @@ def test_comparison_shows_originals_cloaked_faces_and_ten_times_the_difference(t
 def test_unknown_picture_format_leaves_no_litter(tmp_path):
     for name in ("a.nonsense", "a"):
         with pytest.raises(ValueError, match=r"path must end in a picture format such as .png, got .*a"):
-            save_comparison(tmp_path / name, noise(1, 0), noise(1, 0))
+            save_comparison(tmp_path / name, {"original": noise(1, 0)})
         with pytest.raises(ValueError, match=r"path must end in a picture format such as .png or .svg, got .*a"):
             plot_protection(EVALUATION, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_faces_raise(tmp_path):
-    for before, after in ((0, 0), (2, 1)):
-        with pytest.raises(ValueError, match=f"must be the same faces, one or more, got {before} and {after}"):
-            save_comparison(tmp_path / "a.png", noise(before, 0), noise(after, 0))
+    for counts in ([], [0, 0], [2, 1], [2, 2, 1]):
+        with pytest.raises(ValueError, match=re.escape(f"must show the same faces, one or more, got {counts} faces")):
+            save_comparison(tmp_path / "a.png", {str(i): noise(count, 0) for i, count in enumerate(counts)})
     with pytest.raises(ValueError, match=r"must be in \[0, 1\] where it is float, got 0 to 255; divide by 255"):
-        save_comparison(tmp_path / "a.png", noise(1, 0).float(), noise(1, 0))
+        save_comparison(tmp_path / "a.png", {"original": noise(1, 0).float()})
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf"])

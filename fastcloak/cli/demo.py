@@ -1,4 +1,7 @@
-"""`fastcloak demo`: cloaks for a few ORL people, fitted on SFace and judged on dlib, which they were not fitted on."""
+"""`fastcloak demo`: masks for a few ORL people, learnt on SFace and judged on dlib, which they were not learnt on.
+
+The cloaks of `fit`, one a person, stand next to what `tailor` does, a mask for each photo.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ FULL_PEOPLE = 6
 FITTED_TO = 6
 """The cloak is fitted to the first photos of a person, the other four judge it."""
 SHOWN = 3
+TAILORED = "tailored"
+TAILORED_NOTE = f"{TAILORED}: a mask for each photo, not one for all photos of a person; it is no row of the papers."
 GA_ONLY = ("preset", "batch_size", "inner_steps", "inner_alpha")
 """Options of `fit_many` that method opom refuses."""
 
@@ -31,7 +36,7 @@ class Demo:
     """What the demo measured and wrote.
 
     Attributes:
-        evaluation: rows clean, random, opom and ga on dlib and SFace.
+        evaluation: rows clean, random, opom, ga and tailored on dlib and SFace.
         cloaks: method -> person -> cloak.
         files: what was written, in order.
     """
@@ -73,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     result = {**demo.evaluation.to_json(), "files": [str(file) for file in demo.files]}
     table = demo.evaluation.table().split("\n")
-    print_result(arguments.json, result, "", *table, "", f"Written: {', '.join(map(str, demo.files))}")
+    print_result(
+        arguments.json, result, "", *table, f"  {TAILORED_NOTE}", "", f"Written: {', '.join(map(str, demo.files))}"
+    )
     return OK
 
 
@@ -84,11 +91,12 @@ def run_demo(
     strangers: int = STRANGERS,
     progress: Progress = None,
     on_stage: Callable[[str], None] = lambda line: None,
+    gradients: int | None = None,
     **fit_options: Any,
 ) -> Demo:
-    """Fits cloaks with OPOM and GA-OPOM on SFace and measures what they do on dlib and SFace.
+    """Fits cloaks with OPOM and GA-OPOM on SFace, tailors photos on it, and measures what both do on dlib and SFace.
 
-    The first `people` of the 40 ORL people get a cloak from six of their photos and are judged on the other four. The
+    The first `people` of the 40 ORL people are learnt from six of their photos and judged on the other four. The
     photos of the next `strangers` people are the distractors.
 
     Args:
@@ -97,13 +105,14 @@ def run_demo(
         strangers: how many of the others are distractors, 1 to 40 - people.
         progress: as in `fit`.
         on_stage: called with a line at the beginning of each stage.
+        gradients: per tailored photo, as in `tailor`.
         fit_options: other options of `fit_many`; those that only ga has are for ga.
 
     Returns:
         `Demo`.
 
     Raises:
-        ValueError: people or strangers out of range, or what `fit_many` refuses.
+        ValueError: people or strangers out of range, or what `fit_many` or `tailor` refuses.
         MissingExtraError: the `demo` extra is not installed.
         OSError: the folder cannot be written.
     """
@@ -115,6 +124,8 @@ def run_demo(
     from fastcloak.fitting.fitter import fit_many
     from fastcloak.models import load_model
     from fastcloak.photos.inputs import load_faces
+    from fastcloak.protection.enrolment import enrol
+    from fastcloak.tailoring.tailor import tailor
 
     if not 1 <= people < ORL_PEOPLE:
         raise ValueError(f"people must be 1 to {ORL_PEOPLE - 1}, the others are distractors; got {people}")
@@ -144,14 +155,23 @@ def run_demo(
             **{name: value for name, value in fit_options.items() if method == "ga" or name not in GA_ONLY},
         )
 
-    on_stage("Judging them on dlib, which no cloak was fitted on, and on SFace ...")
+    on_stage(f"Tailoring {sum(map(len, probes.values()))} photos on SFace ...")
+    tailored = {}
+    for name, faces in probes.items():
+        me = enrol(cloaked[name][:FITTED_TO], surrogate)
+        tailored[name] = (faces + tailor(faces, me, [surrogate], gradients=gradients)).clamp(0, 1)
+
+    on_stage("Judging them on dlib, which no mask was learnt on, and on SFace ...")
     masks = {"random": {name: random_mask(cloak, name) for name, cloak in cloaks["ga"].items()}, **cloaks}
+    universal = {
+        label: {name: mask.apply(probes[name]) for name, mask in those.items()} for label, those in masks.items()
+    }
     evaluation = evaluate_photos(
         probes,
-        {label: {name: mask.apply(probes[name]) for name, mask in those.items()} for label, those in masks.items()},
+        {**universal, TAILORED: tailored},
         [target, surrogate],
         distractors,
-        fitted_on={method: [surrogate.name] for method in cloaks},
+        fitted_on={label: [surrogate.name] for label in (*cloaks, TAILORED)},
     )
 
     files = []
@@ -160,9 +180,10 @@ def run_demo(
         cloak.save(files[-1])
     shown = list(probes)[:SHOWN]
     files.append(folder / "cloaked.png")
-    before = torch.cat([probes[name][:2] for name in shown])
-    after = torch.cat([cloaks["ga"][name].apply(probes[name][:2]) for name in shown])
-    save_comparison(files[-1], before, after)
+    versions = {"original": probes, "universal": universal["ga"], TAILORED: tailored}
+    save_comparison(
+        files[-1], {label: torch.cat([faces[name][:2] for name in shown]) for label, faces in versions.items()}
+    )
     files.append(folder / "protection.png")
     plot_protection(evaluation, files[-1])
     return Demo(evaluation, cloaks, tuple(files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ ZOOM, GAP, CAPTION = 2, 8, 20
 SIDE = ZOOM * 112
 
 
-def save_comparison(path: Path, originals: Any, cloaked: Any) -> None:
-    """Draw three captioned rows of faces: original, cloaked, and their difference, ten times as large.
+def save_comparison(path: Path, versions: Mapping[str, Any]) -> None:
+    """Draw captioned rows of faces: the originals, then each other version and its difference, ten times as large.
 
-    A face has a column. A pixel of the last row is 128 + 10 (cloaked - original), in grey levels, cut to 0..255: grey
+    A face has a column. A pixel of a difference is 128 + 10 (version - original), in grey levels, cut to 0..255: grey
     means unchanged. Everything is enlarged twice, without smoothing. The path's ending says the format; PNG is exact.
+
+    Args:
+        path: where to write.
+        versions: caption -> the same faces, the originals first; whatever `saved_faces` takes.
 
     Raises:
         ValueError: no faces, different numbers of them, or an ending that names no picture format.
@@ -33,17 +38,21 @@ def save_comparison(path: Path, originals: Any, cloaked: Any) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"path must end in a picture format such as .png, got {str(path)!r}")
-    before, after = (saved_faces(faces).permute(0, 2, 3, 1).numpy() for faces in (originals, cloaked))
-    if len(before) == 0 or len(before) != len(after):
-        raise ValueError(
-            f"originals and cloaked must be the same faces, one or more, got {len(before)} and {len(after)}"
-        )
-    rows = {"original": before, "cloaked": after, f"difference x{GAIN}": difference(before, after)}
-    size = (GAP + len(before) * (SIDE + GAP), GAP + len(rows) * (CAPTION + SIDE + GAP))
+    shown = {caption: saved_faces(faces).permute(0, 2, 3, 1).numpy() for caption, faces in versions.items()}
+    counts = [len(faces) for faces in shown.values()]
+    if 0 in counts or len(set(counts)) != 1:
+        raise ValueError(f"versions must show the same faces, one or more, got {counts} faces")
+    originals = next(iter(shown.values()))
+    rows: list[tuple[str, Any]] = []
+    for caption, faces in shown.items():
+        rows.append((caption, faces))
+        if faces is not originals:
+            rows.append((f"difference x{GAIN}", difference(originals, faces)))
+    size = (GAP + counts[0] * (SIDE + GAP), GAP + len(rows) * (CAPTION + SIDE + GAP))
     sheet = Image.new("RGB", size, color="white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     top = GAP
-    for caption, faces in rows.items():
+    for caption, faces in rows:
         draw.text((GAP, top), caption, fill="black", font=font)
         for column, face in enumerate(faces):
             tile = Image.fromarray(np.ascontiguousarray(face)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
