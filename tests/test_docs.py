@@ -123,6 +123,22 @@ def test_protection_in_the_readme_and_results_is_the_committed_rows(label, row):
         assert all(any(abs(figure - number) < 0.051 for figure in figures) for number in expected), line
 
 
+@pytest.mark.parametrize(
+    ("label", "row"),
+    [("original", "clean"), ("one cloak (`strong`)", "universal strong"), ("tailored (default)", "tailored")],
+)
+def test_albums_in_the_readme_are_the_committed_rows(label, row):
+    with open(RESULTS / "tailored_lfw.csv", newline="") as file:
+        (line,) = [
+            line
+            for line in csv.DictReader(file)
+            if (line["row"], line["file"], line["count"]) == (row, "JPEG 95", "20")
+        ]
+    rates = [float(line["accepted"]), 1 - float(line["top1"]), float(line["linkage"])]
+    cells = [*(f"{100 * rate:.1f}" for rate in rates), f"{float(line['ssim']):.3f}".replace("1.000", "1")]
+    assert f"| {label} | {' | '.join(cells)} |" in PAGES["README.md"]
+
+
 @pytest.mark.parametrize(("net", "name"), [("iresnet50", "iResNet-50"), ("mobilefacenet", "MobileFaceNet")])
 def test_speed_in_the_readme_is_the_committed_rows(net, name):
     with open(RESULTS / f"ladder_cpu_{net}.csv", newline="") as file:
