@@ -99,11 +99,11 @@ def run_protect_many(arguments: argparse.Namespace) -> int:
 
     output = arguments.output
     options = {name: getattr(arguments, name) for name in PROTECT_OPTIONS}
+    write: Callable[..., Any] = protect_dataset
     if arguments.tailor:
         more = {"num_gpus": arguments.gpus_per_worker, **declared_options(arguments, TailorConfig)}
         write = partial(tailor_dataset, models=models(arguments.models or ["sface", "dlib"]), **more)
     else:
-        write = protect_dataset
         _refuse_tailoring(arguments)
     arguments.kept = f"; what is finished is in {output}, and the same command goes on"
     with _people_bar("tailoring" if arguments.tailor else "protecting", arguments) as show:

@@ -27,9 +27,7 @@ from typing import TYPE_CHECKING, Any
 from fastcloak.fitting.claim import claim, fingerprint
 from fastcloak.fitting.options import LAUNCH_OPTIONS, configure
 from fastcloak.models import load_model
-from fastcloak.models.load import load_models
 from fastcloak.photos.detection import check_who
-from fastcloak.protection.enrolment import recogniser
 from fastcloak.scale.cluster import LocalRunner, RayRunner, Stage, check_resources, start_runner
 from fastcloak.scale.index import Index
 from fastcloak.scale.people import read_people
@@ -241,7 +239,7 @@ def tailor_dataset(
     Args:
         people: as for `protect_dataset`: their albums.
         enrolments: a folder with a folder for each person, of about ten photos of them alone. It has the person's name.
-        models: the networks to learn on; a list of what `load_model` takes. Workers are sent them.
+        models: the networks to learn on, one or more; whatever `load_model` takes. Workers are sent them.
         output, people_per_batch, progress: as for `protect_dataset`.
         address, concurrency, num_gpus: as for `fit_dataset`. A worker reads its photos itself: let some share a GPU.
         device, backend, engine, dtype: as for `fit`.
@@ -262,11 +260,11 @@ def tailor_dataset(
     total = _count(people)
     if not Path(enrolments).is_dir():
         raise FileNotFoundError(f"enrolments must be a folder with a folder for each person, got none at {enrolments}")
-    members = load_models(models, None)
+    loaded = load_model(models)
     folder = Path(output).resolve()
     folder.mkdir(exist_ok=True)
     (folder / CRASHES).mkdir(exist_ok=True)
-    learning = {"device": device, "backend": backend, "engine": engine, "dtype": dtype, **options}
+    learning: dict[str, Any] = {"device": device, "backend": backend, "engine": engine, "dtype": dtype, **options}
     saving = {
         "who": who,
         "quality": quality,
@@ -277,8 +275,7 @@ def tailor_dataset(
         "dry_run": dry_run,
     }
     with start_runner(concurrency, num_gpus, address, needs_ray=total is None) as runner:
-        networks = runner.share(load_model(members)), runner.share(recogniser(members))
-        stage = TailorStage(Path(enrolments).resolve(), folder, networks, learning, saving)
+        stage = TailorStage(Path(enrolments).resolve(), folder, runner.share(loaded), learning, saving)
         summary = _write_photos(runner, _batches(people, people_per_batch), stage, total, progress)
     summary.seconds = time.perf_counter() - began
     return summary

@@ -23,7 +23,7 @@ from fastcloak.models import Surrogate
 from fastcloak.photos.files import decode_photo
 from fastcloak.photos.inputs import named_faces, photo_files
 from fastcloak.protection.album import PROTECTED, Outcome, Plan, plan_photos, protect_photos
-from fastcloak.protection.enrolment import enrol
+from fastcloak.protection.enrolment import enrol, recogniser
 from fastcloak.scale.rows import DONE_BEFORE, FACES, FAILED, FITTED, PHOTOS, RESULTS, STOP, TO_FIT, Row, make_row
 from fastcloak.system.errors import CloakFileError, FitInterrupted, FitManyError, MissingExtraError
 from fastcloak.system.files import cloak_file
@@ -260,23 +260,15 @@ class TailorStage:
         self,
         enrolments: Path,
         output: Path,
-        networks: tuple[Callable[[], Surrogate], Callable[[], Surrogate]],
+        model: Callable[[], Surrogate],
         learning: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        """Take what workers need.
-
-        Args:
-            enrolments: the folder with a folder of photos for each person.
-            output: where a folder of each person's photos goes.
-            networks: those to learn on, and the one that finds a person in photos.
-            learning: options of `Tailor`.
-            options: those of `tailor_photos` that are no options of `Tailor`.
-        """
-        self._enrolments, self._output, self._networks = enrolments, output, networks
+        # `learning` are options of Tailor, `options` the others of tailor_photos.
+        self._enrolments, self._output, self._model = enrolments, output, model
         self._learning, self._options = learning, options
         self._crashes = _CrashCounter(output, "tailor")
-        self._tailor: Tailor | None = None
+        self._ready: tuple[Tailor, Surrogate] | None = None
 
     def __call__(self, people: list[Row]) -> list[Row]:
         """Tailor the photos of a batch of people."""
@@ -289,14 +281,18 @@ class TailorStage:
                     raise _unshared(folder)
             if self._crashes.of(person) >= MOST_CRASHES:
                 return self._crashes.give_up(person)
-            learn_on, find_with = self._networks
-            self._tailor = self._tailor or Tailor(None, _loaded(learn_on), **self._learning)
+            self._ready = self._ready or self._prepare()
             with self._crashes.counting([person]):
-                return self._tailored(person, self._tailor, _loaded(find_with))
+                return self._tailored(person, *self._ready)
         except Exception as error:  # not of a person: the machine, the networks, the disk
             return make_row(person, STOP, error)
 
-    def _tailored(self, person: Row, tailor: Tailor, recogniser: Surrogate) -> Row:
+    def _prepare(self) -> tuple[Tailor, Surrogate]:
+        """The networks to learn on, and the one that finds a person in photos."""
+        model = _loaded(self._model)
+        return Tailor(None, model, **self._learning), recogniser(model.members)
+
+    def _tailored(self, person: Row, tailor: Tailor, finder: Surrogate) -> Row:
         name = person["person"]
         try:
             folder = self._enrolments / name
@@ -304,7 +300,7 @@ class TailorStage:
             if name.startswith(".") or folder.parent != self._enrolments or not folder.is_dir():
                 raise FileNotFoundError(f"{name} has no folder of photos in {self._enrolments}; make one")
             plan = _plan(person, self._output, bool(self._options.get("dry_run")))
-            me = enrol(photo_files([folder]), recogniser)
+            me = enrol(photo_files([folder]), finder)
             return _outcomes(person, tailor_photos(plan, me, tailor, **self._options))
         except MissingExtraError:
             raise
