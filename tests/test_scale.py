@@ -24,13 +24,14 @@ from fastcloak.cli.main import main as cli
 from fastcloak.fitting.claim import claim
 from fastcloak.models import prepare
 from fastcloak.scale import cluster
-from fastcloak.scale.jobs import fit_dataset, protect_dataset
+from fastcloak.scale.jobs import fit_dataset, protect_dataset, tailor_dataset
 from fastcloak.scale.rows import INDEXED
 from fastcloak.system.errors import CheckpointError, MissingExtraError
 from fastcloak.system.files import cloak_file
 
 # float32: on Ray's workers conftest.py does not keep TinyNet from bfloat16.
 OPTIONS = {"preset": "plain", "steps": 2, "inner_steps": 1, "dtype": "float32"}
+TAILOR = {"gradients": 2, "device": "cpu", "dtype": "float32"}
 fit_here = partial(fit_dataset, concurrency=0, **OPTIONS)
 
 
@@ -41,6 +42,10 @@ def save_people(folder, count, photos=2):
         for j, face in enumerate(smooth_faces(photos, seed=i)):
             Image.fromarray((face * 255).byte().permute(1, 2, 0).numpy()).save(person / f"{j}.png")
     return folder
+
+
+def photo_bytes(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
 
 
 def parts_of(output):
@@ -468,6 +473,11 @@ def test_a_job_whose_driver_stops_goes_on_file_for_file(head, tmp_path, output, 
     assert_same_job(output, tmp_path / "expected")
     protected = protect_dataset(people, output, tmp_path / "protected", people_per_batch=4)
     assert protected.photos == Counter(protected=16)
+    enrolments, net = save_people(tmp_path / "enrolments", 7), fastcloak.load_model(TinyNet(), name="sface")
+    for options in ({"concurrency": 1, "num_gpus": 0, "output": tmp_path / "ray"}, {"concurrency": 0}):
+        tailored = tailor_dataset(people, enrolments, [net], **{"output": tmp_path / "here", **options, **TAILOR})
+        assert (tailored.photos, tailored.failed) == (Counter(protected=14), 1)
+    assert photo_bytes(tmp_path / "ray") == photo_bytes(tmp_path / "here")
 
 
 class DeadlyNet(TinyNet):
@@ -547,3 +557,88 @@ def test_the_command_line_fits_and_protects_many(three, output, tmp_path, capsys
         code, printed = run(*command)
         assert code == 1
         assert message in printed.err
+
+
+# Albums whose photos get masks of their own
+
+
+@pytest.fixture
+def known_net():
+    """A network whose name has a threshold, by which people are found."""
+    return fastcloak.load_model(TinyNet(), name="sface")
+
+
+@pytest.mark.promise("P15")
+def test_everyone_s_album_is_tailored_and_a_bad_person_or_photo_stops_nobody(three, tmp_path, known_net):
+    albums, safe = save_people(tmp_path / "albums", 4), tmp_path / "safe"
+    (albums / "p000" / "1.png").write_bytes(b"no photo")
+    (three / "p001" / "0.png").write_bytes(b"no photo")
+    tailor = partial(tailor_dataset, albums, three, [known_net], concurrency=0, **TAILOR)
+    assert tailor(tmp_path / "dry", dry_run=True).photos == Counter(planned=3, failed=1)
+    assert not photo_bytes(tmp_path / "dry")
+    seen = {}
+    summary = tailor(safe, progress=lambda row, total: seen.update({row["person"]: (row["status"], total)}))
+    assert (summary.people, summary.failed) == (4, 2)
+    assert summary.photos == Counter(protected=3, failed=1)
+    assert summary.reasons == Counter(PhotoError=2, FileNotFoundError=1)
+    done, failed = ("protected", 4), ("failed", 4)
+    assert seen == {"p000": done, "p001": failed, "p002": done, "p003": failed}
+    for name in ("p000", "p002"):  # as if they were alone
+        plan = fastcloak.plan_photos([albums / name], tmp_path / "alone" / name)
+        fastcloak.tailor_photos(plan, fastcloak.enrol(three / name, known_net), [known_net], **TAILOR)
+    assert photo_bytes(safe) == photo_bytes(tmp_path / "alone")
+
+    Image.open(albums / "p002" / "1.png").save(albums / "p000" / "1.png")
+    (three / "p001" / "0.png").unlink()
+    (save_people(tmp_path / "more", 4) / "p003").rename(three / "p003")
+    again = tailor(safe)
+    assert (again.people, again.failed) == (4, 0)
+    assert again.photos["done before"] == 3
+    assert not list((safe / ".crashes").iterdir())
+
+
+@pytest.mark.parametrize("name", ["..", "../albums/p000", ".p000", "nobody"])
+def test_a_name_of_a_manifest_leads_out_of_no_folder_of_enrolments(three, tmp_path, known_net, name):
+    manifest = tmp_path / "albums.jsonl"
+    manifest.write_text(json.dumps({"person": name, "photos": [str(three / "p000")]}))
+    summary = tailor_dataset(manifest, three, [known_net], tmp_path / "safe", concurrency=0, **TAILOR)
+    assert (summary.failed, summary.reasons) == (1, Counter(FileNotFoundError=1))
+    assert not photo_bytes(tmp_path / "safe")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"enrolments": "nowhere"}, FileNotFoundError, "enrolments must be a folder"),
+        ({"who": "all"}, ValueError, "who must be 'me' or 'largest'"),
+        ({"steps": 1}, TypeError, "unknown option"),
+        ({"gradients": -1}, ValueError, "gradients must be"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_album_is_tailored(three, output, known_net, options, error, message):
+    arguments = {"people": three, "enrolments": three, "models": [known_net], "output": output, "concurrency": 0}
+    with pytest.raises(error, match=message):
+        tailor_dataset(**{**arguments, **options})
+    assert not output.exists()
+
+
+@pytest.mark.promise("P11")
+def test_a_device_that_is_not_there_ends_the_job_and_is_nobody_s_failure(three, output, known_net):
+    with pytest.raises(RuntimeError, match="device must be"):
+        tailor_dataset(three, three, [known_net], output, concurrency=0, device="cuda:9")
+
+
+def test_the_command_line_tailors_many(three, tmp_path, capsys, monkeypatch, known_net):
+    monkeypatch.setattr(fastcloak, "load_model", lambda what, **options: known_net)
+    safe, albums = tmp_path / "safe", save_people(tmp_path / "albums", 4)
+    many = ["protect-many", str(three), str(albums), "-o", str(safe), "--workers", "0"]
+    tailor = [*many, "--tailor", "--models", "sface", "--gradients", "2", "--device", "cpu"]
+    assert cli(tailor) == 3
+    printed = capsys.readouterr()
+    assert "6  photos protected" in printed.out
+    assert "1  people without an enrolment or photos" in printed.out
+    assert cli([*tailor, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["photos"] == {"done before": 6}
+    for more in (["--gradients", "2"], ["--device", "cpu"], ["--who", "me"], ["--models", "sface"]):
+        assert cli([*many, *more]) == 1
+        assert "must come with --tailor" in capsys.readouterr().err

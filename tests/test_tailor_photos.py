@@ -595,3 +595,13 @@ def test_without_the_person_the_command_says_what_is_lost(cli, album, tmp_path, 
     out, _ = cli(album, "-o", tmp_path / "safe", *QUICK)
     assert "  4  protected\n" in out
     assert "which protects less; name about ten: me=fastcloak.enrol(photos) (--me)" in caplog.text
+
+
+def test_a_tailor_goes_on_with_another_person_but_takes_no_options(album, tmp_path, me):
+    worker = tailor_module.Tailor(None, TinyNet(), device="cpu", dtype="float32", gradients=2)
+    for name, person in (("me", me), ("other", enrol(smooth_faces(3, seed=5), TinyNet(), threshold=-1))):
+        tailor_photos(plan_photos([album], tmp_path / "on" / name), person, worker)
+        run(album, tmp_path / "alone" / name, person)
+        assert photos_in(tmp_path / "on" / name) == photos_in(tmp_path / "alone" / name)
+    with pytest.raises(TypeError, match="options must be those of the Tailor, got gradients"):
+        tailor_photos(plan_photos([album], tmp_path / "on"), me, worker, gradients=3)

@@ -7,35 +7,53 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from fastcloak.cli.options import (
+    MODEL_HELP,
+    MODELS,
+    PROTECT_OPTIONS,
+    RUN_OPTIONS,
+    add_declared,
     add_fit_options,
-    add_protect_options,
+    declared_options,
     fit_options,
     models,
     path_argument,
-    protect_options,
 )
 from fastcloak.cli.output import TO_TURN, counts, exit_code, print_error, print_result, reasons
 from fastcloak.evaluation.text import plain_name
+from fastcloak.fitting.options import declared
+from fastcloak.tailoring.options import TailorConfig
 
 MOST_ERRORS_SHOWN = 20
+GPUS_HELP = "GPUs of a worker, also a part of one (default: 1 if there are any, else 0)"
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     _add_people(parser, "folder for the cloaks and index/, new or of an earlier run")
-    gpus = "GPUs of a worker, also a part of one (default: 1 if there are any, else 0)"
-    parser.add_argument("--gpus-per-worker", type=float, help=gpus)
+    parser.add_argument("--gpus-per-worker", type=float, help=GPUS_HELP)
     batch = "people that a worker gets at once, and fits again if it is lost (default: 16, with a GPU 64)"
     parser.add_argument("--people-per-batch", type=int, help=batch)
     add_fit_options(parser)
 
 
 def add_protect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cloaks", type=path_argument, help="the folder that fit-many wrote")
+    cloaks = "the folder that fit-many wrote; with --tailor a folder with a folder of about ten photos of each person"
+    parser.add_argument("cloaks", type=path_argument, help=cloaks)
     _add_people(parser, "folder for the protected photos, in a folder per person")
-    add_protect_options(parser)
+    who = "which faces of a photo get a mask: largest; all, not with --tailor; me, the person's, with --tailor "
+    parser.add_argument("--who", choices=("largest", "all", "me"), help=f"{who}(default: largest; with --tailor me)")
+    for name, option in PROTECT_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **option)
+    parser.add_argument("--tailor", action="store_true", help="give each photo a mask of its own instead of a cloak")
+    tailored = parser.add_argument_group("with --tailor")
+    rest = parser.add_argument_group("with --tailor, the rest", "docs/use.md has what each gives and costs")
+    learn = f"networks to learn on: {MODEL_HELP} (default: sface dlib)"
+    tailored.add_argument("--models", help=learn, **MODELS)
+    rest.add_argument("--gpus-per-worker", type=float, help=GPUS_HELP)
+    add_declared(tailored, rest, TailorConfig)
 
 
 def _add_people(parser: argparse.ArgumentParser, output: str) -> None:
@@ -77,27 +95,44 @@ def run_fit_many(arguments: argparse.Namespace) -> int:
 
 def run_protect_many(arguments: argparse.Namespace) -> int:
     from fastcloak.protection.album import ALREADY, FAILED
-    from fastcloak.scale.jobs import protect_dataset
+    from fastcloak.scale.jobs import protect_dataset, tailor_dataset
 
     output = arguments.output
+    options = {name: getattr(arguments, name) for name in PROTECT_OPTIONS}
+    write: Callable[..., Any] = protect_dataset
+    if arguments.tailor:
+        more = {"num_gpus": arguments.gpus_per_worker, **declared_options(arguments, TailorConfig)}
+        write = partial(tailor_dataset, models=models(arguments.models or ["sface", "dlib"]), **more)
+    else:
+        _refuse_tailoring(arguments)
     arguments.kept = f"; what is finished is in {output}, and the same command goes on"
-    with _people_bar("protecting", arguments) as show:
-        summary = protect_dataset(
+    with _people_bar("tailoring" if arguments.tailor else "protecting", arguments) as show:
+        summary = write(
             arguments.people,
             arguments.cloaks,
-            output,
+            output=output,
+            who=arguments.who or ("me" if arguments.tailor else "largest"),
             address=arguments.address,
             concurrency=arguments.workers,
             progress=show,
-            **protect_options(arguments),
+            **options,
         )
-    lines = [(summary.people, "people"), (summary.failed, "people without a cloak or photos")]
+    without = f"people without {'an enrolment' if arguments.tailor else 'a cloak'} or photos"
+    lines = [(summary.people, "people"), (summary.failed, without)]
     lines += [(number, f"photos {status}") for status, number in summary.photos.items()]
     lines.append((summary.uncertain, TO_TURN))
     result = {"protected": str(output), **summary.to_json()}
     print_result(arguments.json, result, *counts(output, [*lines, *reasons(summary.reasons)]))
     failed, of = summary.failed + summary.photos[FAILED], summary.people + summary.photos.total()
     return exit_code(failed, of, summary.photos[ALREADY] + summary.uncertain)
+
+
+def _refuse_tailoring(arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options that nothing would come of."""
+    names = ("models", "gpus_per_worker", *declared(TailorConfig), *RUN_OPTIONS)
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) not in (None, "auto")]
+    if given or arguments.who == "me":
+        raise ValueError(f"{' '.join(given) or '--who me'} must come with --tailor, got none; add it or leave that out")
 
 
 @contextlib.contextmanager

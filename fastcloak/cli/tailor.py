@@ -39,15 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from fastcloak.photos.inputs import photo_files
-    from fastcloak.protection.enrolment import verification_threshold
+    from fastcloak.protection.enrolment import recogniser
 
     if (arguments.who == "me" and not arguments.me) or (arguments.who == "all" and arguments.me):
         raise ValueError("--who me needs --me with photos of you; --who all goes without")
     plan = fastcloak.plan_photos(arguments.photos, arguments.output)
     surrogates, me = models(arguments.models), None
     if arguments.me:
-        known = [one for one in surrogates if verification_threshold(one.name) is not None]
-        me = fastcloak.enrol(photo_files(arguments.me), known[0] if known else "sface")
+        me = fastcloak.enrol(photo_files(arguments.me), recogniser(surrogates))
     options = {name: getattr(arguments, name) for name in ("who", *PROTECT_OPTIONS)}
     options |= declared_options(arguments, TailorConfig)
     with Photos("tailoring", len(plan.photos), arguments) as photos:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,12 @@ def enrol(photos: Any, model: Any = "sface", *, threshold: float | None = None) 
     faces = load_faces(photos)
     features = unit_features(surrogate, faces)
     return Enrolment(surrogate, F.normalize(features.mean(0), dim=0), float(least), faces)
+
+
+def recogniser(models: Sequence[Surrogate]) -> Surrogate:
+    """The network that finds the person whom the others learn from: the first with a known threshold, else SFace."""
+    known = [model for model in models if verification_threshold(model.name) is not None]
+    return known[0] if known else load_model("sface")
 
 
 def verification_threshold(name: str) -> float | None:

@@ -2,6 +2,7 @@
 
     people (folder, manifest, Ray Dataset) -> batches -> read: decode, detect, align -> fit -> a row each -> index
                                            -> batches -> protect: add the cloak to each photo -> a row each
+                                           -> batches -> tailor: enrol, learn a mask for each photo -> a row each
 
 With the extra `ray` the stages run at the same time on a cluster, or on the cores and GPUs of this machine. Without it
 they run one after the other in this process.
@@ -31,15 +32,17 @@ from fastcloak.scale.cluster import LocalRunner, RayRunner, Stage, check_resourc
 from fastcloak.scale.index import Index
 from fastcloak.scale.people import read_people
 from fastcloak.scale.rows import DONE_BEFORE, FAILED, FITTED, STOP, Row
-from fastcloak.scale.stages import CRASHES, FitStage, ProtectStage, ReadStage, row_of_cloak
+from fastcloak.scale.stages import CRASHES, FitStage, ProtectStage, ReadStage, TailorStage, row_of_cloak
 from fastcloak.system.device import resolve_dtype
+from fastcloak.tailoring.options import configure_tailor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from fastcloak.fitting.options import FitterOptions
+    from fastcloak.tailoring.options import TailorOptions
 
-__all__ = ["FitSummary", "ProtectSummary", "fit_dataset", "protect_dataset"]
+__all__ = ["FitSummary", "ProtectSummary", "fit_dataset", "protect_dataset", "tailor_dataset"]
 
 Progress = Callable[[Row, int | None], None]
 
@@ -69,10 +72,10 @@ class FitSummary:
 
 @dataclass
 class ProtectSummary:
-    """What became of the people and photos of `protect_dataset`."""
+    """What became of the people and photos of `protect_dataset` and `tailor_dataset`."""
 
     people: int = 0  # in the source
-    failed: int = 0  # people without a cloak, or whose photos could not be found
+    failed: int = 0  # people without a cloak or enrolment, or whose photos could not be found
     photos: Counter[str] = field(default_factory=Counter)  # status of an `Outcome` -> photos
     uncertain: int = 0  # photos with a face of which it is unknown which way up it is
     reasons: Counter[str] = field(default_factory=Counter)  # name of an exception -> people and photos
@@ -200,12 +203,90 @@ def protect_dataset(
         raise FileNotFoundError(f"cloaks must be the folder that fit-many wrote, got no such folder: {cloaks}")
     folder = Path(output).resolve()
     folder.mkdir(exist_ok=True)
-    summary = ProtectSummary()
     stage = ProtectStage(Path(cloaks).resolve(), folder, options)
-    with (
-        start_runner(concurrency, 0, address, needs_ray=total is None) as runner,
-        closing(_run(runner, _batches(people, people_per_batch), [stage])) as rows,
-    ):
+    with start_runner(concurrency, 0, address, needs_ray=total is None) as runner:
+        summary = _write_photos(runner, _batches(people, people_per_batch), stage, total, progress)
+    summary.seconds = time.perf_counter() - began
+    return summary
+
+
+def tailor_dataset(
+    people: Any,
+    enrolments: str | os.PathLike[str],
+    models: Any,
+    output: str | os.PathLike[str],
+    *,
+    address: str | None = None,
+    concurrency: int | None = None,
+    num_gpus: float | None = None,
+    people_per_batch: int = 1,
+    progress: Progress | None = None,
+    device: str = "auto",
+    backend: str = "auto",
+    engine: str = "auto",
+    dtype: str = "auto",
+    who: str = "me",
+    quality: int | None = None,
+    strip_gps: bool = False,
+    strip_metadata: bool = False,
+    overwrite: bool = False,
+    again: bool = False,
+    dry_run: bool = False,
+    **options: Unpack[TailorOptions],
+) -> ProtectSummary:
+    """Give each photo of each person a mask of its own, as `tailor_photos` does. Nobody's photos stop the others'.
+
+    Args:
+        people: as for `protect_dataset`: their albums.
+        enrolments: a folder with a folder for each person, of about ten photos of them alone. It has the person's name.
+        models: the networks to learn on, one or more; whatever `load_model` takes. Workers are sent them.
+        output, people_per_batch, progress: as for `protect_dataset`.
+        address, concurrency, num_gpus: as for `fit_dataset`. A worker reads its photos itself: let some share a GPU.
+        device, backend, engine, dtype: as for `fit`.
+        who: "me", the person's face, or "largest".
+        quality, strip_gps, strip_metadata, overwrite, again, dry_run: as for `tailor_photos`.
+        options: as for `tailor`.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError, MissingExtraError, KeyboardInterrupt: as `fit_dataset`.
+        RuntimeError: a worker does not share the folders, or cannot load what it needs.
+    """
+    began = time.perf_counter()
+    check_resources(concurrency, num_gpus, people_per_batch, address)
+    configure_tailor(options)
+    resolve_dtype(dtype)
+    if who not in ("me", "largest"):
+        raise ValueError(f"who must be 'me' or 'largest', got {who!r:.60}; everyone's album is theirs alone")
+    total = _count(people)
+    if not Path(enrolments).is_dir():
+        raise FileNotFoundError(f"enrolments must be a folder with a folder for each person, got none at {enrolments}")
+    loaded = load_model(models)
+    folder = Path(output).resolve()
+    folder.mkdir(exist_ok=True)
+    (folder / CRASHES).mkdir(exist_ok=True)
+    learning: dict[str, Any] = {"device": device, "backend": backend, "engine": engine, "dtype": dtype, **options}
+    saving = {
+        "who": who,
+        "quality": quality,
+        "strip_gps": strip_gps,
+        "strip_metadata": strip_metadata,
+        "overwrite": overwrite,
+        "again": again,
+        "dry_run": dry_run,
+    }
+    with start_runner(concurrency, num_gpus, address, needs_ray=total is None) as runner:
+        stage = TailorStage(Path(enrolments).resolve(), folder, runner.share(loaded), learning, saving)
+        summary = _write_photos(runner, _batches(people, people_per_batch), stage, total, progress)
+    summary.seconds = time.perf_counter() - began
+    return summary
+
+
+def _write_photos(
+    runner: LocalRunner | RayRunner, batches: Any, stage: Stage, total: int | None, progress: Progress | None
+) -> ProtectSummary:
+    """Run a stage that writes photos, and count what becomes of them."""
+    summary = ProtectSummary()
+    with closing(_run(runner, batches, [stage])) as rows:
         for row in rows:
             outcomes = [json.loads(outcome) for outcome in row["photos"] or ()]
             summary.people += 1
@@ -215,7 +296,6 @@ def protect_dataset(
             summary.reasons.update(one["reason"] for one in (row, *outcomes) if one["reason"])
             if progress is not None:
                 progress(row, total)
-    summary.seconds = time.perf_counter() - began
     return summary
 
 

@@ -1,4 +1,7 @@
-"""What workers do: read, fit, protect. A stage turns a row per person into another; nobody's photos stop the others."""
+"""What workers do: read, fit, protect, tailor.
+
+A stage turns a row per person into another; nobody's photos stop the others.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ from fastcloak.fitting.fitter import Fitter
 from fastcloak.models import Surrogate
 from fastcloak.photos.files import decode_photo
 from fastcloak.photos.inputs import named_faces, photo_files
-from fastcloak.protection.album import PROTECTED, plan_photos, protect_photos
+from fastcloak.protection.album import PROTECTED, Outcome, Plan, plan_photos, protect_photos
+from fastcloak.protection.enrolment import enrol, recogniser
 from fastcloak.scale.rows import DONE_BEFORE, FACES, FAILED, FITTED, PHOTOS, RESULTS, STOP, TO_FIT, Row, make_row
 from fastcloak.system.errors import CloakFileError, FitInterrupted, FitManyError, MissingExtraError
 from fastcloak.system.files import cloak_file
+from fastcloak.tailoring.album import tailor_photos
+from fastcloak.tailoring.tailor import Tailor
 
-__all__ = ["CRASHES", "FitStage", "ProtectStage", "ReadStage", "row_of_cloak"]
+__all__ = ["CRASHES", "FitStage", "ProtectStage", "ReadStage", "TailorStage", "row_of_cloak"]
 
 CRASHES, MOST_CRASHES = ".crashes", 3
 """Folder of the crash counters, and at how many crashes a person is given up."""
@@ -69,6 +75,15 @@ class _CrashCounter:
 
     def _file(self, person: Row) -> Path:
         return self._folder / f"{self._work}-{hashlib.sha256(person['person'].encode()).hexdigest()[:32]}"
+
+
+def _loaded(model: Callable[[], Surrogate]) -> Surrogate:
+    try:
+        return model()
+    except Exception as error:  # Ray's, whose message holds a traceback
+        reason = str(error).partition("\n")[0]
+        hint = "its code must be installed on all machines"
+        raise RuntimeError(f"a worker cannot load the model; {hint}: {reason}") from None
 
 
 class ReadStage:
@@ -161,13 +176,7 @@ class FitStage:
         marker = self._folder / MARKER
         if not marker.exists() or self._identity.encode() not in marker.read_bytes():
             raise _unshared(self._folder)
-        try:
-            model = self._model()
-        except Exception as error:  # Ray's, whose message holds a traceback
-            reason = str(error).partition("\n")[0]
-            hint = "its code must be installed on all machines"
-            raise RuntimeError(f"a worker cannot load the model; {hint}: {reason}") from None
-        return Fitter(model, **self._options)
+        return Fitter(_loaded(self._model), **self._options)
 
     def _save(self, cloaks: dict[str, Cloak]) -> None:
         for name, cloak in cloaks.items():
@@ -197,6 +206,17 @@ def row_of_cloak(folder: Path, row: Row) -> Row:
         return {**row, **make_row(row, FAILED, unread)}
 
 
+def _plan(person: Row, output: Path, dry_run: bool) -> Plan:
+    plan = plan_photos(person["photos"], output / Path(cloak_file(person["person"])).stem)
+    if plan.manifest is not None and not dry_run:
+        plan.manifest.parent.mkdir(exist_ok=True)
+    return plan
+
+
+def _outcomes(person: Row, outcomes: list[Outcome]) -> Row:
+    return {**make_row(person, PROTECTED), "photos": [json.dumps(asdict(one), default=str) for one in outcomes]}
+
+
 class ProtectStage:
     """Photos to protected photos, for people who have a cloak."""
 
@@ -220,12 +240,69 @@ class ProtectStage:
             cloak = load(file)
             if cloak.idle is not None:
                 raise ValueError(f"the cloak of {name} protects nothing: {cloak.idle}; fit it again")
-            plan = plan_photos(person["photos"], self._output / file.stem)
-            if plan.manifest is not None and not self._options.get("dry_run"):
-                plan.manifest.parent.mkdir(exist_ok=True)
-            outcomes = protect_photos(plan, cloak, **self._options)
+            plan = _plan(person, self._output, bool(self._options.get("dry_run")))
+            return _outcomes(person, protect_photos(plan, cloak, **self._options))
         except MissingExtraError as error:
             return make_row(person, STOP, error)
         except Exception as error:  # whatever it is, the others go on
             return make_row(person, FAILED, error)
-        return {**make_row(person, PROTECTED), "photos": [json.dumps(asdict(one), default=str) for one in outcomes]}
+
+
+class TailorStage:
+    """Photos to photos with masks of their own, for people with photos to learn from.
+
+    Prepares the networks once, for the first person.
+    """
+
+    columns, fits = PHOTOS, True
+
+    def __init__(
+        self,
+        enrolments: Path,
+        output: Path,
+        model: Callable[[], Surrogate],
+        learning: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        # `learning` are options of Tailor, `options` the others of tailor_photos.
+        self._enrolments, self._output, self._model = enrolments, output, model
+        self._learning, self._options = learning, options
+        self._crashes = _CrashCounter(output, "tailor")
+        self._ready: tuple[Tailor, Surrogate] | None = None
+
+    def __call__(self, people: list[Row]) -> list[Row]:
+        """Tailor the photos of a batch of people."""
+        return [self._person(person) for person in people]
+
+    def _person(self, person: Row) -> Row:
+        try:
+            for folder in (self._enrolments, self._output, self._output / CRASHES):
+                if not folder.is_dir():
+                    raise _unshared(folder)
+            if self._crashes.of(person) >= MOST_CRASHES:
+                return self._crashes.give_up(person)
+            self._ready = self._ready or self._prepare()
+            with self._crashes.counting([person]):
+                return self._tailored(person, *self._ready)
+        except Exception as error:  # not of a person: the machine, the networks, the disk
+            return make_row(person, STOP, error)
+
+    def _prepare(self) -> tuple[Tailor, Surrogate]:
+        """The networks to learn on, and the one that finds a person in photos."""
+        model = _loaded(self._model)
+        return Tailor(None, model, **self._learning), recogniser(model.members)
+
+    def _tailored(self, person: Row, tailor: Tailor, finder: Surrogate) -> Row:
+        name = person["person"]
+        try:
+            folder = self._enrolments / name
+            # The name may be that of a manifest, and must not lead elsewhere.
+            if name.startswith(".") or folder.parent != self._enrolments or not folder.is_dir():
+                raise FileNotFoundError(f"{name} has no folder of photos in {self._enrolments}; make one")
+            plan = _plan(person, self._output, bool(self._options.get("dry_run")))
+            me = enrol(photo_files([folder]), finder)
+            return _outcomes(person, tailor_photos(plan, me, tailor, **self._options))
+        except MissingExtraError:
+            raise
+        except Exception as error:  # whatever it is, the others go on
+            return make_row(person, FAILED, error)

@@ -85,7 +85,8 @@ def tailor_photos(
         plan: from `plan_photos`.
         me: the person, from about ten photos. None: each face is driven away from its own features only, which
             protects less.
-        models: the networks to learn on, one or more; whatever `load_model` takes.
+        models: the networks to learn on, one or more; whatever `load_model` takes. Or a `Tailor`, which then goes on
+            with its networks, device and options: for many people, one after the other.
         who: "me", the person's face; "largest", the largest face of each photo; "all", each face away from its own
             features, without `me`. None: "me" where that is given, else "largest".
         quality, strip_gps, strip_metadata: see `protect_photo`.
@@ -108,7 +109,13 @@ def tailor_photos(
     """
     who = _checked_who(who, me)
     jobs = whole("jobs", jobs, 1)
-    tailor = Tailor(me, models, device=device, backend=backend, engine=engine, dtype=dtype, **options)
+    if isinstance(models, Tailor):
+        if options:
+            raise TypeError(f"options must be those of the Tailor, got {', '.join(options)} too; leave them out")
+        tailor = models
+        tailor.begin(me)
+    else:
+        tailor = Tailor(me, models, device=device, backend=backend, engine=engine, dtype=dtype, **options)
     if me is None:
         logger.warning(
             "without photos of the person each face is driven away from its own features only, which protects less; "

@@ -101,7 +101,7 @@ def tailor(
 
 
 class Tailor(Learner):
-    """Networks made ready, and the loop captured, for many passes of one person's album.
+    """Networks made ready, and the loop captured, for many passes of one person's album, then of others'.
 
     Attributes:
         config: the options.
@@ -127,6 +127,10 @@ class Tailor(Learner):
         assert self.config.apart is not None
         on_cpu = self.device.type == "cpu"
         self._tailoring = Tailoring(SIDE, self.config.apart, AT_ONCE if on_cpu else None)
+        self.begin(me)
+
+    def begin(self, me: Enrolment | None) -> None:
+        """Go over to another person's album, and forget the faces of the one before."""
         self._earlier = torch.empty(0, self.surrogate.embedding_size, device=self.device)
         self._center: Tensor | None = None
         if me is not None:
