@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, through_views
+from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, in_parts, through_views
 from fastcloak.fitting.options import FitConfig
 from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors
 from fastcloak.models import Surrogate, with_dropout
@@ -94,7 +94,7 @@ class Loop:
             if tailoring is None or album is None:
                 return HullDistance(one, shown, config, ops, persons, photos)
             apart = Apart(one.embedding_size, tailoring.apart, album.together)
-            return HullDistance(one, shown, config, ops, persons, photos, tailoring.at_once, apart)
+            return HullDistance(one, shown, config, ops, persons, photos, apart)
 
         shown = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
         self.networks = [distance(one) for one in (shown.members if several else [shown])]
@@ -105,6 +105,8 @@ class Loop:
             self.gradient = through_views(
                 self.gradient, config.augment, self.state.faces, album.place if album else None
             )
+        if tailoring is not None and tailoring.at_once is not None:
+            self.gradient = in_parts(self.gradient, tailoring.at_once)
         if config.grey:
             channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
             self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))

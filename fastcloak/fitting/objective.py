@@ -1,7 +1,8 @@
 """What the loop ascends: how far cloaked photos are from the person's hull, and its gradient.
 
 A `Gradient` takes the pictures that are shown and says their loss and gradient. `HullDistance` is the objective of one
-network; each booster wraps a `Gradient` and is one: `combined` (several networks), `through_views`, `in_grey`.
+network; each booster wraps a `Gradient` and is one: `combined` (several networks), `through_views`, `in_parts`
+and `in_grey`.
 
 Dimension letters: P persons, N photos of one person, b photos in a batch, D feature length.
 """
@@ -9,7 +10,7 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import torch
@@ -38,12 +39,14 @@ class Batch:
         chance: [P, b, DRAWS], the numbers of their views.
         objective: of `fastcloak.fitting.options.OBJECTIVES`.
         turn: which network's turn it is.
+        rows: which persons they are.
     """
 
     index: Tensor
     chance: Tensor
     objective: str
     turn: int
+    rows: slice = field(default_factory=lambda: slice(None))
 
 
 Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor, Tensor]]
@@ -64,18 +67,16 @@ class HullDistance:
         ops: ModuleType,
         persons: int,
         photos: int,
-        at_once: int | None = None,
         apart: Apart | None = None,
     ) -> None:
         """Allocate the hulls in the features of a surrogate.
 
         Args:
             forward: gives its raw embeddings of pictures.
-            at_once: persons that share a forward pass; None: all.
             apart: what keeps the persons apart, who then have one photo each.
         """
         self.name, self.size, self.forward = surrogate.name, surrogate.embedding_size, forward
-        self.config, self.ops, self.apart, self.at_once = config, ops, apart, at_once or persons
+        self.config, self.ops, self.apart = config, ops, apart
         self.points = torch.zeros(persons, photos, self.size, dtype=torch.float32, device=surrogate.device)
         self.gram = torch.zeros(persons, photos, photos, device=surrogate.device, dtype=torch.float64)
         self.center = torch.zeros(persons, self.size, dtype=torch.float32, device=surrogate.device)
@@ -92,43 +93,29 @@ class HullDistance:
         Raises:
             ValueError: the network has no gradient with respect to the pictures.
         """
-        persons, photos = batch.index.shape
-        others = None if self.apart is None else self.apart.others()
-        parts = []
-        for first in range(0, persons, self.at_once):
-            rows = slice(first, first + self.at_once)
-            leaf = pictures[photos * first : photos * (first + self.at_once)].detach().requires_grad_()
-            features = self.forward(leaf).view(*batch.index[rows].shape, -1)
-            if not features.requires_grad:
-                raise ValueError(self._no_gradient())
+        leaf = pictures.detach().requires_grad_()
+        features = self.forward(leaf).view(*batch.index.shape, -1)
+        grads = None
+        if features.requires_grad:
             seen = features.detach()
-            loss, slope, gap = self._loss(seen, rows, batch.index[rows], batch.objective)
-            if self.apart is not None and others is not None:
-                alike, push, _ = self._loss(seen, rows, batch.index[rows], "fi_uap_plus", others[rows])
+            loss, slope, gap = self._loss(seen, batch, batch.objective, self.center)
+            if self.apart is not None:
+                alike, push, _ = self._loss(seen, batch, "fi_uap_plus", self.apart.others(batch.rows))
                 loss, slope = loss + alike, slope + push
-                self.apart.units[rows] = F.normalize(seen[:, 0].float(), dim=-1)
+                self.apart.units[batch.rows] = F.normalize(seen[:, 0].float(), dim=-1)
             (grads,) = torch.autograd.grad(features, leaf, slope, allow_unused=True)
-            if grads is None:
-                raise ValueError(self._no_gradient())
-            parts.append((loss, gap, grads.view(*seen.shape[:2], *pictures.shape[1:])))
-        if len(parts) == 1:
-            return parts[0]
-        losses, gaps, slopes = zip(*parts, strict=True)
-        return torch.cat(losses), torch.cat(gaps), torch.cat(slopes)
+        if grads is None:
+            raise ValueError(
+                f"{self.name} must be differentiable with respect to the pictures, got an output without a gradient; "
+                "remove no_grad, detach, numpy and rounding from it"
+            )
+        return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
 
-    def _loss(
-        self, features: Tensor, rows: slice, index: Tensor, objective: str, center: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        center = self.center[rows] if center is None else center
-        config = self.config
+    def _loss(self, features: Tensor, batch: Batch, objective: str, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, config = batch.rows, self.config
+        hull = self.points[rows], self.gram[rows], center[rows]
         return self.ops.hull_loss(  # type: ignore[no-any-return]
-            features, self.points[rows], self.gram[rows], center, index, objective, config.lower, config.upper
-        )
-
-    def _no_gradient(self) -> str:
-        return (
-            f"{self.name} must be differentiable with respect to the pictures, got an output without a gradient; "
-            "remove no_grad, detach, numpy and rounding from it"
+            features, *hull, batch.index, objective, config.lower, config.upper
         )
 
 
@@ -144,7 +131,7 @@ class Apart:
         """Allocate; D is `size`, and `together`, [P, P], is 1 for two faces that are kept apart from each other."""
         self.strength, self.together = strength, together
         persons, device = len(together), together.device
-        self.units = torch.zeros(persons, size, dtype=torch.float32, device=device)
+        self.units, self.mean = (torch.zeros(persons, size, dtype=torch.float32, device=device) for _ in range(2))
         self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=device)
         self.known = torch.zeros(EARLIER, dtype=torch.float32, device=device)
 
@@ -155,12 +142,17 @@ class Apart:
         self.earlier[: len(earlier)] = earlier
         self.known[: len(earlier)] = 1
 
-    def others(self) -> Tensor:
-        """The weighted means o times the strength, [P, D]; zero where there are no others."""
-        units = torch.cat((self.units, self.earlier))
-        there = torch.cat((self.together, self.known.expand(len(self.units), -1)), 1)
-        alike = torch.exp((self.units @ units.T - 1) / SHARPNESS) * there
-        return self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ units
+    def others(self, rows: slice) -> Tensor:
+        """The weighted means o times the strength, [P, D], as they were when the first rows of a step came.
+
+        They are zero at a network's first turn, and where there are no others.
+        """
+        if not rows.start:
+            units = torch.cat((self.units, self.earlier))
+            there = torch.cat((self.together, self.known.expand(len(self.units), -1)), 1)
+            alike = torch.exp((self.units @ units.T - 1) / SHARPNESS) * there
+            self.mean.copy_(self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ units)
+        return self.mean
 
 
 def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
@@ -188,12 +180,13 @@ def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor, pla
         place: [P, 2, 3], where in the pictures of a person the aligned face lies; None: they are aligned faces.
     """
     views = Views(names, faces.device)
-    rows = torch.arange(len(faces), device=faces.device)[:, None]
+    persons = torch.arange(len(faces), device=faces.device)[:, None]
 
     def seen(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         leaf = pictures.detach().requires_grad_()
-        places = None if place is None else place.repeat_interleave(batch.index.shape[1], 0)
-        view = views(leaf, faces[rows, batch.index].flatten(0, 1), batch.chance.flatten(0, 1), places)
+        places = None if place is None else place[batch.rows].repeat_interleave(batch.index.shape[1], 0)
+        clean = faces[persons[batch.rows], batch.index].flatten(0, 1)
+        view = views(leaf, clean, batch.chance.flatten(0, 1), places)
         loss, gap, grads = gradient(view, batch)
         (grads,) = torch.autograd.grad(view, leaf, grads.view_as(view))
         return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
@@ -210,3 +203,18 @@ def in_grey(gradient: Gradient, channels: Tensor) -> Gradient:
         return loss, gap, torch.empty_like(grads).copy_(total / (3 * channels))
 
     return grey
+
+
+def in_parts(gradient: Gradient, persons: int) -> Gradient:
+    """The same, of so many persons at a time: what one part computes stays in a processor's caches."""
+
+    def parts(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        photos, found = batch.index.shape[1], []
+        for first in range(0, len(batch.index), persons):
+            rows = slice(first, first + persons)
+            part = replace(batch, index=batch.index[rows], chance=batch.chance[rows], rows=rows)
+            found.append(gradient(pictures[photos * first : photos * (first + persons)], part))
+        losses, gaps, slopes = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(gaps), torch.cat(slopes)
+
+    return parts
