@@ -336,7 +336,7 @@ def plot(lines: Sequence[Row], folder: Path) -> None:
             if line["file"] == JPEG_95 and line["white_box"] == "False" and line["row"] != CLEAN:
                 rows.setdefault(line["row"], []).append(line)
         looks: dict[str, list[str]] = {}
-        for row in filter(rows.__contains__, GROUPS["bounds"]):
+        for row in filter(rows.__contains__, dict.fromkeys((*GROUPS["bounds"], *GROUPS["looks"]))):
             looks.setdefault(json.loads(rows[row][0]["options"])["options"]["look"], []).append(row)
         alone = {row: [row] for row in GROUPS["universal"] if row in rows}
         gradients = [row for row in GROUPS["gradients"] if row in rows]
