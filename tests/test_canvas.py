@@ -94,6 +94,13 @@ def test_bounds_have_the_mean_that_is_asked_and_stay_in_range(look):
     assert bound[whole].mean() == pytest.approx(6 / 255, rel=0.02)
 
 
+@pytest.mark.promise("P2")
+def test_no_bound_is_above_the_largest_where_that_ends_at_the_scale():
+    canvas, config = canvas_of(PHOTO, face(0.3, 0.9, (150, 80))), TailorConfig(look="textured", eps=0.8)
+    assert config.largest == 1
+    assert bounds(canvas, config).max() <= 1
+
+
 def test_smooth_skin_changes_less_than_hair():
     photo = np.full((160, 160, 3), 128, np.uint8)
     photo[:80] = np.random.default_rng(0).integers(60, 200, (80, 160, 3))

@@ -65,9 +65,10 @@ def test_faces_are_driven_apart():
     assert together < alone - 0.05
 
 
-def test_without_photos_of_the_person_it_protects_too():
+def test_without_photos_of_the_person_it_protects_too_and_says_so(caplog):
     before, after = (likeness(faces)[0] for faces in (FACES, FACES + tailored(me=None, **STRONG, apart=0)))
     assert after < before - 0.1
+    assert "without photos of the person" in caplog.text
 
 
 def test_faces_are_kept_apart_from_earlier_ones():

@@ -6,7 +6,7 @@ A recipe holds options of `TailorConfig` (of `fit`, where it is universal) and w
     surrogates  networks that the masks are learnt on, as in sface&dlib
     me          False: without photos of the person
     zoom        factor by which the sides of photos are multiplied before they are protected
-    later       so many photos of each album come in a second run, which looks at the first run's protected ones
+    later       number of photos of each album that come in a second run, which looks at the first run's protected ones
 """
 
 from __future__ import annotations

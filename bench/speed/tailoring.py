@@ -81,7 +81,7 @@ def point(models: Sequence[str], photos: int, gradients: int, repeats: int) -> l
 
 
 def measured(threads: int | None, *arguments: Any) -> list[dict[str, Any]]:
-    """What `point` gives in a process of its own; with so many threads, or as many as torch takes."""
+    """What `point` gives in a process of its own; with N threads, or as many as torch takes."""
     before = os.environ.get("OMP_NUM_THREADS")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -206,7 +206,7 @@ def in_grey(gradient: Gradient, channels: Tensor) -> Gradient:
 
 
 def in_parts(gradient: Gradient, persons: int) -> Gradient:
-    """The same, of so many persons at a time: what one part computes stays in a processor's caches."""
+    """The same, of N persons at a time: what one part computes stays in a processor's caches."""
 
     def parts(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         photos, found = batch.index.shape[1], []

@@ -30,7 +30,7 @@ from fastcloak.protection.overlay import added, is_grey
 from fastcloak.protection.photo import ProtectedPhoto, decoded, encoded, face_warnings, meant_faces
 from fastcloak.system.checks import whole
 from fastcloak.tailoring.canvas import Canvas, canvas_of, lay
-from fastcloak.tailoring.tailor import Tailor, tailored_faces
+from fastcloak.tailoring.tailor import WITHOUT_PERSON, Tailor, tailored_faces
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -117,10 +117,7 @@ def tailor_photos(
     else:
         tailor = Tailor(me, models, device=device, backend=backend, engine=engine, dtype=dtype, **options)
     if me is None:
-        logger.warning(
-            "without photos of the person each face is driven away from its own features only, which protects less; "
-            "name about ten: me=fastcloak.enrol(photos) (--me)"
-        )
+        logger.warning(WITHOUT_PERSON)
     saving = {"quality": quality, "strip_gps": strip_gps, "strip_metadata": strip_metadata}
     made_by = {
         **who_in_lines("all" if me is None else me),

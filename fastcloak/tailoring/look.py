@@ -1,7 +1,7 @@
 """How far each pixel of a canvas may change, so that the eye sees little of it.
 
 Eyes forgive changes among edges and texture, and see the same change on smooth skin or sky. What a mask reaches follows
-the mean bound, hardly its shape, so that the shape is free to please the eye: docs/method.md has what was measured.
+the mean bound, hardly its shape, so that the shape is free to please the eye: docs/albums.md has what was measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def bounds(canvas: Canvas, config: TailorConfig) -> Floats:
         [160, 160, 3] float32 on the [0, 1] scale, 0 outside the window.
     """
     assert config.eps is not None
-    low, high = (share * config.eps for share in LOOKS[config.look])
+    low, high = LOOKS[config.look][0] * config.eps, config.largest
     bound = np.full_like(canvas.window, config.eps)
     if low < high:
         contrast = _contrast(canvas.picture @ LUMINANCE) + FLAT
