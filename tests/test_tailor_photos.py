@@ -33,7 +33,7 @@ def me():
 
 @pytest.fixture
 def small_passes(monkeypatch):
-    monkeypatch.setitem(tailor_module.FACES_PER_PASS, "cpu", 2)
+    monkeypatch.setattr(tailor_module, "ON_CPU", 2)
 
 
 def save_face(path, seed, grey=False):
@@ -370,7 +370,7 @@ from fastcloak.protection import album
 from fastcloak.tailoring import tailor as tailor_module
 from tests.test_tailor_photos import me, photos_in, run
 torch.set_num_threads(1)  # a forked child would wait for the threads of OpenMP, which stay in its parent
-tailor_module.FACES_PER_PASS["cpu"] = 1
+tailor_module.ON_CPU = 1
 folder, person, atomic_write, kept, found = Path(sys.argv[1]), me.__wrapped__(), album.atomic_write, {}, []
 def work(moment, calls):
     counted = itertools.count(1)
@@ -462,7 +462,7 @@ def test_in_a_group_photo_only_the_person_gets_a_mask(tmp_path, caplog):
 
 
 def test_a_photo_may_have_more_faces_than_a_pass(tmp_path, monkeypatch):
-    monkeypatch.setitem(tailor_module.FACES_PER_PASS, "cpu", 1)
+    monkeypatch.setattr(tailor_module, "ON_CPU", 1)
     group = np.full((400, 700, 3), 128, np.uint8)
     group[30:366, 20:296], group[30:366, 400:676] = orl_pixels(1, 9, 3), orl_pixels(2, 9, 3)
     Image.fromarray(group).save(tmp_path / "group.png")
