@@ -351,6 +351,8 @@ def hull_loss(
             KP=KP,
             KB=KB,
             num_warps=warps,
+            # All that the warps can have: the assembler aims at fewer, to run more programs at once, and then spills.
+            maxnreg=min(255, 2048 // warps),
         )
     return loss, grad, gap
 

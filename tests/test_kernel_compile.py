@@ -101,7 +101,7 @@ def test_complaints_name_what_is_wrong():
     assert complaints(scaled, good | {"loads_4": 6}) == []
     assert complaints(scaled, good | {"loads_4": 7}) == ["7 narrow loads, 6 allowed"]
     hull = next(launch for launch in launches if launch.options["num_warps"] == 1)
-    assert complaints(hull, good | {"loop_barriers": 1}) == ["1 barriers inside loops, budget 0"]
+    assert complaints(hull, good | {"loop_barriers": 7}) == ["7 barriers inside loops, budget 6"]
 
 
 LISTING = """
