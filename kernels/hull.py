@@ -36,7 +36,7 @@ LARGEST_K = 64
 """The [K, K] tiles of the Newton step must fit the registers in float64."""
 
 LARGEST_D = 8192
-"""z, c and the residual must fit the registers."""
+"""z, c and the residual must fit the registers. Above 2048, convex_hull of more than 16 points spills some of them."""
 
 INTERIOR_POINT_STEPS = 14
 """As `fastcloak.ops.hull.INTERIOR_POINT_STEPS`."""
@@ -54,7 +54,7 @@ def _times(matrix, vector):
 
 @triton.jit
 def _inverse(matrix, k, K):
-    """[KP, KP] symmetric positive definite in the first K rows, the rest unit rows -> inverse in the first K rows."""
+    """[KP, KP] symmetric positive definite in the first K rows, else diagonal -> inverse in the first K rows."""
     # Sweep: after pivot n, rows and columns up to n hold minus the inverse of that block. It stays symmetric.
     n = 0
     while n < K:
@@ -111,11 +111,11 @@ def _how_far(gram, q, w, below, above, dual_below, dual_above, shift, real, K):
 def _convex_weights(gram, q, k, K, LOWER: tl.constexpr, UPPER: tl.constexpr, STEPS: tl.constexpr):
     """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.ops.hull.interior_point`.
 
-    Entries k >= K are padding: slacks and duals 1, steps 0. The weight of a single point is 1.
+    Entries k >= K are padding: unit rows of the Gram matrix, slacks and duals 1, weights and steps 0. The weight of a
+    single point is 1.
     """
     real = k < K
-    eye = (k[:, None] == k[None, :]) & real[None, :]
-    padding = ((k[:, None] == k[None, :]) & (k[:, None] >= K)).to(tl.float64)
+    diagonal = k[:, None] == k[None, :]
     ones = real.to(tl.float64)
     w = ones / K
     below, above = tl.where(real, w - LOWER, 1.0), tl.where(real, UPPER - w, 1.0)
@@ -136,7 +136,7 @@ def _convex_weights(gram, q, k, K, LOWER: tl.constexpr, UPPER: tl.constexpr, STE
     running = (K > 1) & (mean_product > FINISHED)
     while running:
         ratio_below, ratio_above = dual_below / below, dual_above / above
-        inverse = _inverse(gram + padding + tl.where(eye, (ratio_below + ratio_above)[None, :], 0.0), k, K)
+        inverse = _inverse(gram + tl.where(diagonal, (ratio_below + ratio_above)[None, :], 0.0), k, K)
 
         rhs = tl.where(real, -stationarity - dual_below + dual_above, 0.0)
         along_ones = _times(inverse, ones)
@@ -250,7 +250,9 @@ def _hull_loss_kernel(
             if OBJECTIVE == "convex_hull":
                 q = weights.to(tl.float64)
                 both = (k[:, None] < K) & (k[None, :] < K)
-                gram = tl.load(gram_ptr + p * K * K + k[:, None] * K + k[None, :], mask=both, other=0.0)
+                # Not added in every Newton step: the compiler would keep a second tile in registers.
+                padding = ((k[:, None] == k[None, :]) & (k[:, None] >= K)).to(tl.float64)
+                gram = tl.load(gram_ptr + p * K * K + k[:, None] * K + k[None, :], mask=both, other=padding)
                 w = _convex_weights(gram, q, k, K, LOWER, UPPER, STEPS)
                 gap = _duality_gap(gram, q, w, k, K, LOWER, UPPER).to(tl.float32)
                 weights = w.to(tl.float32)
