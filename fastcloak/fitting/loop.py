@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, in_parts, through_views
+from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, through_views
 from fastcloak.fitting.options import FitConfig
 from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors
 from fastcloak.models import Surrogate, with_dropout
@@ -105,8 +105,6 @@ class Loop:
             self.gradient = through_views(
                 self.gradient, config.augment, self.state.faces, album.place if album else None
             )
-        if tailoring is not None and tailoring.at_once is not None:
-            self.gradient = in_parts(self.gradient, tailoring.at_once)
         if config.grey:
             channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
             self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))
