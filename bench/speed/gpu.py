@@ -238,7 +238,7 @@ class Subject:
         batch, dtype = config.batch(self.run.photos), str(surrogate.dtype).removeprefix("torch.")
         row: Row = {"net": self.name, "method": config.method, "objective": config.objective, "persons": persons}
         row |= {"batch": batch, "inner_steps": config.inner_steps, "dtype": dtype}
-        row["channels_last"] = surrogate.memory_format == torch.channels_last
+        row |= {"folded": surrogate.folded, "channels_last": surrogate.memory_format == torch.channels_last}
         return row | {"backend": backend, "engine": engine}
 
     def of(self, backend: str, engine: str, persons: int) -> Pass:
