@@ -70,7 +70,7 @@ if [ -n "$dry" ] && [ "$ended" = 5 ]; then # all skipped, as they should without
     verdicts=("skipped tests: no CUDA device") && failed=0
 fi
 
-part "tailoring" 45 "$python" -m bench.speed.tailoring --models mobilefacenet --photos 1 8 32 128 \
+part "tailoring" 45 "$python" -m bench.speed.tailoring --models mobilefacenet --photos 1 32 256 \
     -o "$out/gpu_tailoring.csv" $dry
 measure=$((limit - SECONDS - 75))
 [ $measure -gt 240 ] && measure=240

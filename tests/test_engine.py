@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastcloak import fit, fit_many, load_model
-from fastcloak.fitting.loop import Kind, Loop
+from fastcloak.fitting.loop import Loop
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import prepare, unit_features
 from fastcloak.ops import reference
@@ -210,7 +210,7 @@ def test_a_step_may_be_launched_more_often_than_a_pass_has_steps(cuda_graphs):
     loop, *person = a_loop(TinyNet(), inner_steps=2, objective="class_center", steps=4)
     loop.learn(*person)
     for _ in range(6):
-        loop.launch(Kind("class_center"))
+        loop.launch(3)
     assert loop.state.t.item() == 2
 
 

@@ -23,7 +23,6 @@ from bench.harness.machine import interleaved
 from bench.harness.rows import Rows
 from bench.speed.passes import Pass, network_gradient
 from fastcloak import Cloak, fit, fit_many, load_model
-from fastcloak.fitting.loop import Kind
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import prepare
 from fastcloak.system.packages import orl_folder
@@ -64,10 +63,7 @@ def overhead(method: str, objective: str) -> dict[str, Any]:
         for _ in range(one.config.inner_steps):
             network_gradient(surrogate, pictures)
 
-    calls: dict[str, Callable[[], None]] = {
-        "step": partial(one.loop.launch, Kind(objective)),
-        "network": network,
-    }
+    calls: dict[str, Callable[[], None]] = {"step": partial(one.loop.launch, 1), "network": network}
     timings = interleaved(calls, 15, surrogate.device)
     share = timings["step"].over(timings["network"]) - 1
     how = f"{method}, {objective}, b={one.config.batch(one.loop.photos)}"

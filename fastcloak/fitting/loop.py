@@ -10,7 +10,8 @@
             delta_in <- clip(delta_in + inner_alpha sign(mean g), -eps, eps)    accumulate_step_
         delta <- clip(delta + alpha sign(acc), -eps, eps)                       outer_step_
 
-With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc.
+With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc; with smoothing acc is
+blurred before.
 
 OPOM is M = 1 with all photos as the batch and no look-ahead. Source: OPOM (Zhong and Deng, TPAMI 2022), Algorithm 1;
 GA-OPOM (Liu et al., arXiv 2401.01575), Algorithm 1.
@@ -28,10 +29,11 @@ from typing import NamedTuple
 
 import torch
 
-from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, in_parts, through_views
+from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, through_views
 from fastcloak.fitting.options import FitConfig
 from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors
 from fastcloak.models import Surrogate, with_dropout
+from fastcloak.ops.augment import blur_matrix
 from fastcloak.ops.engine import Launcher, Progress, network
 
 
@@ -108,11 +110,13 @@ class Loop:
             self.gradient = through_views(
                 self.gradient, config.augment, self.state.faces, album.place if album else None
             )
-        if tailoring is not None and tailoring.at_once is not None:
-            self.gradient = in_parts(self.gradient, tailoring.at_once)
         if config.grey:
             channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
             self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))
+        self.blur: torch.Tensor | None = None
+        if config.smoothing:
+            sigma = torch.tensor([config.smoothing], device=surrogate.device)
+            self.blur = blur_matrix(sigma, self.state.acc.shape[-1])[0]
         self.launcher = Launcher(engine, surrogate.device, fall_back)
 
     def learn(
@@ -157,15 +161,16 @@ class Loop:
             keep(learnt, partial(state.save, done))
             progress = Progress(faces.device, tick)
             for t in range(done, state.steps):
-                self.launch(self._kind(t))
+                self.launch(t)
                 learnt = state.learnt(t + 1)
                 keep(learnt, partial(state.save, t + 1))
                 progress.launched()
             progress.wait()
         return learnt
 
-    def launch(self, kind: Kind) -> None:
-        """Launch the next step, which is of this kind."""
+    def launch(self, t: int) -> None:
+        """Launch step t, which is the next; after the last comes the first."""
+        kind = self._kind(t)
 
         def step() -> None:
             self.state.show()
@@ -198,6 +203,8 @@ class Loop:
         state.moved |= state.acc.ne(0).any(3).any(2).any(1)
         if config.method == "opom":
             self._keep_what_clipping_left(kind.noisy)
+        if self.blur is not None:
+            state.acc.copy_(self.blur @ state.acc @ self.blur.mT)
         ops.outer_step_(state.acc, state.velocity, state.delta, state.delta_in, config.alpha, state.eps, config.decay)
 
     # What is OPOM's alone, as published: every photo starts from its own noise, not clipped, and of the last mask only

@@ -1,8 +1,7 @@
 """What the loop ascends: how far cloaked photos are from the person's hull, and its gradient.
 
 A `Gradient` takes the pictures that are shown and says their loss and gradient. `HullDistance` is the objective of one
-network; each booster wraps a `Gradient` and is one: `combined` (several networks), `through_views`, `in_parts`
-and `in_grey`.
+network; each booster wraps a `Gradient` and is one: `combined` (several networks), `through_views` and `in_grey`.
 
 Dimension letters: P persons, N photos of one person, b photos in a batch, D feature length.
 """
@@ -10,7 +9,7 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -39,14 +38,12 @@ class Batch:
         chance: [P, b, DRAWS], the numbers of their views.
         objective: of `fastcloak.fitting.options.OBJECTIVES`.
         turn: which network's turn it is.
-        rows: which persons they are.
     """
 
     index: Tensor
     chance: Tensor
     objective: str
     turn: int
-    rows: slice = field(default_factory=lambda: slice(None))
 
 
 Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor, Tensor]]
@@ -100,9 +97,8 @@ class HullDistance:
             seen = features.detach()
             loss, slope, gap = self._loss(seen, batch, batch.objective, self.center)
             if self.apart is not None:
-                alike, push, _ = self._loss(seen, batch, "fi_uap_plus", self.apart.others(batch.rows))
+                alike, push, _ = self._loss(seen, batch, "fi_uap_plus", self.apart.others(seen[:, 0]))
                 loss, slope = loss + alike, slope + push
-                self.apart.units[batch.rows] = F.normalize(seen[:, 0].float(), dim=-1)
             (grads,) = torch.autograd.grad(features, leaf, slope, allow_unused=True)
         if grads is None:
             raise ValueError(
@@ -112,8 +108,7 @@ class HullDistance:
         return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
 
     def _loss(self, features: Tensor, batch: Batch, objective: str, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, config = batch.rows, self.config
-        hull = self.points[rows], self.gram[rows], center[rows]
+        config, hull = self.config, (self.points, self.gram, center)
         return self.ops.hull_loss(  # type: ignore[no-any-return]
             features, *hull, batch.index, objective, config.lower, config.upper
         )
@@ -123,36 +118,29 @@ class Apart:
     """What drives the faces of an album away from those that one network finds most alike to them.
 
     The loss of face i is <z_i, o_i>, where o_i is the mean of the other faces' unit features, weighted by a softmax of
-    their cosines to it: who is searched for is found by the nearest photo, not by the mean of all. Others' features are
-    those of this network's last turn, so that a pass of any size can go through it in parts.
+    their cosines to it: who is searched for is found by the nearest photo, not by the mean of all.
     """
 
     def __init__(self, size: int, strength: float, together: Tensor) -> None:
         """Allocate; D is `size`, and `together`, [P, P], is 1 for two faces that are kept apart from each other."""
         self.strength, self.together = strength, together
-        persons, device = len(together), together.device
-        self.units, self.mean = (torch.zeros(persons, size, dtype=torch.float32, device=device) for _ in range(2))
-        self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=device)
-        self.known = torch.zeros(EARLIER, dtype=torch.float32, device=device)
+        self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=together.device)
+        self.known = torch.zeros(EARLIER, dtype=torch.float32, device=together.device)
 
     def begin(self, earlier: Tensor) -> None:
         """Start a pass: unit features of faces that were tailored before, [E, D], E <= `EARLIER`."""
-        for buffer in (self.units, self.earlier, self.known):
+        for buffer in (self.earlier, self.known):
             buffer.zero_()
         self.earlier[: len(earlier)] = earlier
         self.known[: len(earlier)] = 1
 
-    def others(self, rows: slice) -> Tensor:
-        """The weighted means o times the strength, [P, D], as they were when the first rows of a step came.
-
-        They are zero at a network's first turn, and where there are no others.
-        """
-        if not rows.start:
-            units = torch.cat((self.units, self.earlier))
-            there = torch.cat((self.together, self.known.expand(len(self.units), -1)), 1)
-            alike = torch.exp((self.units @ units.T - 1) / SHARPNESS) * there
-            self.mean.copy_(self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ units)
-        return self.mean
+    def others(self, features: Tensor) -> Tensor:
+        """The weighted means o times the strength, [P, D], of features [P, D]; zero where there are no others."""
+        units = F.normalize(features.float(), dim=-1)
+        everyone = torch.cat((units, self.earlier))
+        there = torch.cat((self.together, self.known.expand(len(units), -1)), 1)
+        alike = torch.exp((units @ everyone.T - 1) / SHARPNESS) * there
+        return self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ everyone
 
 
 def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
@@ -184,8 +172,8 @@ def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor, pla
 
     def seen(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         leaf = pictures.detach().requires_grad_()
-        places = None if place is None else place[batch.rows].repeat_interleave(batch.index.shape[1], 0)
-        clean = faces[persons[batch.rows], batch.index].flatten(0, 1)
+        places = None if place is None else place.repeat_interleave(batch.index.shape[1], 0)
+        clean = faces[persons, batch.index].flatten(0, 1)
         view = views(leaf, clean, batch.chance.flatten(0, 1), places)
         loss, gap, grads = gradient(view, batch)
         (grads,) = torch.autograd.grad(view, leaf, grads.view_as(view))
@@ -203,18 +191,3 @@ def in_grey(gradient: Gradient, channels: Tensor) -> Gradient:
         return loss, gap, torch.empty_like(grads).copy_(total / (3 * channels))
 
     return grey
-
-
-def in_parts(gradient: Gradient, persons: int) -> Gradient:
-    """The same, of N persons at a time: what one part computes stays in a processor's caches."""
-
-    def parts(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        photos, found = batch.index.shape[1], []
-        for first in range(0, len(batch.index), persons):
-            rows = slice(first, first + persons)
-            part = replace(batch, index=batch.index[rows], chance=batch.chance[rows], rows=rows)
-            found.append(gradient(pictures[photos * first : photos * (first + persons)], part))
-        losses, gaps, slopes = zip(*found, strict=True)
-        return torch.cat(losses), torch.cat(gaps), torch.cat(slopes)
-
-    return parts

@@ -45,12 +45,10 @@ class Tailoring:
     Attributes:
         canvas: S, the side of the pictures, on which the aligned face has a place.
         apart: how strongly faces are driven away from each other; 1: as strongly as from the person.
-        at_once: faces that share a forward pass; None: all.
     """
 
     canvas: int
     apart: float
-    at_once: int | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ _CHROMINANCE = (
     *((99,) * 8,) * 4,
 )
 
+_ENCODE = ((0.299, 0.587, 0.114), (-0.168636, -0.331068, 0.499704), (0.499813, -0.418531, -0.081282))
+_DECODE = ((1.0, 0.0, 1.402), (1.0, -0.344, -0.714), (1.0, 1.772, 0.0))
+"""RGB to luma, blue and red difference, and back, as in JFIF; with blue 0.564 (B - Y) and red 0.713 (R - Y)."""
+
 
 class Views:
     """Random views of pictures, by the names of `AUGMENTATIONS`, whose order does not matter."""
@@ -161,30 +165,46 @@ def _moved(x: Tensor, moves: Tensor, mirror: Tensor, place: Tensor | None) -> Te
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-# x [n, 3, H, W] in [0, 1], quality [n] in 1..100, tables [8, 8]
+# x [n, 3, H, W] in [0, 1], quality [n] in 1..100, tables [8, 8]. In the gradient, what rounding adds is a constant.
+# The DCT, there and back, is orthonormal: what is left of it has the identity as its gradient.
 def _jpeg(x: Tensor, quality: Tensor, luminance: Tensor, chrominance: Tensor) -> Tensor:
-    size = x.shape[-2:]
+    height, width = x.shape[-2:]
     # Whole blocks of 16 x 16: at half the resolution colours need whole blocks too.
-    x = F.pad(255 * x, (0, -size[1] % 16, 0, -size[0] % 16), mode="replicate")
-    red, green, blue = x.unbind(1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    colors = torch.stack((0.564 * (blue - luma), 0.713 * (red - luma)), 1)
-    luma = _quantised(luma[:, None] - 128, luminance, quality)[:, 0] + 128
-    colors = _quantised(F.avg_pool2d(colors, 2), chrominance, quality)
-    cb, cr = F.interpolate(colors, scale_factor=2.0, mode="bilinear", align_corners=False).unbind(1)
-    decoded = torch.stack((luma + 1.402 * cr, luma - 0.344 * cb - 0.714 * cr, luma + 1.772 * cb), 1) / 255
-    return decoded[..., : size[0], : size[1]]
+    beyond = 0, -width % 16, 0, -height % 16
+    x = F.pad(255 * x, beyond, mode="replicate") if any(beyond) else 255 * x
+    encode, decode = (torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in (_ENCODE, _DECODE))
+    coded = _mixed(encode, x)
+    luma, colors = coded[:, :1], coded[:, 1:]
+    (rows, double_rows), (columns, double_columns) = (_halving(side, x) for side in x.shape[-2:])
+    colors = rows @ colors @ columns.mT
+    luma = luma + _rounding(luma.detach() - 128, luminance, quality)
+    colors = colors + _rounding(colors.detach(), chrominance, quality)
+    decoded = _mixed(decode, torch.cat((luma, double_rows @ colors @ double_columns.mT), 1)) / 255
+    return decoded[..., :height, :width]
 
 
-def _quantised(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:  # [n, c, H, W]
-    n, c, height, width = x.shape
+def _mixed(matrix: Tensor, x: Tensor) -> Tensor:  # channels of [n, 3, H, W]
+    return (matrix @ x.flatten(2)).view(x.shape)
+
+
+def _halving(side: int, like: Tensor) -> tuple[Tensor, Tensor]:  # mean of two [side / 2, side], linear [side, side / 2]
+    i = torch.arange(side, device=like.device, dtype=like.dtype)
+    k = i[: side // 2]
+    half = (torch.div(i, 2, rounding_mode="floor") == k[:, None]).to(like.dtype) / 2
+    position = ((i - 0.5) / 2).clamp(0, side // 2 - 1)
+    return half, (1 - (position[:, None] - k).abs()).clamp_min(0)
+
+
+def _rounding(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:  # what it adds to x, [n, c, H, W]
+    n, _, _, width = x.shape
     q = quality.view(-1, 1, 1)
     percent = torch.where(q < 50, 5000 / q, 200 - 2 * q)
-    steps = (table * percent / 100).add(0.5).floor().clamp(1, 255).view(n, 1, 1, 8, 1, 8)
+    steps = (table * percent / 100).add(0.5).floor().clamp(1, 255).repeat(1, 1, width // 8)[:, None]  # [n, 1, 8, W]
     k = torch.arange(8, device=x.device, dtype=x.dtype)
     dct = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) / 2
     dct = torch.cat((dct[:1] / math.sqrt(2), dct[1:]))  # [8, 8], orthonormal rows
-    blocks = x.view(n, c, height // 8, 8, width // 8, 8)
-    coefficients = torch.einsum("uy,nciyjx,vx->nciujv", dct, blocks, dct) / steps
-    rounded = coefficients + (coefficients.round() - coefficients).detach()
-    return torch.einsum("uy,nciujv,vx->nciyjx", dct, rounded * steps, dct).reshape(x.shape)
+    along = (x.reshape(-1, 8) @ dct.mT).view(-1, 8, width)
+    coefficients = (dct @ along).view(n, -1, 8, width) / steps
+    added = coefficients.round().sub_(coefficients).mul_(steps)
+    along = dct.mT @ added.view(-1, 8, width)
+    return (along.view(-1, 8) @ dct).view(x.shape)

@@ -50,10 +50,8 @@ WITHOUT_PERSON = (
     "without photos of the person each face is driven away from its own features only, which protects less; name "
     "about ten: me=fastcloak.enrol(photos) (--me)"
 )
-AT_ONCE = 8
-"""Faces that share a forward pass on a CPU: more than that no longer fit its caches."""
 FACES_PER_PASS, ON_CPU = 128, 16
-"""Faces of a pass, which are kept apart from each other; those of a CPU are few, so that photos are done soon."""
+"""Faces that share a pass and are kept apart from each other; on a CPU as many as fit its caches."""
 
 
 def tailor(
@@ -133,9 +131,8 @@ class Tailor(Learner):
         warn_of_idle(self.config)
         super().__init__(models, device, backend, engine, dtype)
         assert self.config.apart is not None
-        on_cpu = self.device.type == "cpu"
-        self.faces_per_pass = ON_CPU if on_cpu else FACES_PER_PASS
-        self._tailoring = Tailoring(SIDE, self.config.apart, AT_ONCE if on_cpu else None)
+        self.faces_per_pass = ON_CPU if self.device.type == "cpu" else FACES_PER_PASS
+        self._tailoring = Tailoring(SIDE, self.config.apart)
         self.begin(me)
 
     def begin(self, me: Enrolment | None) -> None:
