@@ -64,11 +64,12 @@ class Learner:
             self._engine = loop.launcher.engine  # what really ran
 
     def made_by(self) -> dict[str, Any]:
-        """Networks, device, dtype, versions, backend and engine, for JSON."""
+        """Networks, device, dtype, whether all were folded, versions, backend and engine, for JSON."""
         return {
             "models": [member.name for member in self.surrogate.members],
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "dtype": str(self.surrogate.dtype).removeprefix("torch."),
+            "folded": self.surrogate.folded,
             "versions": {
                 "fastcloak": version("fastcloak"),
                 "torch": torch.__version__,
