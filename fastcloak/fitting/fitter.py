@@ -74,8 +74,9 @@ def fit(
         device: "auto" (CUDA where there is one), or a torch device.
         backend: what computes the hot operations: "reference" (PyTorch), "triton" (fused kernels, on CUDA, up to 64
             photos), or "auto": triton where its kernels work, else reference.
-        engine: how a step is launched: "eager"; "compile" (the network through torch.compile); "cudagraph" (the whole
-            step captured once and replayed); "auto" is cudagraph on CUDA, else eager.
+        engine: how a step is launched: "eager"; "cudagraph" (the whole step captured once and replayed); "compile"
+            (the network through torch.compile, and on CUDA the step captured where it can be); "auto" is cudagraph on
+            CUDA, and eager on a CPU and where a step cannot be captured.
         dtype: of the surrogate: "float32", "bfloat16", the torch dtype, or "auto": bfloat16 where the processor is
             faster with it (see `fastcloak.models.prepare`), else float32. The mask, the accumulated gradient and the
             hull are always float32 or better.
