@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from importlib.metadata import version
 from types import ModuleType
@@ -19,9 +18,6 @@ from fastcloak.models import load_model, prepare
 from fastcloak.ops.backend import capturable, holds, resolve_backend
 from fastcloak.ops.engine import resolve_engine
 from fastcloak.system.device import resolve_device, resolve_dtype
-from fastcloak.system.errors import EngineError
-
-log = logging.getLogger("fastcloak")
 
 
 class Learner:
@@ -59,27 +55,24 @@ class Learner:
         as_wished = self._engine != "cudagraph" or capturable(ops, config.objective)
         engine = self._engine if as_wished else "eager"
         loop, wanted = self._loop, (persons, photos, engine, config, tailoring)
-        if loop is None or wanted != (loop.persons, loop.photos, loop.engine, loop.config, loop.tailoring):
-            if loop is not None:
-                loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
-            loop = self._loop = None
-            loop = self._loop = Loop(self.surrogate, config, ops, engine, persons, photos, tailoring)
-            self._ran = {"backend": backend, "engine": engine}
+        if loop is None or wanted != (loop.persons, loop.photos, loop.launcher.engine, loop.config, loop.tailoring):
+            loop = self._loop = None  # its memory is to be free before another's is taken
+            fall_back = self._engine_wish == "auto"
+            loop = self._loop = Loop(self.surrogate, config, ops, engine, persons, photos, tailoring, fall_back)
         try:
             return loop.learn(**arguments)
-        except EngineError as error:
-            if self._engine_wish != "auto" or self._engine == "eager":
-                raise
-            log.warning("%s; learning goes on with engine 'eager', slower", error)
-            self._engine = "eager"
-            return self.run(config, persons, photos, tailoring, **arguments)
+        finally:
+            self._ran = {"backend": backend, "engine": loop.launcher.engine}
+            if as_wished:
+                self._engine = loop.launcher.engine  # where it fell back, later loops need not try again
 
     def made_by(self) -> dict[str, Any]:
-        """Networks, device, dtype, versions, and backend and engine of the last pass, for JSON."""
+        """Networks, device, dtype, whether all were folded, versions, and the last pass's backend and engine."""
         return {
             "models": [member.name for member in self.surrogate.members],
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "dtype": str(self.surrogate.dtype).removeprefix("torch."),
+            "folded": self.surrogate.folded,
             "versions": {
                 "fastcloak": version("fastcloak"),
                 "torch": torch.__version__,
