@@ -19,7 +19,7 @@ from fastcloak.fitting.learner import Learner
 from fastcloak.fitting.options import configure, warn_of_idle
 from fastcloak.fitting.run import LEAST_PHOTOS, Progress, Run, own_modes
 from fastcloak.fitting.state import Learnt, Tensors
-from fastcloak.ops.backend import holds
+from fastcloak.ops.backend import capturable, holds
 from fastcloak.protection.outliers import listed
 from fastcloak.system.checks import whole
 from fastcloak.system.errors import FitInterrupted, FitManyError
@@ -260,7 +260,7 @@ class Fitter(Learner):
         )
 
     def check_photos(self, N: int, copied: list[str]) -> None:
-        """Refuse too few photos, or more than the hull's bounds or the wished backend can hold."""
+        """Refuse too few photos, or more than the hull's bounds or the wished backend and engine hold."""
         config, size = self.config, self.surrogate.embedding_size
         if N < LEAST_PHOTOS:
             raise ValueError(
@@ -277,7 +277,12 @@ class Fitter(Learner):
                 f"backend {self._backend_wish!r} holds hulls of 64 photos and 8192 numbers at most, got {N} photos "
                 f"with embeddings of {size}; use backend='auto'"
             )
+        if self._engine_wish == "cudagraph" and not capturable(self.operations(N)[1], config.objective):
+            raise ValueError(
+                "engine 'cudagraph' cannot hold convex hulls of the reference, which also has those of more than 64 "
+                f"photos, got {N} photos; use engine='auto', or another objective"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a later run to go on where an earlier one stopped, for JSON."""
-        return fingerprint(self.surrogate, self.loaded, self.config, **self.made_by())
+        return fingerprint(self.surrogate, self.loaded, self.config, **{**self.made_by(), **self.wished()})

@@ -57,8 +57,10 @@ class Views:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
-        self.luminance, self.chrominance = (
-            torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
+        # Of a JPEG, on the device before the first step: a step that copies from the host cannot be captured.
+        self.tables = tuple(
+            torch.tensor(table, dtype=torch.float32, device=device)
+            for table in (_LUMINANCE, _CHROMINANCE, _ENCODE, _DECODE)
         )
         self.textures = _textures(TEXTURES, TEXTURE_SIZE).to(device) if "mix" in names else None
 
@@ -94,7 +96,7 @@ class Views:
             x = rows[:, None] @ x @ columns.mT[:, None]
         if "jpeg" in names:
             low, high = JPEG_QUALITY
-            x = _jpeg(x, low + (high - low) * draws[:, 6], self.luminance, self.chrominance)
+            x = _jpeg(x, low + (high - low) * draws[:, 6], *self.tables)
         if place is not None or "geometry" in names or "flip" in names:
             moves = centred[:, 7:11] if "geometry" in names else torch.zeros_like(centred[:, 7:11])
             mirror = 1 - 2 * (draws[:, 11] < 0.5).to(x.dtype) if "flip" in names else torch.ones_like(draws[:, 11])
@@ -165,14 +167,13 @@ def _moved(x: Tensor, moves: Tensor, mirror: Tensor, place: Tensor | None) -> Te
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-# x [n, 3, H, W] in [0, 1], quality [n] in 1..100, tables [8, 8]. In the gradient, what rounding adds is a constant.
-# The DCT, there and back, is orthonormal: what is left of it has the identity as its gradient.
-def _jpeg(x: Tensor, quality: Tensor, luminance: Tensor, chrominance: Tensor) -> Tensor:
+# x [n, 3, H, W] in [0, 1], quality [n] in 1..100, tables [8, 8] and of colours [3, 3]. In the gradient, what rounding
+# adds is a constant. The DCT, there and back, is orthonormal: what is left of it has the identity as its gradient.
+def _jpeg(x: Tensor, quality: Tensor, luminance: Tensor, chrominance: Tensor, encode: Tensor, decode: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     # Whole blocks of 16 x 16: at half the resolution colours need whole blocks too.
     beyond = 0, -width % 16, 0, -height % 16
     x = F.pad(255 * x, beyond, mode="replicate") if any(beyond) else 255 * x
-    encode, decode = (torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in (_ENCODE, _DECODE))
     coded = _mixed(encode, x)
     luma, colors = coded[:, :1], coded[:, 1:]
     (rows, double_rows), (columns, double_columns) = (_halving(side, x) for side in x.shape[-2:])
@@ -184,7 +185,7 @@ def _jpeg(x: Tensor, quality: Tensor, luminance: Tensor, chrominance: Tensor) ->
 
 
 def _mixed(matrix: Tensor, x: Tensor) -> Tensor:  # channels of [n, 3, H, W]
-    return (matrix @ x.flatten(2)).view(x.shape)
+    return (matrix.to(x.dtype) @ x.flatten(2)).view(x.shape)
 
 
 def _halving(side: int, like: Tensor) -> tuple[Tensor, Tensor]:  # mean of two [side / 2, side], linear [side, side / 2]
