@@ -133,6 +133,7 @@ def test_defaults_on_a_gpu_are_the_fast_ones_and_raise_the_loss(tiny_net, faces,
     fast = torch.cuda.get_device_capability() >= (8, 0)
     assert has_fast_bfloat16(CUDA) == fast
     assert cloak.info["dtype"] == ("bfloat16" if fast else "float32")
+    assert cloak.info["folded"]  # as on a CPU
     assert ticks == [(step, 16) for step in range(1, 17)]
     assert cloak.delta.device.type == "cpu"
     assert cloak.delta.abs().max().item() <= EPS

@@ -11,6 +11,7 @@ from fastcloak.protection.enrolment import Enrolment
 from fastcloak.tailoring.canvas import canvas_of
 from fastcloak.tailoring.tailor import Tailor
 from tests.conftest import TinyNet, smooth_faces
+from tests.cuda_graphs import fake_cuda
 
 FAST = {"device": "cpu", "dtype": "float32", "backend": "reference", "engine": "eager"}
 
@@ -143,16 +144,12 @@ def test_inputs_and_random_numbers_are_as_before():
 
 
 @pytest.mark.promise("P14")
-def test_steps_that_ran_for_a_capture_leave_nothing_behind(monkeypatch):
-    def captured(engine, steps):
-        for step in steps.values():
-            step()
-        return dict(steps)
-
+def test_a_graph_gives_the_masks_of_eager_bit_for_bit(monkeypatch):
+    cuda = fake_cuda(monkeypatch)
     models = [network(), network(3)]
-    expected = tailored(models=models, gradients=4)
-    monkeypatch.setattr("fastcloak.fitting.loop.launchers", captured)
-    assert torch.equal(tailored(models=models, gradients=4), expected)
+    expected = tailored(models=models, gradients=8)
+    assert torch.equal(tailored(models=models, gradients=8, engine="cudagraph"), expected)
+    assert cuda.named("replay")
 
 
 @pytest.mark.promise("P14")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -18,9 +17,6 @@ from fastcloak.models import load_model, prepare
 from fastcloak.ops.backend import holds, resolve_backend
 from fastcloak.ops.engine import resolve_engine
 from fastcloak.system.device import resolve_device, resolve_dtype
-from fastcloak.system.errors import EngineError
-
-log = logging.getLogger("fastcloak")
 
 
 class Learner:
@@ -55,29 +51,25 @@ class Learner:
     ) -> Learnt:
         """Run the loop of P persons with N photos each; the arguments are those of `Loop.learn`."""
         loop, wanted = self._loop, (persons, photos, self._engine, config, tailoring)
-        if loop is None or wanted != (loop.persons, loop.photos, loop.engine, loop.config, loop.tailoring):
-            if loop is not None:
-                loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
-            loop = self._loop = None
+        if loop is None or wanted != (loop.persons, loop.photos, loop.launcher.engine, loop.config, loop.tailoring):
+            loop = self._loop = None  # its memory is to be free before another's is taken
             self._backend, ops = self._ops
             if self._backend_wish == "auto" and not holds(ops, photos, self.surrogate.embedding_size):
                 self._backend, ops = resolve_backend("reference", self.device)
-            loop = self._loop = Loop(self.surrogate, config, ops, self._engine, persons, photos, tailoring)
+            fall_back = self._engine_wish == "auto"
+            loop = self._loop = Loop(self.surrogate, config, ops, self._engine, persons, photos, tailoring, fall_back)
         try:
             return loop.learn(**arguments)
-        except EngineError as error:
-            if self._engine_wish != "auto" or self._engine == "eager":
-                raise
-            log.warning("%s; learning goes on with engine 'eager', slower", error)
-            self._engine = "eager"
-            return self.run(config, persons, photos, tailoring, **arguments)
+        finally:
+            self._engine = loop.launcher.engine  # what really ran
 
     def made_by(self) -> dict[str, Any]:
-        """Networks, device, dtype, versions, backend and engine, for JSON."""
+        """Networks, device, dtype, whether all were folded, versions, backend and engine, for JSON."""
         return {
             "models": [member.name for member in self.surrogate.members],
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "dtype": str(self.surrogate.dtype).removeprefix("torch."),
+            "folded": self.surrogate.folded,
             "versions": {
                 "fastcloak": version("fastcloak"),
                 "torch": torch.__version__,

@@ -10,7 +10,8 @@
             delta_in <- clip(delta_in + inner_alpha sign(mean g), -eps, eps)    Views.step
         delta <- clip(delta + alpha sign(acc), -eps, eps)                       outer_step_
 
-With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc.
+With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc; with smoothing acc is
+blurred before.
 
 OPOM is M = 1 with all photos as the batch and no look-ahead. Source: OPOM (Zhong and Deng, TPAMI 2022), Algorithm 1;
 GA-OPOM (Liu et al., arXiv 2401.01575), Algorithm 1.
@@ -21,7 +22,7 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,8 +34,8 @@ from fastcloak.fitting.objective import Apart, Gradient, HullDistance, Turn, com
 from fastcloak.fitting.options import FitConfig
 from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors, zero_pictures
 from fastcloak.models import Surrogate, with_dropout
-from fastcloak.ops.augment import Views
-from fastcloak.ops.engine import Progress, launchers, network
+from fastcloak.ops.augment import Views, blur_matrix
+from fastcloak.ops.engine import Launcher, Progress, network
 
 
 class Kind(NamedTuple):
@@ -54,7 +55,8 @@ class Kind(NamedTuple):
 class Loop:
     """The loop of one pass. It can learn several passes of P persons with N photos each, one after the other.
 
-    A step is a fixed sequence of launches on buffers that never move, which an engine may capture.
+    A step is a fixed sequence of launches on buffers that never move, which an engine may capture. Which one it is, the
+    device counts: the host has nothing to do between two of them.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Loop:
         persons: int,
         photos: int,
         tailoring: Tailoring | None = None,
+        fall_back: bool = False,
     ) -> None:
         """Allocate the buffers and build the objective.
 
@@ -76,8 +79,9 @@ class Loop:
             engine: what `resolve_engine` returned.
             persons, photos: P and N.
             tailoring: how an album is tailored, whose faces are persons with one photo.
+            fall_back: as for `Launcher`.
         """
-        self.surrogate, self.config, self.ops, self.engine = surrogate, config, ops, engine
+        self.surrogate, self.config, self.ops = surrogate, config, ops
         self.persons, self.photos = persons, photos
         self.tailoring = tailoring
         several = config.ensemble != "loss" and len(surrogate.members) > 1
@@ -112,7 +116,11 @@ class Loop:
                 turn(one, member.takes, member.scale, member.shift)
                 for one, member in zip(self.networks, members, strict=True)
             ]
-        self.launchers: dict[Hashable, Callable[[], None]] = {}
+        self.blur: torch.Tensor | None = None
+        if config.smoothing:
+            sigma = torch.tensor([config.smoothing], device=surrogate.device)
+            self.blur = blur_matrix(sigma, self.state.acc.shape[-1])[0]
+        self.launcher = Launcher(engine, surrogate.device, fall_back)
 
     def learn(
         self,
@@ -140,37 +148,39 @@ class Loop:
             EngineError: the engine cannot launch this network.
             ValueError: the network has no gradient with respect to the pictures.
         """
-        state, kinds = self.state, [self._kind(t) for t in range(self.state.steps)]
-
-        def begin() -> None:
-            # The features of an ensemble are its members' unit features side by side, divided by the root of their
-            # number.
-            sizes = [one.size for one in self.networks]
-            known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
-            parts, olds = (torch.split(math.sqrt(len(sizes)) * rows, sizes, -1) for rows in (features, known))
+        state = self.state
+        # The features of an ensemble are its members' unit features side by side, divided by the root of their number.
+        sizes = [one.size for one in self.networks]
+        known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
+        parts, olds = (torch.split(math.sqrt(len(sizes)) * rows, sizes, -1) for rows in (features, known))
+        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
             for one, part, old in zip(self.networks, parts, olds, strict=True):
                 one.begin(part)
                 if one.apart is not None:
                     one.apart.begin(old)
             state.begin(faces, album)
-
-        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
-            begin()
-            if not self.launchers:
-                self.launchers = launchers(self.engine, {kind: partial(self._step, kind) for kind in kinds})
-                begin()  # a capture runs its steps
             done = state.restore(saved) if saved else 0
             learnt = state.learnt(done)
             keep(learnt, partial(state.save, done))
             progress = Progress(faces.device, tick)
             for t in range(done, state.steps):
-                state.show(t)
-                self.launchers[kinds[t]]()
-                learnt = state.keep(t)
+                self.launch(t)
+                learnt = state.learnt(t + 1)
                 keep(learnt, partial(state.save, t + 1))
                 progress.launched()
             progress.wait()
         return learnt
+
+    def launch(self, t: int) -> None:
+        """Launch step t, which is the next; after the last comes the first."""
+        kind = self._kind(t)
+
+        def step() -> None:
+            self.state.show()
+            self._step(kind)
+            self.state.keep()
+
+        self.launcher(kind, step)
 
     def _kind(self, t: int) -> Kind:
         config = self.config
@@ -198,6 +208,8 @@ class Loop:
         state.moved |= state.acc.ne(0).any(3).any(2).any(1)
         if config.method == "opom":
             self._keep_what_clipping_left(kind.noisy)
+        if self.blur is not None:
+            state.acc.copy_(self.blur @ state.acc @ self.blur.mT)
         ops.outer_step_(state.acc, state.velocity, state.delta, state.delta_in, config.alpha, state.eps, config.decay)
 
     # What is OPOM's alone, as published: every photo starts from its own noise, not clipped, and of the last mask only

@@ -196,6 +196,13 @@ class FitConfig:
     decay: float = option(
         0.0, "real", "momentum of the step on g / mean|g| (Dong et al., CVPR 2018); costs no image-gradient"
     )
+    smoothing: float = option(
+        0.0,
+        "real",
+        "sigma in pixels of a Gaussian over the gradient of each signed step (TI, Dong et al., CVPR 2019): smoother "
+        "masks, which survive blur and denoising; costs no image-gradient",
+        most=16,
+    )
     dropout: float = option(
         0.0,
         "real",
@@ -280,6 +287,7 @@ class FitOptions(TypedDict, total=False):
     inner_steps: int | None
     inner_alpha: float | None
     decay: float | None
+    smoothing: float | None
     dropout: float | None
     ensemble: str | None
     average: float | None

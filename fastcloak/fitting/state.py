@@ -106,7 +106,9 @@ class State:
         self.album = None
         if canvas is not None:
             self.album = Album(pictures(persons), zeros(persons, 2, 3), zeros(persons, persons))
-        # Each step: which photos it shows and the numbers of their views, copied in before; then what it leaves.
+        # Each step: its number, the photos that it shows and the numbers of their views, which it looks up itself; then
+        # what it leaves.
+        self.t = zeros(1, dtype=torch.int64)
         self.index = zeros(M, persons, b, dtype=torch.int64)
         self.chance = zeros(M, persons, b, self.draws.shape[-1])
         self.delta, self.velocity, self.total = (pictures(persons) for _ in range(3))
@@ -123,23 +125,22 @@ class State:
                 buffer.copy_(getattr(album, name))
         self.delta.copy_(self.start.mean(1).clamp(-self.eps, self.eps))
         self.delta_in.copy_(self.delta)
-        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved):
+        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved, self.losses, self.t):
             buffer.zero_()
-        self.losses = torch.zeros_like(self.losses)  # those of the pass before belong to its `Learnt`
         if self.config.dropout:
             torch.manual_seed(self.config.seed)
 
-    def show(self, t: int) -> None:
-        """Put the photos and views of step t where it reads them."""
-        self.index.copy_(self.order[t].expand_as(self.index))
-        self.chance.copy_(self.draws[t].expand_as(self.chance))
+    def show(self) -> None:
+        """Put the photos and views of the next step where it reads them."""
+        self.index.copy_(self.order.index_select(0, self.t)[0].expand_as(self.index))
+        self.chance.copy_(self.draws.index_select(0, self.t)[0].expand_as(self.chance))
 
-    def keep(self, t: int) -> Learnt:
-        """What was learnt with step t, in tensors of its own."""
-        if t >= self.steps - self.averaged:
-            self.total += self.delta
-        self.losses[t].copy_(self.loss)
-        return self.learnt(t + 1)
+    def keep(self) -> None:
+        """Add what a step leaves to what was learnt, and go on to the next; after the last comes the first."""
+        self.losses.index_copy_(0, self.t, self.loss[None])
+        if self.averaged:
+            self.total += torch.where(self.t >= self.steps - self.averaged, self.delta, 0)
+        self.t.add_(1).remainder_(self.steps)
 
     def learnt(self, done: int) -> Learnt:
         """What was learnt in the first `done` steps, in tensors of its own."""
@@ -148,7 +149,7 @@ class State:
         delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
         if self.config.grey:  # equal but for rounding, where a network weighs its channels differently
             delta = delta[:, :1].repeat(1, 3, 1, 1)
-        return Learnt(done, delta, self.losses, self.gap.clone(), self.moved.clone())
+        return Learnt(done, delta, self.losses.clone(), self.gap.clone(), self.moved.clone())
 
     def save(self, done: int) -> Tensors:
         """What decides the steps after the first `done`, on the CPU. Waits for the device."""
@@ -170,6 +171,7 @@ class State:
                 torch.cuda.set_rng_state(saved["random_cuda"], self.faces.device)
         done = len(saved["losses"])
         self.losses[:done].copy_(saved["losses"])
+        self.t.fill_(done)
         return done
 
     def _lasting(self) -> Tensors:

@@ -7,6 +7,7 @@ The loop is that of `fastcloak.fitting.loop` with a person for each face:
         x <- a view of clip(canvas + E w, 0, 1), aligned
         loss <- -<z, c> + ...                  z: unit feature of x, c: mean of the person's clean unit features
         ... - apart <z, o>                     o: mean of the others' features, the most similar ones first
+        velocity <- 0.9 velocity + g / mean|g|          g: the blurred gradient
         w <- clip(w + sign(velocity) / 4, -1, 1)
     mask <- E sign(mean of w over the last half of the steps)
 
