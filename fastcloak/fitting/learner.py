@@ -12,6 +12,7 @@ import torch
 
 from fastcloak.fitting.loop import Loop
 from fastcloak.fitting.options import FitConfig
+from fastcloak.fitting.padding import Padding, held
 from fastcloak.fitting.run import own_modes
 from fastcloak.fitting.state import Learnt, Tailoring
 from fastcloak.models import load_model, prepare
@@ -21,6 +22,11 @@ from fastcloak.system.device import resolve_device, resolve_dtype
 from fastcloak.system.errors import EngineError
 
 log = logging.getLogger("fastcloak")
+
+
+def on_device(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pictures of the CPU on a device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    return (pictures.pin_memory() if device.type == "cuda" else pictures).to(device, non_blocking=True)
 
 
 class Learner:
@@ -51,10 +57,21 @@ class Learner:
             self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype))
 
     def run(
-        self, config: FitConfig, persons: int, photos: int, tailoring: Tailoring | None = None, **arguments: Any
+        self,
+        config: FitConfig,
+        persons: int,
+        photos: int,
+        tailoring: Tailoring | None = None,
+        *,
+        most: int,
+        **arguments: Any,
     ) -> Learnt:
-        """Run the loop of P persons with N photos each; the arguments are those of `Loop.learn`."""
-        loop, wanted = self._loop, (persons, photos, self._engine, config, tailoring)
+        """Run the loop of P persons with N photos each, out of the most that a pass takes.
+
+        A loop that was compiled or captured serves smaller passes too. The arguments are those of `Loop.learn`.
+        """
+        rows = persons if self._engine == "eager" else held(persons, most)
+        loop, wanted = self._loop, (rows, photos, self._engine, config, tailoring)
         if loop is None or wanted != (loop.persons, loop.photos, loop.engine, loop.config, loop.tailoring):
             if loop is not None:
                 loop.launchers.clear()  # they hold the loop, whose memory is to be free before another's is taken
@@ -62,15 +79,16 @@ class Learner:
             self._backend, ops = self._ops
             if self._backend_wish == "auto" and not holds(ops, photos, self.surrogate.embedding_size):
                 self._backend, ops = resolve_backend("reference", self.device)
-            loop = self._loop = Loop(self.surrogate, config, ops, self._engine, persons, photos, tailoring)
+            loop = self._loop = Loop(self.surrogate, config, ops, self._engine, rows, photos, tailoring)
+        padding = Padding(persons, rows)
         try:
-            return loop.learn(**arguments)
+            return padding.cut(loop.learn(**padding.filled(arguments)))
         except EngineError as error:
             if self._engine_wish != "auto" or self._engine == "eager":
                 raise
             log.warning("%s; learning goes on with engine 'eager', slower", error)
             self._engine = "eager"
-            return self.run(config, persons, photos, tailoring, **arguments)
+            return self.run(config, persons, photos, tailoring, most=most, **arguments)
 
     def made_by(self) -> dict[str, Any]:
         """Networks, device, dtype, versions, backend and engine, for JSON."""
