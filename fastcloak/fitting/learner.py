@@ -12,12 +12,18 @@ import torch
 
 from fastcloak.fitting.loop import Loop
 from fastcloak.fitting.options import FitConfig
+from fastcloak.fitting.padding import Padding, held
 from fastcloak.fitting.run import own_modes
 from fastcloak.fitting.state import Learnt, Tailoring
 from fastcloak.models import load_model, prepare
 from fastcloak.ops.backend import capturable, holds, resolve_backend
 from fastcloak.ops.engine import resolve_engine
 from fastcloak.system.device import resolve_device, resolve_dtype
+
+
+def on_device(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pictures of the CPU on a device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    return (pictures.pin_memory() if device.type == "cuda" else pictures).to(device, non_blocking=True)
 
 
 class Learner:
@@ -48,19 +54,31 @@ class Learner:
             self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype))
 
     def run(
-        self, config: FitConfig, persons: int, photos: int, tailoring: Tailoring | None = None, **arguments: Any
+        self,
+        config: FitConfig,
+        persons: int,
+        photos: int,
+        tailoring: Tailoring | None = None,
+        *,
+        most: int,
+        **arguments: Any,
     ) -> Learnt:
-        """Run the loop of P persons with N photos each; the arguments are those of `Loop.learn`."""
+        """Run the loop of P persons with N photos each, out of the most that a pass takes.
+
+        A loop that was compiled or captured serves smaller passes too. The arguments are those of `Loop.learn`.
+        """
         backend, ops = self.operations(photos)
         as_wished = self._engine != "cudagraph" or capturable(ops, config.objective)
         engine = self._engine if as_wished else "eager"
-        loop, wanted = self._loop, (persons, photos, engine, config, tailoring)
+        rows = persons if engine == "eager" else held(persons, most)
+        loop, wanted = self._loop, (rows, photos, engine, config, tailoring)
         if loop is None or wanted != (loop.persons, loop.photos, loop.launcher.engine, loop.config, loop.tailoring):
             loop = self._loop = None  # its memory is to be free before another's is taken
             fall_back = self._engine_wish == "auto"
-            loop = self._loop = Loop(self.surrogate, config, ops, engine, persons, photos, tailoring, fall_back)
+            loop = self._loop = Loop(self.surrogate, config, ops, engine, rows, photos, tailoring, fall_back)
+        padding = Padding(persons, rows)
         try:
-            return loop.learn(**arguments)
+            return padding.cut(loop.learn(**padding.filled(arguments)))
         finally:
             self._ran = {"backend": backend, "engine": loop.launcher.engine}
             if as_wished:
