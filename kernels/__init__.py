@@ -9,5 +9,14 @@ from fastcloak.kernels.accumulate_step import accumulate_step_
 from fastcloak.kernels.cloak_batch import cloak_batch_
 from fastcloak.kernels.hull import hull_loss
 from fastcloak.kernels.outer_step import outer_step_
+from fastcloak.kernels.views import view_batch_, view_gradient_, view_step_
 
-__all__ = ["accumulate_step_", "cloak_batch_", "hull_loss", "outer_step_"]
+__all__ = [
+    "accumulate_step_",
+    "cloak_batch_",
+    "hull_loss",
+    "outer_step_",
+    "view_batch_",
+    "view_gradient_",
+    "view_step_",
+]

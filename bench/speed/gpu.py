@@ -418,7 +418,7 @@ def count_launches(run: Run, surrogate: Surrogate, backend: str, options: Row) -
         step = partial(one.loop.launch, 0)
         counts.append(profiled(run, step))
     per_inner = [(more - fewer) / 2 for fewer, more in zip(*counts, strict=True)]
-    gradient = partial(network_gradient, surrogate, one.loop.state.pictures.flatten(0, 1))
+    gradient = partial(network_gradient, surrogate, one.loop.turns[0].pictures.flatten(0, 1))
     ones = profiled(run, lambda: torch.ones(1, 4, device=run.device))
     gradient()
     network_alone = [a - b for a, b in zip(profiled(run, gradient), ones, strict=True)]

@@ -57,7 +57,7 @@ def overhead(method: str, objective: str) -> dict[str, Any]:
     surrogate = prepare(nets.surrogate(nets.mobilefacenet()))
     one = Pass(surrogate, FitConfig(method=method, objective=objective, warmup=0, steps=2))
     one()
-    pictures = one.loop.state.pictures.flatten(0, 1).detach()
+    pictures = one.loop.turns[0].pictures.flatten(0, 1).detach()
 
     def network() -> None:
         for _ in range(one.config.inner_steps):

@@ -1,7 +1,7 @@
 """What the loop ascends: how far cloaked photos are from the person's hull, and its gradient.
 
 A `Gradient` takes the pictures that are shown and says their loss and gradient. `HullDistance` is the objective of one
-network; each booster wraps a `Gradient` and is one: `combined` (several networks), `through_views` and `in_grey`.
+network, `combined` that of several.
 
 Dimension letters: P persons, N photos of one person, b photos in a batch, D feature length.
 """
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
-from fastcloak.ops.augment import Views
 from fastcloak.ops.hull import build_hull
 
 TINY = 1e-30
@@ -28,32 +27,32 @@ EARLIER = 64
 SHARPNESS = 0.1
 """Difference of two cosines at which the more similar face is pushed away from e times as strongly."""
 
+Gradient = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor, Tensor]]
+"""Pictures as networks take them, [P b, 3, 112, 112], which photos they are, [P, b], and the objective -> loss [P, b],
+duality gap [P, b] and gradient [P, b, 3, 112, 112]."""
 
-@dataclass(frozen=True)
-class Batch:
-    """What is shown in an inner step, besides the pictures.
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What an inner step asks for its gradient, and what it takes.
 
     Attributes:
-        index: [P, b] int64, which photos they are.
-        chance: [P, b, DRAWS], the numbers of their views.
-        objective: of `fastcloak.fitting.options.OBJECTIVES`.
-        turn: which network's turn it is.
+        gradient: of one network or several.
+        pictures: [P, b, 3, 112, 112], the buffer it reads, in the dtype and memory format that it takes.
+        scale, shift: [3] float32, what it takes is faces * scale + shift.
     """
 
-    index: Tensor
-    chance: Tensor
-    objective: str
-    turn: int
-
-
-Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor, Tensor]]
-"""Pictures [P b, 3, 112, 112] -> loss [P, b], duality gap [P, b] and gradient [P, b, 3, 112, 112]."""
+    gradient: Gradient
+    pictures: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
 
 class HullDistance:
     """Distance of a network's unit features from the hulls of P persons with N photos each.
 
-    In an album it is also the distance from the faces that look most alike, see `Apart`.
+    In an album, whose objective is fi_uap_plus, -<z, c>, it is also the distance from the faces that look most alike:
+    c is then the person's center plus what `Apart` gives.
     """
 
     def __init__(
@@ -84,34 +83,29 @@ class HullDistance:
         for buffer, value in ((self.points, hull.points), (self.gram, hull.gram), (self.center, hull.center)):
             buffer.copy_(value)
 
-    def __call__(self, pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, pictures: Tensor, index: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
         """As `Gradient`.
 
         Raises:
             ValueError: the network has no gradient with respect to the pictures.
         """
         leaf = pictures.detach().requires_grad_()
-        features = self.forward(leaf).view(*batch.index.shape, -1)
+        features = self.forward(leaf).view(*index.shape, -1)
         grads = None
         if features.requires_grad:
-            seen = features.detach()
-            loss, slope, gap = self._loss(seen, batch, batch.objective, self.center)
+            seen, center, config = features.detach(), self.center, self.config
             if self.apart is not None:
-                alike, push, _ = self._loss(seen, batch, "fi_uap_plus", self.apart.others(seen[:, 0]))
-                loss, slope = loss + alike, slope + push
+                center = center + self.apart.others(seen[:, 0])
+            loss, slope, gap = self.ops.hull_loss(
+                seen, self.points, self.gram, center, index, objective, config.lower, config.upper
+            )
             (grads,) = torch.autograd.grad(features, leaf, slope, allow_unused=True)
         if grads is None:
             raise ValueError(
                 f"{self.name} must be differentiable with respect to the pictures, got an output without a gradient; "
                 "remove no_grad, detach, numpy and rounding from it"
             )
-        return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
-
-    def _loss(self, features: Tensor, batch: Batch, objective: str, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config, hull = self.config, (self.points, self.gram, center)
-        return self.ops.hull_loss(  # type: ignore[no-any-return]
-            features, *hull, batch.index, objective, config.lower, config.upper
-        )
+        return loss, gap, grads.view(*index.shape, *pictures.shape[1:])
 
 
 class Apart:
@@ -143,12 +137,11 @@ class Apart:
         return self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ everyone
 
 
-def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
-    """Several networks: the sum of their gradients, each divided by its own size; in turns, of one of them."""
+def combined(networks: Sequence[Gradient]) -> Gradient:
+    """Several networks: the sum of their gradients, each divided by its own size."""
 
-    def gradient(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        asked = [networks[batch.turn % len(networks)]] if in_turns else networks
-        losses, gaps, slopes = zip(*(network(pictures, batch) for network in asked), strict=True)
+    def gradient(pictures: Tensor, index: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
+        losses, gaps, slopes = zip(*(network(pictures, index, objective) for network in networks), strict=True)
         grads = torch.stack([_scale_free(slope) for slope in slopes]).sum(0)
         return torch.stack(losses).mean(0), torch.stack(gaps).amax(0), grads
 
@@ -158,36 +151,3 @@ def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
 def _scale_free(grads: Tensor) -> Tensor:  # [P, b, 3, 112, 112]
     size = grads.mean(1, keepdim=True).abs().mean((2, 3, 4), keepdim=True)
     return grads / size.clamp_min(TINY)
-
-
-def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor, place: Tensor | None = None) -> Gradient:
-    """A random view of each picture is shown.
-
-    Args:
-        faces: [P, N, 3, H, W], the pictures without a mask.
-        place: [P, 2, 3], where in the pictures of a person the aligned face lies; None: they are aligned faces.
-    """
-    views = Views(names, faces.device)
-    persons = torch.arange(len(faces), device=faces.device)[:, None]
-
-    def seen(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        leaf = pictures.detach().requires_grad_()
-        places = None if place is None else place.repeat_interleave(batch.index.shape[1], 0)
-        clean = faces[persons, batch.index].flatten(0, 1)
-        view = views(leaf, clean, batch.chance.flatten(0, 1), places)
-        loss, gap, grads = gradient(view, batch)
-        (grads,) = torch.autograd.grad(view, leaf, grads.view_as(view))
-        return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
-
-    return seen
-
-
-def in_grey(gradient: Gradient, channels: Tensor) -> Gradient:
-    """The gradient of a mask of three equal channels, of pictures that are faces times `channels`, [3, 1, 1]."""
-
-    def grey(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        loss, gap, grads = gradient(pictures, batch)
-        total = (channels * grads.float()).sum(-3, keepdim=True)
-        return loss, gap, torch.empty_like(grads).copy_(total / (3 * channels))
-
-    return grey

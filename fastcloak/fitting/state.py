@@ -75,13 +75,13 @@ class State:
         config: FitConfig,
         persons: int,
         photos: int,
-        plain: bool,
+        memory_format: torch.memory_format,
         canvas: int | None = None,
     ) -> None:
         """Allocate the buffers.
 
         Args:
-            plain: `pictures` are plain faces in [0, 1]; else what the surrogate takes, normalised.
+            memory_format: of pictures, masks and gradients.
             canvas: side of an album's pictures; every person then has noise and views of their own.
         """
         self.config = config
@@ -89,13 +89,10 @@ class State:
         self.averaged = math.ceil(config.average * self.steps)
         self.eps = float32_at_most(config.eps)
         device, b, M = surrogate.device, config.batch(photos), config.inner_steps
-        dtype, memory_format = (torch.float32, torch.contiguous_format) if plain else surrogate.takes
-
         shape = SHAPE if canvas is None else (3, canvas, canvas)
 
-        def pictures(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            flat = torch.empty(math.prod(size), *shape, dtype=dtype, device=device, memory_format=memory_format)
-            return flat.zero_().view(*size, *shape)
+        def pictures(*size: int) -> torch.Tensor:
+            return zero_pictures(size, shape, (torch.float32, memory_format), device)
 
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -117,9 +114,8 @@ class State:
         self.delta, self.velocity, self.total = (pictures(persons) for _ in range(3))
         self.loss, self.gap, self.moved = zeros(persons), zeros(persons), zeros(persons, dtype=torch.bool)
         self.losses = zeros(config.steps, persons)
-        # Each inner step: the look-ahead mask, the accumulated gradient, and the cloaked photos that are shown.
+        # Each inner step: the look-ahead mask and the accumulated gradient.
         self.delta_in, self.acc = pictures(persons), pictures(persons)
-        self.pictures = pictures(persons, b, dtype=dtype)
 
     def begin(self, faces: torch.Tensor, album: Album | None) -> None:
         """Start a pass: these faces, [P, N, 3, 112, 112], and the mean of the start noise."""
@@ -186,6 +182,18 @@ class State:
         if self.averaged:
             lasting["total"] = self.total
         return lasting
+
+
+def zero_pictures(
+    size: tuple[int, ...],
+    shape: tuple[int, ...],
+    takes: tuple[torch.dtype, torch.memory_format],
+    device: torch.device,
+) -> torch.Tensor:
+    """Pictures of zeros, [*size, *shape], in a dtype and memory format."""
+    dtype, memory_format = takes
+    flat = torch.empty(math.prod(size), *shape, dtype=dtype, device=device, memory_format=memory_format)
+    return flat.zero_().view(*size, *shape)
 
 
 Draws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
