@@ -164,6 +164,8 @@ class Loop:
             keep(learnt, partial(state.save, done))
             progress = Progress(faces.device, tick)
             for t in range(done, state.steps):
+                if t == state.steps - state.averaged:
+                    state.total.zero_()
                 self.launch(t)
                 learnt = state.learnt(t + 1)
                 keep(learnt, partial(state.save, t + 1))
@@ -205,7 +207,7 @@ class Loop:
             gaps.append(gap)
         state.loss.copy_(torch.stack(losses).mean((0, 2)))
         torch.maximum(state.gap, torch.stack(gaps).amax((0, 2)), out=state.gap)
-        state.moved |= state.acc.ne(0).any(3).any(2).any(1)
+        state.moved |= state.acc.any((1, 2, 3))
         if config.method == "opom":
             self._keep_what_clipping_left(kind.noisy)
         if self.blur is not None:
