@@ -14,7 +14,10 @@ import torch
 import triton
 import triton.language as tl
 from fastcloak.kernels.arguments import FLOATS, check, dense, is_channels_last
-from fastcloak.kernels.layout import BLOCK, LAUNCH, UNROLL, clip, offset, per_channel, sign_of
+from fastcloak.kernels.layout import BLOCK, LAUNCH, clip, offset, per_channel, sign_of
+
+UNROLL = 16
+"""Photos of a batch up to which the loop over them is unrolled, so that their loads overlap."""
 
 
 @triton.jit
@@ -39,6 +42,11 @@ def _accumulate_step_kernel(
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o < n
 
+    # All loads before the first store, behind which no compiler may move them up.
+    acc_o = p * n + offset(o, HW, LAST, ACC_LAST)
+    acc = tl.load(acc_ptr + acc_o, mask=inside, other=0.0)
+    delta_o = p * n + offset(o, HW, LAST, DELTA_LAST)
+    delta_in = tl.load(delta_in_ptr + delta_o, mask=inside, other=0.0)
     grads_ptr += p * B * n
     g = tl.zeros([BLOCK], tl.float32)
     if UNROLLED:
@@ -52,12 +60,7 @@ def _accumulate_step_kernel(
     if SCALED:
         g = g * per_channel(scale_ptr, o, HW, LAST)
 
-    delta_o = p * n + offset(o, HW, LAST, DELTA_LAST)
-    delta_in = tl.load(delta_in_ptr + delta_o, mask=inside, other=0.0)
     tl.store(delta_in_ptr + delta_o, clip(delta_in + alpha * sign_of(g), -eps, eps), mask=inside)
-
-    acc_o = p * n + offset(o, HW, LAST, ACC_LAST)
-    acc = tl.load(acc_ptr + acc_o, mask=inside, other=0.0)
     tl.store(acc_ptr + acc_o, acc + g, mask=inside)
 
 

@@ -5,8 +5,8 @@ Bytes per launch, n = 3 H W, e bytes per element of out: reads P (4 b n + 4 n + 
 A bound adds P 4 n read here; in PyTorch P 8 n read, P 4 n written and an eighth launch.
 
 The limit is memory: 1.66 MB read and 0.75 MB written at P = 1, b = 10, 112 x 112, bfloat16. A program takes one block
-of the mask, times its bound, and adds it to that block of every photo, so that both are read once; the loop over the
-photos is unrolled (their loads in flight at once).
+of the mask, times its bound, and adds it to that block of every photo, so that both are read once. It takes the photos
+in groups, each one tile: all loads of a group stand before its first store, behind which no compiler may move them up.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-not-found"
@@ -15,18 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from fastcloak.kernels.arguments import FLOATS, check, dense, is_channels_last
-from fastcloak.kernels.layout import BLOCK, LAUNCH, UNROLL, clip, offset, per_channel
+from fastcloak.kernels.layout import BLOCK, LAUNCH, clip, offset, per_channel
 
-
-@triton.jit
-def _cloak_photo(faces_ptr, photo, out_ptr, faces_o, o, inside, delta, scale, shift, n, N, SCALED: tl.constexpr):
-    # A photo that does not exist is NaN and never foreign memory.
-    exists = (photo >= 0) & (photo < N)
-    face = tl.load(faces_ptr + photo * n + faces_o, mask=inside & exists, other=float("nan"))
-    picture = clip(face + delta, 0.0, 1.0)
-    if SCALED:
-        picture = picture * scale + shift
-    tl.store(out_ptr + o, picture.to(out_ptr.dtype.element_ty), mask=inside)
+GROUP = 8
+"""Photos of a group at most: 64 numbers per thread, so that 8 programs share an SM."""
 
 
 @triton.jit
@@ -50,7 +42,7 @@ def _cloak_batch_kernel(
     BOUND_LAST: tl.constexpr,
     BOUNDED: tl.constexpr,
     SCALED: tl.constexpr,
-    UNROLLED: tl.constexpr,
+    GROUP: tl.constexpr,  # photos whose loads are in flight at once
     BLOCK: tl.constexpr,
 ):
     p = tl.program_id(0).to(tl.int64)
@@ -60,21 +52,24 @@ def _cloak_batch_kernel(
     delta = tl.load(delta_in_ptr + p * n + offset(o, HW, LAST, DELTA_LAST), mask=inside, other=0.0)
     if BOUNDED:
         delta *= tl.load(bound_ptr + p * n + offset(o, HW, LAST, BOUND_LAST), mask=inside, other=0.0)
-    scale = per_channel(scale_ptr, o, HW, LAST) if SCALED else 1.0
-    shift = per_channel(shift_ptr, o, HW, LAST) if SCALED else 0.0
+    if SCALED:
+        scale = per_channel(scale_ptr, o, HW, LAST)
+        shift = per_channel(shift_ptr, o, HW, LAST)
     faces_ptr += p * N * n
     out_ptr += p * B * n
     index_ptr += p * index_stride_p
-    if UNROLLED:
-        for i in tl.static_range(B):
-            photo = tl.load(index_ptr + i * index_stride_b)
-            out = out_ptr + i * n
-            _cloak_photo(faces_ptr, photo, out, faces_o, o, inside, delta, scale, shift, n, N, SCALED)
-    else:
-        for i in range(B):
-            photo = tl.load(index_ptr + i * index_stride_b)
-            out = out_ptr + i * n
-            _cloak_photo(faces_ptr, photo, out, faces_o, o, inside, delta, scale, shift, n, N, SCALED)
+    for first in range(0, B, GROUP):
+        i = first + tl.arange(0, GROUP)
+        photo = tl.load(index_ptr + i * index_stride_b, mask=i < B, other=-1)
+        # A photo that does not exist is NaN and never foreign memory.
+        exists = (photo >= 0) & (photo < N)
+        mask = exists[:, None] & inside[None, :]
+        face = tl.load(faces_ptr + photo[:, None] * n + faces_o[None, :], mask=mask, other=float("nan"))
+        picture = clip(face + delta[None, :], 0.0, 1.0)
+        if SCALED:
+            picture = picture * scale[None, :] + shift[None, :]
+        to = out_ptr + i.to(tl.int64)[:, None] * n + o[None, :]
+        tl.store(to, picture.to(out_ptr.dtype.element_ty), mask=(i < B)[:, None] & inside[None, :])
 
 
 @torch.library.custom_op("fastcloak::cloak_batch_", mutates_args=("out",))
@@ -134,6 +129,6 @@ def cloak_batch_(
             BOUND_LAST=is_channels_last("bound", limit),
             BOUNDED=bound is not None,
             SCALED=scaled,
-            UNROLLED=b <= UNROLL,
+            GROUP=min(GROUP, triton.next_power_of_2(b)),
             **LAUNCH,
         )

@@ -52,10 +52,11 @@ def _times(matrix, vector):
 
 
 @triton.jit
-def _inverse(matrix, k, K: tl.constexpr):
+def _inverse(matrix, k, K):
     """[KP, KP] symmetric positive definite in the first K rows, the rest unit rows -> inverse in the first K rows."""
     # Sweep: after pivot n, rows and columns up to n hold minus the inverse of that block. It stays symmetric.
-    for n in range(K):
+    n = 0
+    while n < K:
         at = k == n
         row = tl.sum(tl.where(at[:, None], matrix, 0.0), axis=0)
         column = tl.sum(tl.where(at[None, :], matrix, 0.0), axis=1)
@@ -66,6 +67,7 @@ def _inverse(matrix, k, K: tl.constexpr):
         swept = matrix - column[:, None] * row[None, :]
         swept = tl.where(at[:, None], row[None, :], tl.where(at[None, :], (column * reciprocal)[:, None], swept))
         matrix = tl.where(at[:, None] & at[None, :], -reciprocal, swept)
+        n += 1
     return -matrix
 
 
@@ -82,22 +84,33 @@ def _longest(step, step_below, step_above, below, above, dual_below, dual_above)
 
 
 @triton.jit
-def _duality_gap(gram, q, w, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr):
+def _duality_gap(gram, q, w, k, K, LOWER: tl.constexpr, UPPER: tl.constexpr):
     """Max over the feasible v of <gradient, w - v>: the best v fills the smallest gradients up to UPPER."""
     gradient = _times(gram, w) - q
     # Ranks by comparing all pairs: Triton's sort knows no payload. Equal gradients are ranked by position.
     mine, theirs = gradient[None, :], gradient[:, None]
     before = (theirs < mine) | ((theirs == mine) & (k[:, None] < k[None, :]))
     rank = tl.sum((before & (k[:, None] < K)).to(tl.int32), axis=0)
-    best = LOWER + tl.minimum(tl.maximum((1 - K * LOWER) - (UPPER - LOWER) * rank.to(tl.float64), 0.0), UPPER - LOWER)
+    left = 1 - K.to(tl.float64) * LOWER - (UPPER - LOWER) * rank.to(tl.float64)
+    best = LOWER + tl.minimum(tl.maximum(left, 0.0), UPPER - LOWER)
     return tl.sum(tl.where(k < K, gradient * (w - best), 0.0), axis=0)
 
 
 @triton.jit
-def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, STEPS: tl.constexpr):
+def _how_far(gram, q, w, below, above, dual_below, dual_above, shift, real, K):
+    """What is left of a problem: stationarity [KP], 1 - sum w, mean complementarity product, bound of the gap."""
+    stationarity = tl.where(real, _times(gram, w) - q - shift - dual_below + dual_above, 0.0)
+    missing = 1.0 - tl.sum(w, axis=0)
+    mean_product = tl.sum(tl.where(real, below * dual_below + above * dual_above, 0.0), axis=0) / (2 * K)
+    wrong = tl.max(tl.where(tl.abs(stationarity) > 0.0, tl.abs(stationarity), 0.0), axis=0)
+    return stationarity, missing, mean_product, 2 * K * mean_product + 2 * wrong + tl.abs(missing)
+
+
+@triton.jit
+def _convex_weights(gram, q, k, K, LOWER: tl.constexpr, UPPER: tl.constexpr, STEPS: tl.constexpr):
     """argmin_w w G w / 2 - q w, sum w = 1, LOWER <= w <= UPPER: see `fastcloak.ops.hull.interior_point`.
 
-    Entries k >= K are padding: slacks and duals 1, steps 0.
+    Entries k >= K are padding: slacks and duals 1, steps 0. The weight of a single point is 1.
     """
     real = k < K
     eye = (k[:, None] == k[None, :]) & real[None, :]
@@ -111,19 +124,16 @@ def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.
     largest = tl.max(tl.where(tl.abs(residual) > 1e-3, tl.abs(residual), 1e-3), axis=0)
     dual_below = tl.where(real, _larger(residual, 0.0) + largest, 1.0)
     dual_above = tl.where(real, _larger(-residual, 0.0) + largest, 1.0)
+    stationarity, missing, mean_product, least = _how_far(
+        gram, q, w, below, above, dual_below, dual_above, shift, real, K
+    )
     best = w
-    least = tl.sum(w, axis=0) * float("inf")
 
-    for _ in range(STEPS):
-        stationarity = tl.where(real, _times(gram, w) - q - shift - dual_below + dual_above, 0.0)
-        missing = 1.0 - tl.sum(w, axis=0)
-        mean_product = tl.sum(ones * (below * dual_below + above * dual_above), axis=0) / (2 * K)
-        # The last point can be worse than an earlier one where the Newton matrix is singular: the best counts.
-        wrong = tl.max(tl.where(tl.abs(stationarity) > 0.0, tl.abs(stationarity), 0.0), axis=0)
-        bound = 2 * K * mean_product + 2 * wrong + tl.abs(missing)
-        best = tl.where(bound < least, w, best)
-        least = tl.where(bound < least, bound, least)
-
+    # A finished problem stays where it is: the next Newton matrix may not be positive definite. So does one whose step
+    # is not finite: the next would be the same. The reference's last step is taken and not looked at; here it is not.
+    taken = 1
+    running = (K > 1) & (mean_product > FINISHED)
+    while running:
         ratio_below, ratio_above = dual_below / below, dual_above / above
         inverse = _inverse(gram + padding + tl.where(eye, (ratio_below + ratio_above)[None, :], 0.0), k, K)
 
@@ -150,14 +160,20 @@ def _convex_weights(gram, q, k, K: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.
         longest = _longest(step, step_below, step_above, below, above, dual_below, dual_above)
         length = tl.minimum(0.995 * longest, 1.0)
 
-        # A finished problem stays where it is: the next Newton matrix may not be positive definite.
-        size = tl.sum(tl.abs(step) + tl.abs(step_below) + tl.abs(step_above), axis=0)
-        going = (mean_product > FINISHED) & (size < float("inf"))
-        step = tl.where(going, length * step, 0.0)
+        finite = tl.sum(tl.abs(step) + tl.abs(step_below) + tl.abs(step_above), axis=0) < float("inf")
+        step = tl.where(finite, length * step, 0.0)
         w, below, above = w + step, below + step, above - step
-        dual_below += tl.where(going, length * step_below, 0.0)
-        dual_above += tl.where(going, length * step_above, 0.0)
-        shift += tl.where(going, length * step_shift, 0.0)
+        dual_below += tl.where(finite, length * step_below, 0.0)
+        dual_above += tl.where(finite, length * step_above, 0.0)
+        shift += tl.where(finite, length * step_shift, 0.0)
+        stationarity, missing, mean_product, bound = _how_far(
+            gram, q, w, below, above, dual_below, dual_above, shift, real, K
+        )
+        # The last point can be worse than an earlier one where the Newton matrix is singular: the best counts.
+        best = tl.where(bound < least, w, best)
+        least = tl.where(bound < least, bound, least)
+        taken += 1
+        running = finite & (mean_product > FINISHED) & (taken < STEPS)
 
     return tl.where(real, tl.minimum(tl.maximum(best, LOWER), UPPER), 0.0)
 
@@ -169,7 +185,8 @@ def _point_rows(points_ptr, first, k, d, inside, K, D):
     return tl.load(points_ptr + row[:, None] * D + d[None, :], mask=(row < K)[:, None] & inside[None, :], other=0.0)
 
 
-@triton.jit
+# K is an argument, and with all that it multiplies not specialised: a kernel is compiled per KP, not per photo count.
+@triton.jit(do_not_specialize=["b", "K", "index_stride_p", "index_stride_b"])
 def _hull_loss_kernel(
     features_ptr,  # [P, b, D], raw embeddings f
     points_ptr,  # [P, K, D] float32, rows r
@@ -180,11 +197,11 @@ def _hull_loss_kernel(
     grad_ptr,  # [P, b, D] like features, out
     gap_ptr,  # [P, b] float32, out
     b,
+    K,
     D,
     index_stride_p,
     index_stride_b,
     OBJECTIVE: tl.constexpr,
-    K: tl.constexpr,
     LOWER: tl.constexpr,  # of the weights; compile-time, since a float argument would be rounded to float32
     UPPER: tl.constexpr,
     STEPS: tl.constexpr,
@@ -222,26 +239,30 @@ def _hull_loss_kernel(
                 weights = tl.sum(rows * residual[None, :], axis=1)
             else:
                 weights = tl.zeros([KP], tl.float32)
-                for first in range(0, K, KB):
+                first = 0
+                while first < K:
                     rows = _point_rows(points_ptr, first, kb, d, inside, K, D)
                     some = tl.sum(rows * residual[None, :], axis=1)
                     here = k[:, None] == (first + kb)[None, :]
                     weights += tl.sum(tl.where(here, some[None, :], 0.0), axis=1)
+                    first += KB
             if OBJECTIVE == "convex_hull":
                 q = weights.to(tl.float64)
                 both = (k[:, None] < K) & (k[None, :] < K)
                 gram = tl.load(gram_ptr + p * K * K + k[:, None] * K + k[None, :], mask=both, other=0.0)
-                w = (k < K).to(tl.float64) if K == 1 else _convex_weights(gram, q, k, K, LOWER, UPPER, STEPS)
+                w = _convex_weights(gram, q, k, K, LOWER, UPPER, STEPS)
                 gap = _duality_gap(gram, q, w, k, K, LOWER, UPPER).to(tl.float32)
                 weights = w.to(tl.float32)
             if KB == KP:
                 residual -= tl.sum(rows * weights[:, None], axis=0)
             else:
-                for first in range(0, K, KB):
+                first = 0
+                while first < K:
                     rows = _point_rows(points_ptr, first, kb, d, inside, K, D)
                     here = k[:, None] == (first + kb)[None, :]
                     some = tl.sum(tl.where(here, weights[:, None], 0.0), axis=0)
                     residual -= tl.sum(rows * some[:, None], axis=0)
+                    first += KB
         loss = tl.sum(residual * residual, axis=0)
         slope = 2.0 * residual
 
@@ -253,14 +274,18 @@ def _hull_loss_kernel(
 
 def _tiling(K: int, D: int, objective: str) -> tuple[int, int, int, int]:
     """K and D padded, rows of points in registers at once, warps."""
-    KP, DP = max(2, triton.next_power_of_2(K)), max(2, triton.next_power_of_2(D))
+    # Without weights K is only a number; else these two are all that depends on it.
+    KP = max(2, triton.next_power_of_2(K)) if objective.endswith("_hull") else 2
+    DP = max(2, triton.next_power_of_2(D))
     convex = objective == "convex_hull"
+    per_thread = 32 if DP > 4096 else 64  # numbers of the tile, which leaves room for z, c and the residual
     if DP > 4096:
-        warps, per_thread = 16, 32
+        warps = 16
+    elif convex:
+        # A lone warp waits for no other, where each of up to 13 K pivots would have barriers.
+        warps = (1 if KP <= 16 else 4 if KP == 32 else 8) if DP <= 1024 else 8
     else:
-        # 64 numbers per thread leave room for z, c and the residual. Few warps: a barrier waits for all of them.
-        large = (KP > 32 or DP > 1024) if convex else (KP > 32 or DP > 2048 or KP * DP > 8192)
-        warps, per_thread = 8 if large else 4, 64
+        warps = min(8, max(1, DP // 512, KP * DP // (32 * per_thread)))
     KB = min(KP, per_thread * 32 * warps // DP)
     if convex:
         # Half at most: the compiler would merge two equal loads and keep the tile through the Newton steps, which
@@ -314,10 +339,10 @@ def hull_loss(
             grad,
             gap,
             b,
+            K,
             D,
             *index.stride(),
             OBJECTIVE=objective,
-            K=K,
             LOWER=lower,
             UPPER=upper,
             STEPS=INTERIOR_POINT_STEPS,

@@ -14,9 +14,6 @@ import triton.language as tl
 BLOCK = 512
 """Elements per program. 112 x 112 x 3 make 74 programs per person: small, so that one person fills half of an H100."""
 
-UNROLL = 16
-"""Photos of a batch up to which the loop over them is unrolled, so that their loads overlap."""
-
 # 8 elements per thread, the fewest that give 16-byte accesses to bfloat16. Where PyTorch rounds a product before it
 # adds, so must the kernel: no fused multiply-add.
 LAUNCH = {"BLOCK": BLOCK, "num_warps": BLOCK // (8 * 32), "enable_fp_fusion": False}

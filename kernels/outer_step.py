@@ -61,6 +61,7 @@ def _outer_step_kernel(
 
     acc_o = p * n + offset(o, HW, DELTA_LAST, ACC_LAST)
     g = tl.load(acc_ptr + acc_o, mask=inside, other=0.0)
+    delta = tl.load(delta_ptr + p * n + o, mask=inside, other=0.0)
     if MOMENTUM:
         # Second stage of the sum: every program adds the same numbers in the same order.
         i = tl.arange(0, BLOCKS_PADDED)
@@ -72,7 +73,6 @@ def _outer_step_kernel(
         g = decay * tl.load(velocity_ptr + velocity_o, mask=inside, other=0.0) + g
         tl.store(velocity_ptr + velocity_o, g, mask=inside)
 
-    delta = tl.load(delta_ptr + p * n + o, mask=inside, other=0.0)
     delta = clip(delta + alpha * sign_of(g), -eps, eps)
     tl.store(delta_ptr + p * n + o, delta, mask=inside)
     delta_in_o = p * n + offset(o, HW, DELTA_LAST, DELTA_IN_LAST)

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda", 0)
 COPIES = {"_to_copy", "copy_"}
+LAPACK = "linalg_", "_linalg_", "cholesky", "triangular_solve", "lu_solve", "geqrf", "ormqr"
+"""How operations begin that may wait for the device or take memory in a capture."""
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
 
 
@@ -82,6 +84,11 @@ class Launches(TorchDispatchMode):
         if "cuda" in devices and not is_view and name not in FREE:
             self.counts[schema.name.removeprefix("aten::")] += 1
         return result
+
+
+def of_lapack(counts):
+    """The operations of LAPACK among those counted."""
+    return {name for name in counts if name.startswith(LAPACK) and name not in ("linalg_vector_norm", "linalg_cross")}
 
 
 def launches_of_steps(loop, **arguments):

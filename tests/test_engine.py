@@ -124,10 +124,9 @@ def any_weights(monkeypatch):
 
 
 FITTED_IN_GRAPHS = {
-    **{name: {**options, "steps": 7} for name, options in FITS.items() if "opom" not in name},
-    "opom": {"method": "opom", "objective": "affine_hull", "decay": 1.0, "steps": 7},
-    "opom, grey, average": {"method": "opom", "warmup": 2, "grey": True, "average": 0.5, "steps": 7},
-    "turns that change": {"preset": "plain", "ensemble": "turns", "inner_steps": 3, "networks": 2, "steps": 9},
+    **{name: {**options, "warmup": 2, "steps": 5} for name, options in FITS.items()},
+    "opom, grey, average": {"method": "opom", "warmup": 2, "grey": True, "average": 0.5, "steps": 5},
+    "turns that change": {"ensemble": "turns", "inner_steps": 3, "networks": 2, "warmup": 2, "steps": 7},
 }
 
 

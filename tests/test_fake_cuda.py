@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcloak import kernels
+from fastcloak.fitting.fitter import Fitter
 from fastcloak.fitting.loop import Loop
-from fastcloak.fitting.options import AUGMENTATIONS, configure
+from fastcloak.fitting.options import AUGMENTATIONS, OBJECTIVES, configure
 from fastcloak.fitting.state import Album, Tailoring
 from fastcloak.models import load_model, prepare, with_dropout
 from fastcloak.models.surrogate import Ensemble
@@ -17,7 +18,7 @@ from fastcloak.ops import reference
 from fastcloak.tailoring.canvas import SIDE
 from fastcloak.tailoring.options import configure_tailor
 from tests.conftest import TinyNet, smooth_faces
-from tests.fake_cuda import CUDA, Launches, fake_cuda, grad, launches_of_steps, on_fake_cuda
+from tests.fake_cuda import CUDA, Launches, fake_cuda, grad, launches_of_steps, of_lapack, on_fake_cuda
 
 PERSONS, PHOTOS, SIZE = 2, 5, 16
 BACKENDS = {"triton": kernels, "reference": reference}
@@ -45,6 +46,7 @@ CASES = {
     "fast and photo": ({"preset": "fast", "augment": "+photo"}, 1, (83, 18), (1271, 30)),
     "three photos": ({**CENTER, "batch_size": 3}, 1, (3, 18), (31, 24)),
     "average": ({**CENTER, "average": 0.5, "decay": 0.9}, 1, (3, 22), (31, 34)),
+    "smoothing": ({**CENTER, "smoothing": 2.0}, 1, (3, 20), (31, 26)),
     "grey": ({**CENTER, "grey": True}, 1, (8, 19), (37, 25)),
     "grey and fast": ({"preset": "fast", "grey": True}, 1, (42, 19), (1230, 31)),
     "dropout": ({**CENTER, "dropout": 0.1}, 1, (3, 18), (31, 24)),
@@ -100,13 +102,13 @@ def config_of(options, inner_steps, steps):
     return replace(config, inner_steps=inner_steps)  # opom goes on with one
 
 
-def launched(surrogate, config, ops, tailored):
+def launched(surrogate, config, ops, tailored=False, photos=PHOTOS):
     """What the last step launches."""
     size = surrogate.embedding_size
     if not tailored:
-        loop = Loop(surrogate, config, ops, "eager", PERSONS, PHOTOS)
-        faces = torch.rand(PERSONS, PHOTOS, 3, 112, 112, device=CUDA)
-        return launches_of_steps(loop, faces=faces, features=torch.rand(PERSONS, PHOTOS, size, device=CUDA))[-1]
+        loop = Loop(surrogate, config, ops, "eager", PERSONS, photos)
+        faces = torch.rand(PERSONS, photos, 3, 112, 112, device=CUDA)
+        return launches_of_steps(loop, faces=faces, features=torch.rand(PERSONS, photos, size, device=CUDA))[-1]
     loop = Loop(surrogate, config, ops, "eager", PERSONS, 1, Tailoring(SIDE, apart=1.0))
     pictures = torch.rand(PERSONS, 1, 3, SIDE, SIDE, device=CUDA)
     album = Album(pictures[:, 0], torch.rand(PERSONS, 2, 3, device=CUDA), torch.ones(PERSONS, PERSONS, device=CUDA))
@@ -150,12 +152,38 @@ def test_a_step_never_waits_and_launches_what_its_budget_says(surrogates, case, 
     )
 
 
+class Decided(Exception):
+    """Raised in place of a loop: what it would launch, and how."""
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("backend", "photos"), [("auto", 3), ("auto", 65), ("reference", 3)])
+def test_a_step_is_captured_unless_it_needs_lapack(surrogates, monkeypatch, objective, backend, photos):
+    def resolved(name, device):  # as on a GPU
+        return ("reference", reference) if name == "reference" else ("triton", kernels)
+
+    def loop(surrogate, config, ops, engine, *rest):
+        raise Decided(ops, engine)
+
+    monkeypatch.setattr("fastcloak.fitting.learner.resolve_backend", resolved)
+    monkeypatch.setattr("fastcloak.fitting.learner.resolve_engine", lambda name, device: "cudagraph")
+    monkeypatch.setattr("fastcloak.fitting.learner.Loop", loop)
+    surrogate = surrogates["float32"]
+    fitter = Fitter(surrogate, preset="plain", objective=objective, steps=1, warmup=0, device="cpu", backend=backend)
+    with pytest.raises(Decided) as decided:
+        fitter.run(fitter.config.of(smooth_faces(1)), 1, photos)
+    ops, engine = decided.value.args
+    with fake_cuda():
+        counts = launched(on_fake_cuda(surrogate), fitter.config.of(smooth_faces(1)), ops, photos=photos)
+    assert engine == ("eager" if of_lapack(counts) else "cudagraph")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["fast", "plain", "opom", "grey"])
 def test_a_step_of_a_network_in_float32_never_waits(surrogates, case, backend):
     with fake_cuda():
         surrogate = on_fake_cuda(surrogates["float32"])
-        assert launched(surrogate, config_of(CASES[case][0], 1, steps=1), BACKENDS[backend], False).total() > 0
+        assert launched(surrogate, config_of(CASES[case][0], 1, steps=1), BACKENDS[backend]).total() > 0
 
 
 FAULTS = {

@@ -1,28 +1,27 @@
-"""Registers, spills, vector widths and bytes of every kernel variant that a fit uses, compiled without a GPU.
+"""Registers, spills, access widths, barriers and bytes of every kernel variant that a fit uses, compiled without a GPU.
 
     python -m bench.speed.kernel_table -o bench/results/kernel_table.csv
 
 Every operation is called on CPU tensors at P = 1, b = 10, 112 x 112, D = 512, K = 10 (unless the variant's name says
 otherwise) with the launch replaced by a recorder, so that what is compiled is what the launcher would launch, with the
 same specialisation: 16-byte aligned pointers and integers divisible by 16 are known as such, integers equal to 1 are
-constants. Exits with 1 if a kernel spills, needs more registers than its budget, or touches pictures 4 bytes at a time.
+constants. Exits with 1 if a kernel of fastcloak.kernels has no variant here, spills, needs more registers or more
+barriers inside its loops than its budget, touches pictures 4 bytes at a time, or loads behind a store without need.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import pkgutil
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from triton.compiler import ASTSource
 
 from bench.harness.command import command
 from bench.harness.rows import Rows
+from bench.speed.machine_code import MachineCode, machine_codes
 from fastcloak.fitting.options import OBJECTIVES
 
 ARCHITECTURES = (80, 90)
@@ -48,6 +48,12 @@ BUDGETS = {
     "_hull_loss_kernel": 255,
 }
 """Registers per thread."""
+
+LOOP_BARRIERS = {1: 0, 4: 40, 8: 44, 16: 44}
+"""Barriers in the code of all loops of a kernel, by its warps. Convex weights go round 13 times, their pivots 13 K."""
+
+PHOTOS = (2, 4, 7, 10, 24, 48)
+"""K of the hulls here: one of every padded size. `hull_loss` launches the same kernels for all others."""
 
 TYPES = {
     torch.float64: "fp64",
@@ -74,9 +80,9 @@ class Launch:
 
 
 def kernel_functions() -> list[Any]:
-    """The launched kernels: functions named `_.._kernel` of the four kernel files."""
-    files = ("hull", "accumulate_step", "outer_step", "cloak_batch")
-    modules = [import_module(f"fastcloak.kernels.{name}") for name in files]
+    """The launched kernels: functions named `_.._kernel` of all files of the package."""
+    package = import_module("fastcloak.kernels")
+    modules = [import_module(f"fastcloak.kernels.{file.name}") for file in pkgutil.iter_modules(package.__path__)]
     return [getattr(m, name) for m in modules for name in vars(m) if re.fullmatch(r"_\w+_kernel", name)]
 
 
@@ -123,13 +129,15 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
         gram, center = torch.zeros(P, K, K, dtype=torch.float64), torch.zeros(P, D)
         return partial(kernels.hull_loss, features, points, gram, center, index, objective)
 
-    for objective in OBJECTIVES:
-        yield objective, hull(objective)
-    yield "affine_hull bfloat16", hull("affine_hull", torch.bfloat16)
-    yield "convex_hull K=20", hull("convex_hull", K=20)
-    yield "convex_hull K=64", hull("convex_hull", K=64)
-    yield "convex_hull D=2048", hull("convex_hull", D=2048)
-    yield "affine_hull D=8192", hull("affine_hull", D=8192)
+    for objective, size in product(OBJECTIVES, (512, 128)):
+        for photos in PHOTOS if objective.endswith("_hull") else (K,):
+            name = f"{objective} K={photos}" if objective.endswith("_hull") else objective
+            yield f"{name} D={size}", hull(objective, K=photos, D=size)
+    for objective in ("affine_hull", "convex_hull"):
+        yield f"{objective} K=10 D=512 bfloat16", hull(objective, torch.bfloat16)
+    yield "convex_hull K=10 D=2048", hull("convex_hull", D=2048)
+    yield "convex_hull K=48 D=8192", hull("convex_hull", K=48, D=8192)
+    yield "affine_hull K=10 D=8192", hull("affine_hull", D=8192)
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for last in (False, True):
@@ -140,9 +148,17 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
             yield name, partial(kernels.accumulate_step_, grads, acc, delta_in, 0.1, 0.2, scale=scale)
             yield name, partial(kernels.cloak_batch_, faces, delta, index, out, scale, scale)
     acc, velocity, delta, delta_in = state
+    faces = faces.contiguous()
     one = pictures(torch.float32, b=1)
     yield "float32 b=1", partial(kernels.accumulate_step_, one, acc, delta_in, 0.1, 0.2)
-    yield "float32 b=1", partial(kernels.cloak_batch_, faces.contiguous(), delta, index[:, :1], one)
+    yield "float32 b=1", partial(kernels.cloak_batch_, faces, delta, index[:, :1], one)
+    for b in (5, 20):
+        name, some = f"bfloat16 b={b} bound scale", pictures(torch.bfloat16, b=b)
+        yield name, partial(kernels.accumulate_step_, some, acc, delta_in, 0.1, 0.2, scale=scale)
+        yield (
+            name,
+            partial(kernels.cloak_batch_, faces, delta, index[:, :1].expand(P, b), some, scale, scale, bound=acc),
+        )
     face = pictures(torch.float32, b=1)
     yield "float32 N=1 b=1 bound", partial(kernels.cloak_batch_, face, delta, index[:, :1], one, bound=acc)
     yield "plain", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
@@ -210,11 +226,12 @@ def source(launch: Launch) -> ASTSource:
     """The launch's kernel with its arguments' types, specialised as Triton's launcher would."""
     names = launch.kernel.arg_names
     compile_time = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
+    general = {parameter.name for parameter in launch.kernel.params if parameter.do_not_specialize}
     signature, constants, attributes = {}, {}, {}
     for position, name in enumerate(names):
         value = launch.arguments[name]
         divisible = False
-        if name in compile_time or (isinstance(value, int) and value == 1):
+        if name in compile_time or (isinstance(value, int) and value == 1 and name not in general):
             signature[name], constants[(position,)] = "constexpr", value
         elif torch.is_tensor(value):
             signature[name], divisible = "*" + TYPES[value.dtype], value.data_ptr() % 16 == 0
@@ -222,59 +239,61 @@ def source(launch: Launch) -> ASTSource:
             signature[name], divisible = "i32" if value < 2**31 else "i64", value % 16 == 0
         else:
             signature[name] = "fp32"
-        if divisible:
+        if divisible and name not in general:
             attributes[(position,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def compile_launch(launch: Launch, architecture: int) -> dict[str, int]:
-    """Resources of the compiled kernel, from the assembler's own report, and its access widths, from the PTX."""
-    compiled = triton.compile(source(launch), target=GPUTarget("cuda", architecture, 32), options=launch.options)
-    ptx = compiled.asm["ptx"]
-    report = assembled(ptx, architecture, launch.options.get("enable_fp_fusion", True))
-    registers, stack = (re.findall(words, report) for words in (r"Used (\d+) registers", r"(\d+) bytes stack frame"))
-    if not registers or not stack:
-        raise ValueError(f"expected registers and stack in the assembler's report, got {report!r}")
-    row = {"registers": int(registers[0]), "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report)))}
-    row |= {"stack_bytes": int(stack[0]), "shared_bytes": int(compiled.metadata.shared)}
-    for word, instruction in (("load", "ld"), ("store", "st")):
-        accesses = re.findall(rf"\b{instruction}\.global\S*", ptx)
-        row[f"{word}_v4"] = sum(".v4" in access for access in accesses)
-        row[f"{word}_v2"] = sum(".v2" in access for access in accesses)
-        row[f"{word}_scalar"] = len(accesses) - row[f"{word}_v4"] - row[f"{word}_v2"]
-        # 8-byte scalars are indices here: the element-wise kernels know no float64.
-        row[f"{word}_small"] = sum(bool(re.search(r"(?<!v[24])\.[bfu](16|32)$", access)) for access in accesses)
-    return row
+def identity(launch: Launch) -> tuple[Any, ...]:
+    """Equal for launches that run the same compiled kernel."""
+    return source(launch).hash(), *sorted(launch.options.items())
 
 
-def assembled(ptx: str, architecture: int, fusion: bool) -> str:
-    # Triton 3.9 emits a PTX version that only its assembler for Blackwell reads.
-    new = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if new else "ptxas")
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "kernel.ptx"
-        file.write_text(ptx)
-        name = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
-        program = [str(assembler), "-v", f"--gpu-name={name}", str(file)]
-        program += [] if fusion else ["--fmad=false"]
-        done = subprocess.run([*program, "-o", f"{file}.o"], capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+def compiled(launches: list[Launch], architecture: int) -> list[dict[str, int]]:
+    """Resources, accesses and barriers of the launched kernels."""
+    rows: list[dict[str, int]] = [{} for _ in launches]
+    for fusion in (True, False):
+        chosen = [at for at, launch in enumerate(launches) if launch.options.get("enable_fp_fusion", True) == fusion]
+        ptx = []
+        for at in chosen:
+            target = GPUTarget("cuda", architecture, 32)
+            kernel = triton.compile(source(launches[at]), target=target, options=launches[at].options)
+            ptx.append(kernel.asm["ptx"])
+            rows[at] = {"shared_bytes": int(kernel.metadata.shared)}
+        for at, code in zip(chosen, machine_codes(ptx, architecture, fusion) if ptx else [], strict=True):
+            rows[at] = resources(code) | rows[at]
+    return rows
+
+
+def resources(code: MachineCode) -> dict[str, int]:
+    row = {"registers": code.registers, "spill_bytes": code.spill_bytes, "stack_bytes": code.stack_bytes}
+    for word, accesses in (("loads", code.loads), ("stores", code.stores)):
+        row |= {f"{word}_16": sum(access.bits == 128 for access in accesses)}
+        row |= {f"{word}_8": sum(access.bits == 64 for access in accesses)}
+        row |= {f"{word}_4": sum(access.bits < 64 for access in accesses)}
+    row |= {"waits_for_stores": code.waits_for_stores, "barriers": sum(not one.loops for one in code.barriers)}
+    return row | {"loop_barriers": sum(one.loops > 0 for one in code.barriers)}
 
 
 def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
-    wrong = []
+    a, wrong, hull = launch.arguments, [], launch.name == "_hull_loss_kernel"
     if row["spill_bytes"] or row["stack_bytes"]:
         wrong.append(f"spills {row['spill_bytes']} bytes, stack {row['stack_bytes']}")
     if row["registers"] > BUDGETS[launch.name]:
         wrong.append(f"{row['registers']} registers, budget {BUDGETS[launch.name]}")
-    if launch.name != "_hull_loss_kernel":
-        for word, allowed in zip(("load", "store"), scalars_allowed(launch), strict=True):
-            if row[f"{word}_small"] > allowed:
-                wrong.append(f"{row[f'{word}_small']} narrow {word}s, {allowed} allowed")
-            if not row[f"{word}_v4"] and not (launch.name == "_partial_sums_kernel" and word == "store"):
-                wrong.append(f"no 16-byte {word}")
-    elif not row["load_v4"]:
-        wrong.append("no 16-byte load")
+    # Loads of one group of photos stand behind the stores of the group before.
+    allowed = math.ceil(a["B"] / a["GROUP"]) - 1 if "GROUP" in a else 0
+    if row["waits_for_stores"] > allowed:
+        wrong.append(f"{row['waits_for_stores']} loads wait for a store that they do not need, {allowed} allowed")
+    if row["loop_barriers"] > (budget := LOOP_BARRIERS.get(launch.options["num_warps"], 0)):
+        wrong.append(f"{row['loop_barriers']} barriers inside loops, budget {budget}")
+    if hull:
+        return wrong + ([] if row["loads_16"] else ["no 16-byte load"])
+    for word, allowed in zip(("load", "store"), scalars_allowed(launch), strict=True):
+        if row[f"{word}s_4"] > allowed:
+            wrong.append(f"{row[f'{word}s_4']} narrow {word}s, {allowed} allowed")
+        if not row[f"{word}s_16"] and not (launch.name == "_partial_sums_kernel" and word == "store"):
+            wrong.append(f"no 16-byte {word}")
     return wrong
 
 
@@ -282,16 +301,20 @@ def main() -> None:
     given = command(__doc__, "output").parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("kernel_table: TRITON_INTERPRET=1 replaces the kernels by an interpreter; unset it to compile them")
-    rows, wrong = Rows(given.output, dict), []
+    named: list[tuple[str, Launch]] = []
     for variant, call in variants():
         with recorded() as launches:
             call()
-        for launch, architecture in product(launches, ARCHITECTURES):
-            compiled = compile_launch(launch, architecture)
+        named += [(variant, launch) for launch in launches]
+    rows, wrong = Rows(given.output, dict), []
+    missing = {function.__name__ for function in kernel_functions()} - {launch.name for _, launch in named}
+    wrong += [f"{name} has no variant; call it in variants()" for name in sorted(missing)]
+    for architecture in ARCHITECTURES:
+        found = compiled([launch for _, launch in named], architecture)
+        for (variant, launch), one in zip(named, found, strict=True):
             row: dict[str, Any] = {"kernel": launch.name, "variant": variant, "arch": f"sm_{architecture}"}
-            row |= {"num_warps": launch.options["num_warps"], "programs": math.prod(launch.grid), **compiled}
-            row |= dict(zip(TRAFFIC, traffic(launch), strict=True))
-            rows.add({column: value for column, value in row.items() if not column.endswith("_small")})
+            row |= {"num_warps": launch.options["num_warps"], "programs": math.prod(launch.grid), **one}
+            rows.add(row | dict(zip(TRAFFIC, traffic(launch), strict=True)))
             wrong += [f"{launch.name} {variant} sm_{architecture}: {w}" for w in complaints(launch, row)]
     if wrong:
         sys.exit("\n".join(wrong))

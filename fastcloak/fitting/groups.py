@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -13,6 +12,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from fastcloak.cloak import SHAPE
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A person's photos as they were read."""
+
+    names: list[str]
+    faces: torch.Tensor  # [N, 3, 112, 112] float32 in [0, 1]
+    copied: list[str]  # which ones were copies of others and left out
+    config: FitConfig
 
 
 @dataclass(frozen=True)
@@ -26,29 +35,24 @@ class Person:
 
 
 def grouped(
-    people: Mapping[str, Any],
-    read: Callable[[str, Any], Person | None],
+    people: Iterable[tuple[str, Photos]],
     persons_per_pass: Callable[[int], int],
     begun: Mapping[str, tuple[str, ...]],
-) -> Iterator[dict[str, Person]]:
-    """Reads people in order and yields them as soon as a pass is full of people with the same number of photos.
+) -> Iterator[dict[str, Photos]]:
+    """Takes people in order and yields them as soon as a pass is full of people with the same number of photos.
 
-    Those of a pass that was begun wait for each other, since they round together. `read` returns None for a person who
-    needs no pass.
+    Those of a pass that was begun wait for each other, since they round together.
     """
-    waiting: dict[tuple[int, FitConfig] | tuple[str, ...], dict[str, Person]] = {}
-    for name, images in people.items():
-        person = read(name, images)
-        if person is None:
-            continue
-        together, alike = begun.get(name), (len(person.faces), person.config)
+    waiting: dict[tuple[int, FitConfig] | tuple[str, ...], dict[str, Photos]] = {}
+    for name, photos in people:
+        together, alike = begun.get(name), (len(photos.faces), photos.config)
         group = waiting.setdefault(together or alike, {})
-        group[name] = person
+        group[name] = photos
         if together:
             if len(group) == len(together):
                 del waiting[together]
                 yield {name: group[name] for name in together}
-        elif len(group) >= persons_per_pass(len(person.faces)):
+        elif len(group) >= persons_per_pass(len(photos.faces)):
             yield waiting.pop(alike)
     yield from waiting.values()
 

@@ -11,7 +11,7 @@
         delta <- clip(delta + alpha sign(acc), -eps, eps)                       outer_step_
 
 With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc; with smoothing acc is
-blurred before.
+blurred before, with color < 1 its channels are mixed.
 
 OPOM is M = 1 with all photos as the batch and no look-ahead. Source: OPOM (Zhong and Deng, TPAMI 2022), Algorithm 1;
 GA-OPOM (Liu et al., arXiv 2401.01575), Algorithm 1.
@@ -210,6 +210,8 @@ class Loop:
             self._keep_what_clipping_left(kind.noisy)
         if self.blur is not None:
             state.acc.copy_(self.blur @ state.acc @ self.blur.mT)
+        if config.color < 1:
+            state.acc.copy_(torch.lerp(state.acc.mean(1, keepdim=True), state.acc, config.color))
         ops.outer_step_(state.acc, state.velocity, state.delta, state.delta_in, config.alpha, state.eps, config.decay)
 
     # What is OPOM's alone, as published: every photo starts from its own noise, not clipped, and of the last mask only

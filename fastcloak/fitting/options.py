@@ -203,6 +203,12 @@ class FitConfig:
         "masks, which survive blur and denoising; costs no image-gradient",
         most=16,
     )
+    color: float = option(
+        1.0,
+        "real",
+        "share of the color in the gradient of each signed step that is kept; the rest becomes light and dark, which "
+        "eyes see less in a mask, and which survives denoising better",
+    )
     dropout: float = option(
         0.0,
         "real",
@@ -288,6 +294,7 @@ class FitOptions(TypedDict, total=False):
     inner_alpha: float | None
     decay: float | None
     smoothing: float | None
+    color: float | None
     dropout: float | None
     ensemble: str | None
     average: float | None

@@ -132,8 +132,8 @@ class State:
 
     def show(self) -> None:
         """Put the photos and views of the next step where it reads them."""
-        self.index.copy_(self.order.index_select(0, self.t)[0].expand_as(self.index))
-        self.chance.copy_(self.draws.index_select(0, self.t)[0].expand_as(self.chance))
+        for every, now in ((self.order, self.index), (self.draws, self.chance)):
+            torch.index_select(every.expand(-1, *now.shape), 0, self.t, out=now[None])
 
     def keep(self) -> None:
         """Add what a step leaves to what was learnt, and go on to the next; after the last comes the first."""

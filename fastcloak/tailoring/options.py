@@ -48,6 +48,11 @@ class TailorConfig:
         "sigma in pixels of a Gaussian over each gradient: smoother masks, which survive blur and denoising",
         most=16,
     )
+    color: float = option(
+        0.25,
+        "real",
+        "share of the color in each gradient that is kept; the rest becomes light and dark, which eyes see less",
+    )
     seed: int = option(0, "whole", "of the start noise and the views", least=-(2**63), most=2**63 - 1, basic=True)
     eps: float | None = option(
         None, "levels", "mean bound of a pixel, instead of a strength", useful=0.5 / 255, none="that of the strength"
@@ -76,6 +81,7 @@ class TailorConfig:
             decay=0.9,
             average=0.5,
             smoothing=self.smoothing,
+            color=self.color,
             objective="fi_uap_plus",
             ensemble="turns",
             augment=("color", "jpeg", "geometry", "flip"),
@@ -92,6 +98,7 @@ class TailorOptions(TypedDict, total=False):
     gradients: int | None
     apart: float | None
     smoothing: float | None
+    color: float | None
     seed: int | None
     eps: float | None
 

@@ -187,6 +187,7 @@ class Tailor(Learner):
                 len(canvases),
                 1,
                 self._tailoring,
+                most=self.faces_per_pass,
                 faces=pictures[:, None],
                 features=center[:, None],
                 tick=tick,
