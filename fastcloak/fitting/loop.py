@@ -94,7 +94,7 @@ class Loop:
         self.views = Views(config.augment, ops, surrogate.device, grey=bool(config.grey), unit=in_turns)
 
         def distance(one: Surrogate, forward: Callable[[torch.Tensor], torch.Tensor]) -> HullDistance:
-            apart = Apart(one.embedding_size, tailoring.apart, album.together) if tailoring and album else None
+            apart = Apart(ops, one.embedding_size, tailoring.apart, album.together) if tailoring and album else None
             return HullDistance(one, network(engine, forward), config, ops, persons, photos, apart)
 
         def normalised(one: Surrogate) -> Callable[[torch.Tensor], torch.Tensor]:
