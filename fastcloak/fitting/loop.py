@@ -131,6 +131,7 @@ class Loop:
         saved: Tensors | None = None,
         album: Album | None = None,
         earlier: torch.Tensor | None = None,
+        alike: torch.Tensor | None = None,
     ) -> Learnt:
         """Learn the cloaks of P persons.
 
@@ -143,6 +144,7 @@ class Loop:
             saved: what `State.save` gave in an earlier pass of these faces and options, to go on from there.
             album: the bounds, places and couplings of an album.
             earlier: [E, D] unit features of faces of the album that were tailored before, at most `EARLIER`.
+            alike: [P, E] bool, from which of these each face is kept apart; None: from all.
 
         Raises:
             EngineError: the engine cannot launch this network.
@@ -157,7 +159,7 @@ class Loop:
             for one, part, old in zip(self.networks, parts, olds, strict=True):
                 one.begin(part)
                 if one.apart is not None:
-                    one.apart.begin(old)
+                    one.apart.begin(old, alike)
             state.begin(faces, album)
             done = state.restore(saved) if saved else 0
             learnt = state.learnt(done)
