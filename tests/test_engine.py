@@ -114,13 +114,15 @@ def cuda_graphs(monkeypatch):
 
 @pytest.fixture
 def any_weights(monkeypatch):
-    """On a CPU the reference asks whether the weights of its hull are exact; these need no question."""
+    """The reference's hull takes LAPACK, and on a CPU asks whether it is exact; these weights need neither."""
 
     def weights(gram, correlation, lower, upper):
         share = torch.softmax(correlation.double(), -1)
         return share, torch.zeros_like(share[..., 0])
 
     monkeypatch.setattr(reference, "convex_weights", weights)
+    for user in ("learner", "fitter"):
+        monkeypatch.setattr(f"fastcloak.fitting.{user}.capturable", lambda ops, objective: True)
 
 
 FITTED_IN_GRAPHS = {
