@@ -241,7 +241,6 @@ WAITS = {
     "item": lambda x: x * x.sum().item(),
     "float": lambda x: x * float(x[0, 0]),
     "bool": lambda x: x if x.sum() > 0 else -x,
-    "tolist": lambda x: x * sum(x.sum(1).tolist()),
     "nonzero": lambda x: x[:, x[0].nonzero()[:, 0]],
     "mask": lambda x: x[x > 0],
     "write by mask": lambda x: x.clone().index_put_((x > 9,), torch.zeros(())),
