@@ -177,9 +177,9 @@ def test_the_gradient_of_jpeg_is_that_of_all_but_its_rounding():
     tables, numbers = jpeg.jpeg_tables(CPU, torch.float64), draws(2).double()
     generator = torch.Generator().manual_seed(2)
     x, grads = (torch.randn(2, 3, 32, 48, generator=generator).double() for _ in range(2))
-    shown = jpeg.jpeg(1e9 * x, numbers, tables) / 1e9
+    shown = jpeg.decoded(1e9 * x, numbers, *tables) / 1e9
     assert (shown - x).abs().mean() > 0.1  # colours are blurred
-    torch.testing.assert_close((jpeg.jpeg_gradient(grads, tables) * x).sum(), (grads * shown).sum())
+    torch.testing.assert_close((jpeg.decoded_gradient(grads, tables.colors) * x).sum(), (grads * shown).sum())
 
 
 def test_jpeg_passes_gradients_through_its_rounding():

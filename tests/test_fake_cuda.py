@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastcloak import kernels
 from fastcloak.fitting.fitter import Fitter
@@ -14,7 +15,6 @@ from fastcloak.fitting.state import Album, Tailoring
 from fastcloak.models import load_model, prepare, with_dropout
 from fastcloak.models.surrogate import Ensemble
 from fastcloak.ops import reference
-from fastcloak.ops.augment import DRAWS, Views
 from fastcloak.tailoring.canvas import SIDE
 from fastcloak.tailoring.options import configure_tailor
 from tests.conftest import TinyNet, smooth_faces
@@ -221,9 +221,9 @@ def test_views_and_empty_memory_are_free_and_kernels_are_one_launch_each():
 
 
 def test_the_walk_backward_gives_the_gradient_of_the_engine(surrogates):
-    leaf, draws = smooth_faces(2).requires_grad_(), torch.rand(2, DRAWS, generator=torch.Generator().manual_seed(0))
-    views = Views(AUGMENTATIONS, torch.device("cpu"))
-    embeddings = surrogates["float32"](views(leaf, smooth_faces(2, seed=1), draws))
+    leaf = smooth_faces(2).requires_grad_()
+    at = F.affine_grid(torch.tensor([[[0.9, 0.1, 0.0], [-0.1, 0.9, 0.1]]]).expand(2, 2, 3), leaf.shape)
+    embeddings = surrogates["float32"](F.grid_sample(leaf * leaf, at, padding_mode="border"))
     (expected,) = torch.autograd.grad(embeddings, leaf, embeddings.detach(), retain_graph=True)
     (found,) = grad(embeddings, leaf, embeddings.detach())
     assert torch.equal(found, expected)

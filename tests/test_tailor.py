@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import fastcloak
 from fastcloak.fitting.objective import Apart
+from fastcloak.ops import reference
 from fastcloak.photos.alignment import ALIGNED_FACE
 from fastcloak.protection.enrolment import Enrolment
 from fastcloak.tailoring.canvas import canvas_of
@@ -92,17 +93,18 @@ def test_faces_are_kept_apart_from_earlier_ones():
 
 def test_the_others_that_look_most_alike_count_most():
     together = torch.ones(3, 3).fill_diagonal_(0)
-    apart, units = Apart(2, 0.5, together), torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    center = torch.tensor([[0.1, -0.2], [0.0, 0.0], [0.3, 0.4]])
+    apart, units = Apart(reference, 2, 0.5, together), torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     apart.begin(torch.empty(0, 2))
     weights = torch.softmax(torch.tensor([0.6, 0.0]) / 0.1, 0)
     expected = 0.5 * (weights[0] * units[1] + weights[1] * units[2])
-    torch.testing.assert_close(apart.others(3 * units)[0], expected)
+    torch.testing.assert_close(apart.center(3 * units, center)[0], center[0] + expected)
     together[0, 1] = 0
-    torch.testing.assert_close(apart.others(units)[0], 0.5 * units[2])
+    torch.testing.assert_close(apart.center(units, center)[0], center[0] + 0.5 * units[2])
     together.zero_()
-    assert torch.equal(apart.others(units), torch.zeros(3, 2))
+    assert torch.equal(apart.center(units, center), center)
     apart.begin(torch.tensor([[-1.0, 0.0]]))
-    torch.testing.assert_close(apart.others(units), torch.tensor([[-0.5, 0.0]]).expand(3, 2))
+    torch.testing.assert_close(apart.center(units, center), center + torch.tensor([-0.5, 0.0]))
 
 
 @pytest.mark.promise("P1")
@@ -181,6 +183,16 @@ def test_of_several_people_only_those_that_look_alike_are_kept_apart():
     alone = masks(stranger, False)
     pair = torch.cat((stranger, FACES[:1]))
     assert (masks(pair, True) != alone).float().mean() < 0.03 < (masks(pair, False) != alone).float().mean()
+
+    def after(earlier, originals):
+        worker = Tailor(None, [sface], gradients=6, apart=10, **FAST)
+        worker.remember(earlier, originals)
+        canvas = canvas_of((255 * stranger[0]).permute(1, 2, 0).numpy(), ALIGNED_FACE)
+        return torch.from_numpy(worker.masks([canvas], of_several=True)[0][0])
+
+    assert torch.equal(after(stranger, FACES[:1]), alone)
+    for originals in (None, stranger):
+        assert (after(FACES[:1], originals) != alone).float().mean() > 0.03
 
 
 @pytest.mark.promise("P8")

@@ -5,11 +5,14 @@ import math
 import fastcloak.kernels
 import pytest
 import torch
+from fastcloak.kernels import jpeg as jpeg_kernel
+from fastcloak.kernels import photo as photo_kernel
 from fastcloak.kernels import view_batch_, view_gradient_, view_step_
 from fastcloak.kernels import views as kernel
 
 from fastcloak.ops import augment, reference
 from fastcloak.ops.augment import DRAWS
+from fastcloak.ops.jpeg import JPEG_QUALITY, jpeg_tables
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -76,15 +79,16 @@ def check_view_batch(faces, mask, index, numbers, out, **more):
 
 
 @pytest.mark.parametrize("extreme", [None, "low", "high"])
-@pytest.mark.parametrize(
-    "views", [{}, {"color": True}, {"flip": True}, {"geometry": True}, {"geometry": True, "flip": True}, ALL]
-)
+@pytest.mark.parametrize("views", [{"color": True}, {"flip": True}, {"geometry": True, "flip": True}, ALL])
 def test_view_batch_equals_the_reference(views, extreme):
-    faces, mask, index = picture_inputs(2, 3, 2, 23, 23)
-    bound = random(2, 3, 23, 23, seed=4, uniform=True)
-    check_view_batch(faces, mask, index, draws(2, 2, extreme), nan_pictures(2, 2, 23, 23), **views)
-    more = {"bound": bound, "scale": SCALE, "shift": SHIFT}
-    check_view_batch(faces, mask, index, draws(2, 2, extreme), nan_pictures(2, 2, 23, 23), **views, **more)
+    faces, mask, index = picture_inputs(2, 3, 1, 11, 11)
+    more = {"bound": random(2, 3, 11, 11, seed=4, uniform=True), "scale": SCALE, "shift": SHIFT}
+    check_view_batch(faces, mask, index, draws(2, 1, extreme), nan_pictures(2, 1, 11, 11), **views, **more)
+
+
+def test_view_batch_of_pictures_of_several_blocks():
+    faces, mask, index = picture_inputs(1, 3, 2, 23, 19)
+    check_view_batch(faces, mask, index, draws(1, 2), nan_pictures(1, 2, 23, 19), **ALL)
 
 
 def test_without_views_it_is_cloak_batch_to_the_bit():
@@ -99,20 +103,20 @@ def test_without_views_it_is_cloak_batch_to_the_bit():
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_view_batch_writes_what_the_network_takes(dtype, last):
-    faces, mask, index = picture_inputs(2, 3, 2, 16, 16)
-    out = nan_pictures(2, 2, 16, 16, dtype, last)
-    check_view_batch(faces, mask, index, draws(2, 2), out, **ALL, scale=SCALE, shift=SHIFT)
+    faces, mask, index = picture_inputs(1, 3, 2, 7, 9)
+    out = nan_pictures(1, 2, 7, 9, dtype, last)
+    check_view_batch(faces, mask, index, draws(1, 2), out, **ALL, scale=SCALE, shift=SHIFT)
 
 
 def test_view_batch_with_masks_of_their_own_or_none_and_with_mix():
-    faces, _, index = picture_inputs(2, 3, 3, 20, 20)
-    textures = random(augment.TEXTURES, 3, 20, 20, seed=8, uniform=True)
-    numbers = draws(2, 3)
+    faces, _, index = picture_inputs(1, 3, 3, 8, 8)
+    textures = random(augment.TEXTURES, 3, 8, 8, seed=8, uniform=True)
+    numbers = draws(1, 3)
     numbers[0, 0, 12] = 1 - 2**-24
-    for mask in (random(2, 3, 3, 20, 20, seed=2), random(2, 3, 20, 20, seed=2)):
-        for views in ({}, ALL):
-            check_view_batch(faces, mask, index, numbers, nan_pictures(2, 3, 20, 20), **views, textures=textures)
-    check_view_batch(faces, None, None, numbers, nan_pictures(2, 3, 20, 20), **ALL)
+    for mask in (random(1, 3, 3, 8, 8, seed=2), random(1, 3, 8, 8, seed=2)):
+        check_view_batch(faces, mask, index, numbers, nan_pictures(1, 3, 8, 8), **ALL, textures=textures)
+    check_view_batch(faces, mask, index, numbers, nan_pictures(1, 3, 8, 8), textures=textures)
+    check_view_batch(faces, None, None, numbers, nan_pictures(1, 3, 8, 8), **ALL)
 
 
 PLACES = [(0.7, 0.0, 0.0), (0.7, 0.6, 0.3), (0.2, 0.5, 0.6), (1.2, -0.4, 0.0)]
@@ -120,9 +124,9 @@ PLACES = [(0.7, 0.0, 0.0), (0.7, 0.6, 0.3), (0.2, 0.5, 0.6), (1.2, -0.4, 0.0)]
 
 @pytest.mark.parametrize("at", PLACES)
 def test_view_batch_finds_faces_at_their_place(at):
-    faces, mask, index = picture_inputs(2, 1, 1, 40, 40)
-    more = {"place": place(2, *at), "bound": random(2, 3, 40, 40, uniform=True)}
-    check_view_batch(faces, mask, index, draws(2, 1), nan_pictures(2, 1, 28, 28), **ALL, **more)
+    faces, mask, index = picture_inputs(2, 1, 1, 16, 16)
+    more = {"place": place(2, *at), "bound": random(2, 3, 16, 16, uniform=True)}
+    check_view_batch(faces, mask, index, draws(2, 1), nan_pictures(2, 1, 11, 11), **ALL, **more)
 
 
 def check_gradient(grads, numbers, size, **more):
@@ -137,17 +141,17 @@ def check_gradient(grads, numbers, size, **more):
 
 
 @pytest.mark.parametrize("extreme", [None, "low", "high"])
-@pytest.mark.parametrize("views", [{"color": True}, {"flip": True}, {"geometry": True}, ALL])
+@pytest.mark.parametrize("views", [{"color": True}, {"flip": True}, ALL])
 def test_view_gradient_equals_the_reference(views, extreme):
-    check_gradient(random(2, 2, 3, 23, 23), draws(2, 2, extreme), (23, 23), **views, scale=SCALE)
+    check_gradient(random(2, 1, 3, 11, 11), draws(2, 1, extreme), (11, 11), **views, scale=SCALE)
 
 
 @pytest.mark.parametrize("at", PLACES)
 def test_view_gradient_of_faces_at_their_place(at):
-    check_gradient(random(2, 1, 3, 28, 28), draws(2, 1), (40, 40), **ALL, place=place(2, *at), scale=SCALE, unit=True)
+    check_gradient(random(1, 1, 3, 8, 8), draws(1, 1), (12, 12), **ALL, place=place(1, *at), scale=SCALE, unit=True)
 
 
-@pytest.mark.parametrize("side", [2, 3, 23])
+@pytest.mark.parametrize("side", [2, 3, 14])
 def test_view_gradient_is_the_adjoint_of_the_view_in_float64(side):
     """Against autograd, whose border and corners stand for all that was asked beyond them."""
     faces, numbers = random(1, 1, 3, side, side, uniform=True).double(), draws(1, 1, "high")
@@ -172,7 +176,7 @@ def check_step(grads, numbers, acc, delta_in, **more):
     reference.view_step_(grads.double(), numbers.double(), exact, delta_in.double(), ALPHA, EPS, **double(more))
     assert_within_twice_the_error(ours[0], theirs[0], exact, 64 * STEP * exact.abs().max().item())
     g = exact - acc.double()
-    sure = g.abs() > 64 * STEP * g.abs().max()
+    sure = (g.abs() > 64 * STEP * g.abs().max()) | (g == 0)
     assert sure.float().mean() > 0.9
     assert torch.equal(ours[1][sure], theirs[1][sure])
     return ours
@@ -183,22 +187,27 @@ def step_state(P, H, W):
 
 
 @pytest.mark.parametrize("more", [{}, {"unit": True}, {"grey": True}, {"unit": True, "grey": True}])
-@pytest.mark.parametrize("views", [{}, {"color": True}, ALL])
+@pytest.mark.parametrize("views", [{}, {"color": True}])
 def test_view_step_equals_the_reference(views, more):
-    check_step(random(2, 3, 3, 19, 19), draws(2, 3), *step_state(2, 19, 19), **views, **more, scale=SCALE)
+    check_step(random(2, 3, 3, 12, 11), draws(2, 3), *step_state(2, 12, 11), **views, **more, scale=SCALE)
+
+
+def test_view_step_through_all_views():
+    check_step(random(2, 2, 3, 8, 8), draws(2, 2), *step_state(2, 8, 8), **ALL, unit=True, grey=True, scale=SCALE)
+    check_step(random(1, 1, 3, 13, 12), draws(1, 1), *step_state(1, 13, 12), **ALL)
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_view_step_takes_gradients_as_networks_give_them(dtype, last):
-    grads = nan_pictures(2, 2, 16, 16, dtype, last).copy_(random(2, 2, 3, 16, 16))
-    check_step(grads, draws(2, 2), *step_state(2, 16, 16), **ALL, scale=SCALE)
-    state = [one.to(memory_format=torch.channels_last) for one in step_state(2, 16, 16)]
-    check_step(grads, draws(2, 2), *state, grey=True, unit=True)
+    grads = nan_pictures(1, 2, 6, 6, dtype, last).copy_(random(1, 2, 3, 6, 6))
+    check_step(grads, draws(1, 2), *step_state(1, 6, 6), **ALL, scale=SCALE)
+    state = [one.to(memory_format=torch.channels_last) for one in step_state(1, 6, 6)]
+    check_step(grads, draws(1, 2), *state, grey=True, unit=True)
 
 
 def test_view_step_at_a_place():
-    check_step(random(2, 1, 3, 28, 28), draws(2, 1), *step_state(2, 40, 40), **ALL, place=place(2, 0.9))
+    check_step(random(1, 1, 3, 8, 8), draws(1, 1), *step_state(1, 10, 10), **ALL, place=place(1, 0.9))
 
 
 def test_without_views_it_is_accumulate_step_to_the_bit():
@@ -211,7 +220,7 @@ def test_without_views_it_is_accumulate_step_to_the_bit():
 
 
 def test_a_step_is_the_same_each_time():
-    grads, numbers, state = random(1, 2, 3, 30, 30), draws(1, 2, "high"), step_state(1, 30, 30)
+    grads, numbers, state = random(1, 2, 3, 9, 9), draws(1, 2, "high"), step_state(1, 9, 9)
     one, two = ([part.clone() for part in state] for _ in range(2))
     for ours in (one, two):
         view_step_(grads, numbers, *ours, ALPHA, EPS, **ALL, unit=True)
@@ -223,7 +232,7 @@ def test_a_step_is_the_same_each_time():
 @pytest.mark.promise("P8")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_shows_in_the_mask_and_nowhere_else(bad):
-    grads, (acc, delta_in) = random(2, 1, 3, 12, 12), step_state(2, 12, 12)
+    grads, (acc, delta_in) = random(2, 1, 3, 9, 9), step_state(2, 9, 9)
     grads[1, 0, 2, 0, 0] = bad
     view_step_(grads, draws(2, 1), acc, delta_in, ALPHA, EPS, **ALL)
     assert delta_in.isnan().flatten(1).sum(1).tolist()[0] == 0
@@ -240,11 +249,75 @@ def test_a_photo_that_does_not_exist_is_nan():
     assert out.isnan().float().mean((2, 3, 4)).tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize("quality", [0.0, 0.7])
+def test_jpeg_equals_the_reference_but_where_rounding_ties(quality):
+    """Coefficients that lie between two steps round to either: a share of the blocks may differ by one step."""
+    pictures, numbers, tables = random(1, 1, 3, 32, 48, uniform=True), draws(1, 1), jpeg_tables(DEVICE)
+    numbers[..., 6] = quality
+    out, expected = nan_pictures(1, 1, 32, 48), nan_pictures(1, 1, 32, 48)
+    fastcloak.kernels.jpeg_batch_(pictures, numbers, out, *tables)
+    reference.jpeg_batch_(pictures, numbers, expected, *tables)
+    difference = (out - expected).abs()
+    assert (difference > 1e-5).float().mean() < 0.05
+    assert difference.max() < 0.2
+
+
+def test_jpeg_gradient_equals_the_reference():
+    grads, colors = random(2, 1, 3, 32, 16), jpeg_tables(DEVICE).colors
+    out, expected = nan_pictures(2, 1, 32, 16), nan_pictures(2, 1, 32, 16)
+    exact = expected.double()
+    fastcloak.kernels.jpeg_gradient_(grads, out, colors)
+    reference.jpeg_gradient_(grads, expected, colors)
+    reference.jpeg_gradient_(grads.double(), exact, colors.double())
+    assert_within_twice_the_error(out, expected, exact, 4 * STEP * exact.abs().max().item())
+
+
+@pytest.mark.parametrize(("size", "own"), [(0.0, False), (0.5, True), (1.0, False)])
+def test_photo_and_its_gradient_equal_the_reference(size, own):
+    """At a side of 112 pixels, of which a strip will do for the rows."""
+    H, W = (14, 112) if size else (112, 14)
+    faces, mask, index = picture_inputs(1, 2, 1, H, W)
+    mask, bound = (mask[:, None], None) if own else (mask, random(1, 3, H, W, seed=4, uniform=True))
+    numbers = draws(1, 1)
+    numbers[..., 0] = size
+    out, expected = nan_pictures(1, 1, H, W), nan_pictures(1, 1, H, W)
+    arguments = {"faces": faces, "mask": mask, "index": index, "draws": numbers, "bound": bound}
+    exact = expected.double()
+    fastcloak.kernels.photo_batch_(out=out, **arguments)
+    reference.photo_batch_(out=expected, **arguments)
+    reference.photo_batch_(out=exact, **double(arguments))
+    assert_within_twice_the_error(out, expected, exact, 64 * STEP)
+    fastcloak.kernels.photo_gradient_(expected, numbers, out)
+    reference.photo_gradient_(expected.double(), numbers.double(), exact)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=64 * STEP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_apart_center_equals_the_reference(dtype):
+    P, E, D = 19, 5, 33
+    features, earlier = random(P, D).to(dtype), torch.nn.functional.normalize(random(E, D, seed=1), dim=1)
+    earlier[3:] = 0
+    together = (random(P, P, seed=2) > 0).float().fill_diagonal_(0)
+    together[4] = 0
+    known = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], device=DEVICE).repeat(P, 1)
+    known[4] = 0
+    known[7] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], device=DEVICE)
+    center = random(P, D, seed=3)
+    for there in (known, torch.zeros_like(known)):
+        arguments = features, earlier, together, there, center, 0.7, 0.1
+        actual, expected = fastcloak.kernels.apart_center(*arguments), reference.apart_center(*arguments)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(actual[4], center[4])
+
+
 def test_constants_equal_those_of_the_views():
     for name in ("DRAWS", "MIX", "CONTRAST", "BRIGHTNESS", "SHIFT", "SCALE", "TEXTURES"):
         assert getattr(kernel, name).value == getattr(augment, name)
     assert kernel.ROTATION.value == math.radians(augment.ROTATION)
     assert kernel.TINY.value == reference.TINY
+    assert (jpeg_kernel.LOW.value, jpeg_kernel.HIGH.value) == JPEG_QUALITY
+    assert (photo_kernel.LOW.value, photo_kernel.HIGH.value) == augment.FACE_PIXELS
+    assert jpeg_kernel.DRAWS.value == photo_kernel.DRAWS.value == DRAWS
 
 
 def calls():
@@ -252,6 +325,8 @@ def calls():
     faces, mask, index = picture_inputs(2, 3, 2, 8, 8)
     numbers, grads = draws(2, 2), random(2, 2, 3, 8, 8)
     acc, delta_in = step_state(2, 8, 8)
+    shown = {"faces": faces, "index": index, "draws": numbers}
+    blocks, tables = random(1, 1, 3, 16, 16, uniform=True), jpeg_tables(DEVICE)
     back = {"grads": grads, "draws": numbers, **ALL, "place": place(2, 0.8), "scale": SCALE, "unit": True}
     return {
         "view_batch_": {
@@ -266,6 +341,19 @@ def calls():
             "scale": SCALE,
             "shift": SHIFT,
             "bound": mask.abs(),
+        },
+        "photo_batch_": {**shown, "mask": mask, "bound": mask.abs(), "out": nan_pictures(2, 2, 8, 8)},
+        "photo_gradient_": {"grads": grads, "draws": numbers, "out": nan_pictures(2, 2, 8, 8)},
+        "jpeg_batch_": {"pictures": blocks, "draws": numbers[:1, :1], "out": blocks.clone(), **tables._asdict()},
+        "jpeg_gradient_": {"grads": blocks, "out": blocks.clone(), "colors": tables.colors},
+        "apart_center": {
+            "features": random(3, 5),
+            "earlier": random(2, 5, seed=1),
+            "together": torch.ones(3, 3, device=DEVICE),
+            "known": torch.ones(3, 2, device=DEVICE),
+            "center": random(3, 5, seed=2),
+            "strength": 1.0,
+            "sharpness": 0.1,
         },
         "view_gradient_": {**back, "out": nan_pictures(2, 2, 8, 8)},
         "view_step_": {**back, "acc": acc, "delta_in": delta_in, "alpha": ALPHA, "eps": EPS, "grey": True},

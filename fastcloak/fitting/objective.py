@@ -14,14 +14,12 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
 from fastcloak.ops.hull import build_hull
+from fastcloak.ops.reference import TINY
 
-TINY = 1e-30
-"""Smallest mean |g| that a gradient is divided by: an all-zero gradient stays zero."""
 EARLIER = 64
 """Faces tailored before from which those of a pass are kept apart."""
 SHARPNESS = 0.1
@@ -95,7 +93,7 @@ class HullDistance:
         if features.requires_grad:
             seen, center, config = features.detach(), self.center, self.config
             if self.apart is not None:
-                center = center + self.apart.others(seen[:, 0])
+                center = self.apart.center(seen[:, 0], center)
             loss, slope, gap = self.ops.hull_loss(
                 seen, self.points, self.gram, center, index, objective, config.lower, config.upper
             )
@@ -115,26 +113,28 @@ class Apart:
     their cosines to it: who is searched for is found by the nearest photo, not by the mean of all.
     """
 
-    def __init__(self, size: int, strength: float, together: Tensor) -> None:
+    def __init__(self, ops: ModuleType, size: int, strength: float, together: Tensor) -> None:
         """Allocate; D is `size`, and `together`, [P, P], is 1 for two faces that are kept apart from each other."""
-        self.strength, self.together = strength, together
+        self.ops, self.strength, self.together = ops, strength, together
         self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=together.device)
-        self.known = torch.zeros(EARLIER, dtype=torch.float32, device=together.device)
+        self.known = torch.zeros(len(together), EARLIER, dtype=torch.float32, device=together.device)
 
-    def begin(self, earlier: Tensor) -> None:
-        """Start a pass: unit features of faces that were tailored before, [E, D], E <= `EARLIER`."""
+    def begin(self, earlier: Tensor, alike: Tensor | None = None) -> None:
+        """Start a pass.
+
+        Args:
+            earlier: [E, D] unit features of faces that were tailored before, E <= `EARLIER`.
+            alike: [P, E] bool, from which of them each face is kept apart; None: from all.
+        """
         for buffer in (self.earlier, self.known):
             buffer.zero_()
         self.earlier[: len(earlier)] = earlier
-        self.known[: len(earlier)] = 1
+        self.known[:, : len(earlier)] = 1 if alike is None else alike
 
-    def others(self, features: Tensor) -> Tensor:
-        """The weighted means o times the strength, [P, D], of features [P, D]; zero where there are no others."""
-        units = F.normalize(features.float(), dim=-1)
-        everyone = torch.cat((units, self.earlier))
-        there = torch.cat((self.together, self.known.expand(len(units), -1)), 1)
-        alike = torch.exp((units @ everyone.T - 1) / SHARPNESS) * there
-        return self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ everyone
+    def center(self, features: Tensor, center: Tensor) -> Tensor:
+        """The centers plus the means o times the strength, all [P, D]; o is zero where there are no others."""
+        others = self.earlier, self.together, self.known
+        return self.ops.apart_center(features, *others, center, self.strength, SHARPNESS)  # type: ignore[no-any-return]
 
 
 def combined(networks: Sequence[Gradient]) -> Gradient:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcloak.ops.jpeg import jpeg, jpeg_gradient, jpeg_tables
+from fastcloak.ops.jpeg import jpeg_tables
 
 __all__ = ["DRAWS", "Views", "blur_matrix"]
 
@@ -75,25 +74,28 @@ class Views:
 
         The arguments are those of `fastcloak.ops.reference.view_batch_`.
         """
-        ops, drawn = self.ops, draws.flatten(0, 1)
+        ops = self.ops
         if not self.names and place is None and mask.dim() == 4:
             ops.cloak_batch_(faces, mask, index, out, scale, shift, bound)
             return
+        shape = *index.shape, *faces.shape[2:]
         if "photo" in self.names:
-            mask, bound = self._taken_by_photos(faces, mask, index, drawn, bound), None
+            left = faces.new_empty(shape)
+            ops.photo_batch_(faces, mask, index, draws, left, bound)
+            mask, bound = left, None
         last = {**self.moves, "place": place, "scale": scale, "shift": shift}
         if not self.between:
             ops.view_batch_(faces, mask, index, draws, out, **self.points, **last, textures=self.textures, bound=bound)
             return
-        x = faces.new_empty(*index.shape, *faces.shape[2:])
+        x = faces.new_empty(shape)
         ops.view_batch_(faces, mask, index, draws, x, **self.points, textures=self.textures, bound=bound)
-        flat = x.flatten(0, 1)
         if "blur" in self.names:
-            rows, columns = _blurs(drawn, flat)
-            flat = rows @ flat @ columns.mT
+            rows, columns = _blurs(draws, x)
+            x = rows @ x @ columns.mT
         if self.tables is not None:
-            flat = jpeg(flat, drawn, self.tables)
-        ops.view_batch_(flat.view_as(x), None, None, draws, out, **last)
+            x, pictures = faces.new_empty(shape), x
+            ops.jpeg_batch_(pictures, draws, x, *self.tables)
+        ops.view_batch_(x, None, None, draws, out, **last)
 
     def step(
         self,
@@ -110,42 +112,28 @@ class Views:
 
         The arguments are those of `fastcloak.ops.reference.view_step_`.
         """
-        ops, drawn = self.ops, draws.flatten(0, 1)
+        ops = self.ops
         if not (self.names or self.grey or self.unit) and place is None:
             ops.accumulate_step_(grads, acc, delta_in, alpha, eps, scale)
             return
         rest = {**self.points, **self.moves, "scale": scale, "place": place, "unit": self.unit}
-
-        def back(**views: Any) -> Tensor:
-            x = acc.new_empty(*draws.shape[:2], *acc.shape[1:])
-            ops.view_gradient_(grads, draws, x, **views)
-            return x.flatten(0, 1)
-
+        shape = *draws.shape[:2], *acc.shape[1:]
         if self.between:
-            flat = back(**{**rest, "color": False})
+            back, grads = grads, acc.new_empty(shape)
+            ops.view_gradient_(back, draws, grads, **{**rest, "color": False})
             rest = dict(self.points)
             if self.tables is not None:
-                flat = jpeg_gradient(flat, self.tables)
+                back, grads = grads, acc.new_empty(shape)
+                ops.jpeg_gradient_(back, grads, self.tables.colors)
             if "blur" in self.names:
-                rows, columns = _blurs(drawn, flat)
-                flat = rows.mT @ (flat @ columns)
-            grads = flat.view(*draws.shape[:2], *flat.shape[1:])
+                rows, columns = _blurs(draws, grads)
+                grads = rows.mT @ (grads @ columns)
         if "photo" in self.names:
-            flat, rest = back(**rest), {}
-            rows, columns = _round_trips(drawn, flat)
-            grads = (rows.mT @ (flat @ columns)).view(*draws.shape[:2], *flat.shape[1:])
+            seen, back, grads = grads, acc.new_empty(shape), acc.new_empty(shape)
+            ops.view_gradient_(seen, draws, back, **rest)
+            ops.photo_gradient_(back, draws, grads)
+            rest = {}
         ops.view_step_(grads, draws, acc, delta_in, alpha, eps, **rest, grey=self.grey)
-
-    def _taken_by_photos(
-        self, faces: Tensor, mask: Tensor, index: Tensor, draws: Tensor, bound: Tensor | None
-    ) -> Tensor:
-        """Each picture's mask as it comes back from a photo, [P, b, 3, H, W]."""
-        shown = faces.new_empty(*index.shape, *faces.shape[2:])
-        self.ops.view_batch_(faces, mask, index, draws.view(*index.shape, -1), shown, bound=bound)
-        clean = faces[torch.arange(len(faces), device=faces.device)[:, None], index]
-        flat = (shown - clean).flatten(0, 1)
-        rows, columns = _round_trips(draws, flat)
-        return (rows @ flat @ columns.mT).view_as(shown)
 
 
 def fade(faces: Tensor, draws: Tensor, textures: Tensor) -> Tensor:
@@ -222,14 +210,24 @@ def make_textures(device: torch.device) -> Tensor:
     return textures.to(device)
 
 
-# draws [n, DRAWS], x [n, 3, H, W] -> [n, 1, H, H] and [n, 1, W, W]: rows @ x @ columns.T
+# draws [P, b, DRAWS], x [P, b, 3, H, W] -> [P, b, 1, H, H] and [P, b, 1, W, W]: rows @ x @ columns.T
 def _blurs(draws: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = (blur_matrix(BLUR * draws[:, 5], side)[:, None] for side in x.shape[-2:])
+    sigma = BLUR * draws[..., 5].flatten()
+    rows, columns = (blur_matrix(sigma, side).view(*draws.shape[:2], 1, side, side) for side in x.shape[-2:])
     return rows, columns
 
 
-def _round_trips(draws: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # the same
-    rows, columns = (_round_trip(draws[:, 0], draws[:, i], x.shape[-3 + i])[:, None] for i in (1, 2))
+def round_trips(draws: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """R and C, symmetric, with which R x C^T is a picture that was resized into a photo and back.
+
+    Args:
+        draws: [n, DRAWS].
+        size: n, 3, H and W of the pictures.
+
+    Returns:
+        [n, 1, H, H] and [n, 1, W, W].
+    """
+    rows, columns = (_round_trip(draws[:, 0], draws[:, i], size[1 + i])[:, None] for i in (1, 2))
     return rows, columns
 
 

@@ -61,27 +61,32 @@ def jpeg_tables(device: torch.device, dtype: torch.dtype = torch.float32) -> Tab
     return Tables(steps.to(device), dct.to(device, dtype), colors.to(device))
 
 
-def jpeg(x: Tensor, draws: Tensor, tables: Tables) -> Tensor:
-    """Pictures as they come out of a file, [n, 3, H, W] in [0, 1], with the numbers of their views, [n, DRAWS]."""
+def decoded(x: Tensor, draws: Tensor, steps: Tensor, dct: Tensor, colors: Tensor) -> Tensor:
+    """Pictures as they come out of a file, [n, 3, H, W] in [0, 1], with the numbers of their views, [n, DRAWS].
+
+    The others are of `Tables`.
+    """
+    encode, decode = colors
     low, high = JPEG_QUALITY
     quality, (height, width) = low + (high - low) * draws[:, 6], x.shape[-2:]
-    coded = _mixed(tables.colors[0], _whole_blocks(255 * x))
-    luma, colors = coded[:, :1], coded[:, 1:]
+    coded = _mixed(encode, _whole_blocks(255 * x))
+    luma, color = coded[:, :1], coded[:, 1:]
     (rows, double_rows), (columns, double_columns) = (_halving(side, x) for side in coded.shape[-2:])
-    colors = rows @ colors @ columns.mT
-    luma = luma + _rounding(luma - 128, tables.steps[0], tables.dct, quality)
-    colors = colors + _rounding(colors, tables.steps[1], tables.dct, quality)
-    decoded = _mixed(tables.colors[1], torch.cat((luma, double_rows @ colors @ double_columns.mT), 1)) / 255
-    return decoded[..., :height, :width]
+    color = rows @ color @ columns.mT
+    luma = luma + _rounding(luma - 128, steps[0], dct, quality)
+    color = color + _rounding(color, steps[1], dct, quality)
+    shown = _mixed(decode, torch.cat((luma, double_rows @ color @ double_columns.mT), 1)) / 255
+    return shown[..., :height, :width]
 
 
-def jpeg_gradient(grads: Tensor, tables: Tables) -> Tensor:
-    """The gradient with respect to the pictures, [n, 3, H, W] of whole blocks, from that with respect to `jpeg`."""
-    coded = _mixed(tables.colors[1].mT, grads)
-    luma, colors = coded[:, :1], coded[:, 1:]
+def decoded_gradient(grads: Tensor, colors: Tensor) -> Tensor:
+    """The gradient with respect to the pictures, [n, 3, H, W] of whole blocks, from that with respect to `decoded`."""
+    encode, decode = colors
+    coded = _mixed(decode.mT, grads)
+    luma, color = coded[:, :1], coded[:, 1:]
     (rows, double_rows), (columns, double_columns) = (_halving(side, grads) for side in grads.shape[-2:])
-    colors = rows.mT @ (double_rows.mT @ colors @ double_columns) @ columns
-    return _mixed(tables.colors[0].mT, torch.cat((luma, colors), 1))
+    color = rows.mT @ (double_rows.mT @ color @ double_columns) @ columns
+    return _mixed(encode.mT, torch.cat((luma, color), 1))
 
 
 def _whole_blocks(x: Tensor) -> Tensor:  # of 16 x 16: at half the resolution colours need whole blocks too

@@ -11,14 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from fastcloak.ops.augment import contrast_and_brightness, fade, grid
+from fastcloak.ops.augment import contrast_and_brightness, fade, grid, round_trips
 from fastcloak.ops.hull import convex_weights
+from fastcloak.ops.jpeg import decoded, decoded_gradient
 
 __all__ = [
     "accumulate_step_",
+    "apart_center",
     "cloak_batch_",
     "hull_loss",
+    "jpeg_batch_",
+    "jpeg_gradient_",
     "outer_step_",
+    "photo_batch_",
+    "photo_gradient_",
     "view_batch_",
     "view_gradient_",
     "view_step_",
@@ -292,6 +298,109 @@ def view_step_(
     if grey:
         g = (g.sum(2, keepdim=True) / 3).expand_as(g)
     accumulate_step_(g, acc, delta_in, alpha, eps)
+
+
+def apart_center(
+    features: torch.Tensor,
+    earlier: torch.Tensor,
+    together: torch.Tensor,
+    known: torch.Tensor,
+    center: torch.Tensor,
+    strength: float,
+    sharpness: float,
+) -> torch.Tensor:
+    """What each face of an album is driven away from: its center, and the mean of the others that look most alike.
+
+        out_i = c_i + strength * sum_j w_j u_j / sum_j w_j,   w_j = there_j exp((<u_i, u_j> - 1) / sharpness)
+
+    Args:
+        features: [P, D], any float dtype, raw embeddings f of the faces, u = f / |f|.
+        earlier: [E, D] float32, unit features of faces of earlier passes.
+        together: [P, P] float32, 1 for two faces that are kept apart from each other, else 0.
+        known: [P, E] float32, 1 for an earlier face that a face is kept apart from, else 0.
+        center: [P, D] float32, c.
+        strength, sharpness: numbers above 0.
+
+    Returns:
+        [P, D] float32; the centers where there are no others.
+    """
+    units = F.normalize(features.float(), dim=-1)
+    everyone = torch.cat((units, earlier))
+    there = torch.cat((together, known), 1)
+    alike = torch.exp((units @ everyone.T - 1) / sharpness) * there
+    return center + strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ everyone
+
+
+def photo_batch_(
+    faces: torch.Tensor,
+    mask: torch.Tensor,
+    index: torch.Tensor,
+    draws: torch.Tensor,
+    out: torch.Tensor,
+    bound: torch.Tensor | None = None,
+) -> None:
+    """What is left of each picture's mask when the face was cut out of a photo again, the view "photo".
+
+        out = R (clip(faces[index] + bound * mask, 0, 1) - faces[index]) C^T
+
+    R and C resize to the photo's pixels and back, see `fastcloak.ops.augment.round_trips`.
+
+    Args:
+        faces, mask, index, draws, bound: as for `view_batch_`.
+        out: [P, b, 3, H, W] float32, contiguous, overwritten.
+    """
+    clean = faces[torch.arange(len(faces), device=faces.device)[:, None], index]
+    if mask.dim() == 5:
+        shown = clean + mask
+    else:
+        shown = (clean + (mask if bound is None else bound * mask)[:, None]).clamp_(0, 1)
+    x = (shown - clean).flatten(0, 1)
+    rows, columns = round_trips(draws.flatten(0, 1), x.shape)
+    out.copy_((rows @ x @ columns.mT).view(out.shape))
+
+
+def photo_gradient_(grads: torch.Tensor, draws: torch.Tensor, out: torch.Tensor) -> None:
+    """The gradient with respect to the cloaked pictures of `photo_batch_`: R^T grads C. Clipping lets it through.
+
+    Args:
+        grads: [P, b, 3, H, W] float32, with respect to what that wrote.
+        draws: as there.
+        out: [P, b, 3, H, W] float32, contiguous, overwritten.
+    """
+    g = grads.flatten(0, 1)
+    rows, columns = round_trips(draws.flatten(0, 1), g.shape)
+    out.copy_((rows.mT @ (g @ columns)).view(out.shape))
+
+
+def jpeg_batch_(
+    pictures: torch.Tensor,
+    draws: torch.Tensor,
+    out: torch.Tensor,
+    steps: torch.Tensor,
+    dct: torch.Tensor,
+    colors: torch.Tensor,
+) -> None:
+    """Pictures as they come out of a JPEG file with 4:2:0 colour, the view "jpeg".
+
+    Args:
+        pictures: [P, b, 3, H, W] float32 in [0, 1]; the kernel takes sides of whole blocks of 16.
+        draws: [P, b, DRAWS] float32 in [0, 1).
+        out: [P, b, 3, H, W] float32, contiguous, overwritten.
+        steps, dct, colors: of `fastcloak.ops.jpeg.Tables`.
+    """
+    seen = decoded(pictures.flatten(0, 1), draws.flatten(0, 1), steps, dct, colors)
+    out.copy_(seen.view(out.shape))
+
+
+def jpeg_gradient_(grads: torch.Tensor, out: torch.Tensor, colors: torch.Tensor) -> None:
+    """The gradient with respect to the pictures of `jpeg_batch_`, in which what rounding adds is a constant.
+
+    Args:
+        grads: [P, b, 3, H, W] float32, with respect to what that wrote, H and W whole blocks of 16.
+        out: [P, b, 3, H, W] float32, contiguous, overwritten.
+        colors: as there.
+    """
+    out.copy_(decoded_gradient(grads.flatten(0, 1), colors).view(out.shape))
 
 
 def _gradient(
