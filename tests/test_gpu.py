@@ -21,7 +21,7 @@ from fastcloak.fitting.options import AUGMENTATIONS, OBJECTIVES, FitConfig
 from fastcloak.models import load_model, prepare, unit_features
 from fastcloak.ops.backend import resolve_backend
 from fastcloak.ops.hull import build_hull
-from fastcloak.system.device import has_fast_bfloat16
+from fastcloak.system.device import has_fast_bfloat16, without_tf32
 from tests.conftest import TinyNet, smooth_faces
 from tests.tf32 import Tf32
 
@@ -232,9 +232,8 @@ def test_memory_is_flat_over_passes(tiny_net, faces):
 
 
 @pytest.mark.promise("P7")
-def test_many_people_in_passes_get_the_cloaks_of_people_alone(monkeypatch):
-    # TF32 makes large differences of small ones: at a batch size of its own half of the pixels differ.
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+@without_tf32()  # which makes large differences of small ones: half of the pixels differ at another batch size
+def test_many_people_in_passes_get_the_cloaks_of_people_alone():
     net = nets.mobilefacenet()
     count, budget = (64, 500 * 2**20) if ON_GPU else (3, 100 * 2**20)
     people = {str(i): smooth_faces(4, seed=i) for i in range(count)}
