@@ -170,11 +170,12 @@ def test_a_step_is_captured_unless_it_needs_lapack(surrogates, monkeypatch, obje
     monkeypatch.setattr("fastcloak.fitting.learner.Loop", loop)
     surrogate = surrogates["float32"]
     fitter = Fitter(surrogate, preset="plain", objective=objective, steps=1, warmup=0, device="cpu", backend=backend)
+    config = fitter.config.of(smooth_faces(1))
     with pytest.raises(Decided) as decided:
-        fitter.run(fitter.config.of(smooth_faces(1)), 1, photos, most=1)
+        fitter.run(config, 1, photos, most=1)
     ops, engine = decided.value.args
     with fake_cuda():
-        counts = launched(on_fake_cuda(surrogate), fitter.config.of(smooth_faces(1)), ops, photos=photos)
+        counts = launched(on_fake_cuda(surrogate), config, ops, photos=photos)
     assert engine == ("eager" if of_lapack(counts) else "cudagraph")
 
 
