@@ -94,18 +94,16 @@ def of_lapack(counts):
 def launches_of_steps(loop, **arguments):
     """What each step of a fit launches, a Counter each; the arguments are those of `Loop.learn`."""
     seen, steps = Launches(), []
+    with ExitStack() as watched:
 
-    def keep(learnt, state):
-        if learnt.steps == 0:
-            seen.__enter__()
-        else:
-            steps.append(seen.counts)
-        seen.counts = Counter()
+        def keep(learnt, state):
+            if learnt.steps == 0:  # all is ready
+                watched.enter_context(seen)
+            else:
+                steps.append(seen.counts)
+            seen.counts = Counter()
 
-    try:
         loop.learn(keep=keep, **arguments)
-    finally:
-        seen.__exit__(None, None, None)
     return steps
 
 

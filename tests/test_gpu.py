@@ -21,7 +21,7 @@ from fastcloak.fitting.options import AUGMENTATIONS, OBJECTIVES, FitConfig
 from fastcloak.models import load_model, prepare, unit_features
 from fastcloak.ops.backend import resolve_backend
 from fastcloak.ops.hull import build_hull
-from fastcloak.system.device import has_fast_bfloat16
+from fastcloak.system.device import has_fast_bfloat16, without_tf32
 from tests.conftest import TinyNet, smooth_faces
 from tests.tf32 import Tf32
 
@@ -138,7 +138,7 @@ def test_dropout_in_a_graph_is_fresh_in_every_replay(tiny_net, faces):
 
 def test_a_real_layout_in_bfloat16(faces):
     net = nets.mobilefacenet()
-    options = {"steps": 3, "warmup": 1, "inner_steps": 3, "dtype": "bfloat16"}
+    options = {"steps": 3, "warmup": 1, "inner_steps": 3 if ON_GPU else 1, "dtype": "bfloat16"}
     graph, eager = (fit(faces, net, **run_of(engine, TRITON), **options) for engine in (GRAPH, "eager"))
     assert graph.info["dtype"] == "bfloat16"
     assert_alike(graph, eager)
@@ -232,9 +232,10 @@ def test_memory_is_flat_over_passes(tiny_net, faces):
 
 
 @pytest.mark.promise("P7")
+@without_tf32()  # which makes large differences of small ones: half of the pixels differ at another batch size
 def test_many_people_in_passes_get_the_cloaks_of_people_alone():
     net = nets.mobilefacenet()
-    count, budget = (64, 500 * 2**20) if ON_GPU else (5, 100 * 2**20)
+    count, budget = (64, 500 * 2**20) if ON_GPU else (3, 100 * 2**20)
     people = {str(i): smooth_faces(4, seed=i) for i in range(count)}
     options = {"steps": 3, "warmup": 1, "inner_steps": 2, "dtype": "float32", "backend": TRITON}
     sizes = []

@@ -1,5 +1,7 @@
 """Float32 as a GPU multiplies it, with ten bits of mantissa in convolutions, must decide nothing."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -33,20 +35,29 @@ def test_numbers_are_rounded_to_ten_bits_ties_to_even():
     assert 0 < relative(tf32(x), x) <= bit / 2
 
 
+@contextmanager
+def rounded_products():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def products():
-    """A convolution, a linear layer and both their gradients, with how far each is from float64."""
+    """How far a convolution, its gradient and a linear layer are from float64."""
     generator = torch.Generator().manual_seed(0)
-    x, kernel, weight = (torch.randn(size, generator=generator) for size in ((2, 3, 9, 9), (4, 3, 3, 3), (5, 196)))
+    x, kernel, weight = (torch.randn(size, generator=generator) for size in ((2, 3, 9, 9), (4, 3, 3, 3), (5, 243)))
     found = []
     for dtype in (torch.float32, torch.float64):
         leaf = x.to(dtype).requires_grad_()
         maps = F.conv2d(leaf, kernel.to(dtype))
-        numbers = F.linear(maps.detach().flatten(1).requires_grad_(), weight.to(dtype))
+        numbers = F.linear(x.to(dtype).flatten(1), weight.to(dtype))
         found.append([maps, torch.autograd.grad(maps.sum(), leaf)[0], numbers])
     return [relative(single, double) for single, double in zip(*found, strict=True)]
 
 
-def test_convolutions_are_rounded_where_pytorch_allows_it_and_products_where_it_is_asked_to(monkeypatch):
+def test_convolutions_are_rounded_where_pytorch_allows_it_and_products_where_it_is_asked_to():
     exact = 1e-6
     assert max(products()) < exact
     with Tf32():
@@ -54,8 +65,8 @@ def test_convolutions_are_rounded_where_pytorch_allows_it_and_products_where_it_
         assert min(forward, backward) > 1e-5 > exact > linear
         with torch.backends.cudnn.flags(allow_tf32=False):
             assert max(products()) < exact
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-        assert min(products()) > 1e-5
+        with rounded_products():
+            assert min(products()) > 1e-5
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -66,7 +77,7 @@ def test_networks_are_folded(name):
         prepared = prepare(surrogate, dtype=torch.float32)
         assert prepared.folded, prepared.notes
         before = products.rounded
-        assert relative(unit_features(prepared, faces), expected) < 5e-3
+        assert (unit_features(prepared, faces) * expected).sum(1).min() > 0.999
         assert products.rounded > before, "and then runs in TF32 where it may"
 
 
@@ -96,13 +107,12 @@ def test_hulls_and_losses_are_those_of_float32(objective, caplog):
 
 
 @pytest.mark.parametrize("kind", ["random", "duplicates"])
-def test_the_duality_gap_of_hull_weights_does_not_depend_on_how_products_are_rounded(kind, monkeypatch):
+def test_the_duality_gap_of_hull_weights_does_not_depend_on_how_products_are_rounded(kind):
     generator = torch.Generator().manual_seed(0)
     clean = F.normalize(torch.randn(2, 8, 64, generator=generator), dim=-1)
     if kind == "duplicates":
         clean[:, 4:] = clean[:, :4]
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    with Tf32() as products:
+    with rounded_products(), Tf32() as products:
         hull = build_hull(clean, "convex_hull")
         features = torch.randn(2, 3, 64, generator=generator)
         index = torch.zeros(2, 3, dtype=torch.int64)
