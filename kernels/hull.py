@@ -14,7 +14,8 @@ Bytes per launch, e bytes per element of features: reads P b (D e + 4 D) for fea
 (fi_uap), P b 4 K D (affine_hull) or P b 8 K D (convex_hull, with P b 8 K^2 for the Gram matrix); writes P b (D e + 8).
 The b photos of a person read the same points: all but the first find them in the L2 cache. Unfused PyTorch takes 15 to
 18 launches, about 1,000 for convex_hull: to save those is the point. The limit is latency: of the launch, and for
-convex_hull of 14 K pivots one after the other.
+convex_hull of up to 13 K pivots one after the other. Hence one warp, which waits for no other, and no step that does
+not count.
 
 Convex weights: `fastcloak.ops.hull.interior_point`, in float64 and in registers. The Newton matrix is inverted by
 Goodnight's sweep, one pivot after the other on the whole [K, K] tile: a substitution would go row by row twice per

@@ -169,6 +169,43 @@ def test_the_gap_is_tiny_also_for_degenerate_sets(kind, bounds):
     assert gap.max() <= 1e-6
 
 
+def small_problem(kind):
+    points, features = (tensor.float().to(DEVICE) for tensor in make_set(kind, P=1, b=1, K=5, D=16))
+    gram = points.double() @ points.double().mT
+    index = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+    return 20 * features, points, gram, torch.zeros(1, 16, device=DEVICE), index, "convex_hull"
+
+
+# Near-duplicate points are not finished after 13 steps.
+@pytest.mark.parametrize("kind", ["random", "collinear", "rank_two", "inside"])
+def test_a_finished_problem_stays_where_it_is_to_the_bit(kind, monkeypatch):
+    expected = hull_loss(*small_problem(kind))
+    monkeypatch.setattr(kernel_hull, "INTERIOR_POINT_STEPS", 40)
+    assert_same(hull_loss(*small_problem(kind)), expected)
+    monkeypatch.setattr(kernel_hull, "INTERIOR_POINT_STEPS", 3)
+    assert hull_loss(*small_problem(kind))[2] > expected[2]
+
+
+@lets_nan_through
+@pytest.mark.skipif(CUDA, reason="only in the interpreter can a part of a kernel be replaced")
+def test_newton_steps_end_with_the_problem(monkeypatch):
+    taken = 0
+    inverse = kernel_hull._inverse
+
+    def counting(*arguments):
+        nonlocal taken
+        taken += 1
+        return inverse(*arguments)
+
+    monkeypatch.setattr(kernel_hull, "_inverse", counting)
+    hull_loss(*small_problem("random"))
+    assert 3 <= taken < hull.INTERIOR_POINT_STEPS - 1
+    taken = 0
+    features, *rest = small_problem("random")
+    hull_loss(features * math.nan, *rest)
+    assert taken <= 1
+
+
 @lets_nan_through
 @pytest.mark.promise("P8")
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -336,7 +373,7 @@ def check_cloak_batch(faces, delta, index, out, scaled=False, bound=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-@pytest.mark.parametrize("size", [(1, 1, 1, 7, 7), (2, 10, 3, 13, 5), (3, 3, 17, 8, 8)])
+@pytest.mark.parametrize("size", [(1, 1, 1, 7, 7), (2, 10, 3, 13, 5), (1, 4, 8, 7, 7), (3, 3, 17, 8, 8)])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_cloak_batch_equals_the_reference(dtype, size, scaled, bounded):

@@ -52,8 +52,9 @@ BUDGETS = {
 LOOP_BARRIERS = {1: 0, 4: 40, 8: 44, 16: 44}
 """Barriers in the code of all loops of a kernel, by its warps. Convex weights go round 13 times, their pivots 13 K."""
 
-PHOTOS = (2, 4, 7, 10, 24, 48)
-"""K of the hulls here: one of every padded size. `hull_loss` launches the same kernels for all others."""
+PHOTOS = {512: (2, 4, 7, 10, 24, 48), 128: (10, 48)}
+"""K of the hulls here by D: one of every padded size, for which `hull_loss` launches the same kernel; fewer where the
+rows of points are short and leave more registers."""
 
 TYPES = {
     torch.float64: "fp64",
@@ -129,8 +130,8 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
         gram, center = torch.zeros(P, K, K, dtype=torch.float64), torch.zeros(P, D)
         return partial(kernels.hull_loss, features, points, gram, center, index, objective)
 
-    for objective, size in product(OBJECTIVES, (512, 128)):
-        for photos in PHOTOS if objective.endswith("_hull") else (K,):
+    for objective, size in product(OBJECTIVES, PHOTOS):
+        for photos in PHOTOS[size] if objective.endswith("_hull") else (K,):
             name = f"{objective} K={photos}" if objective.endswith("_hull") else objective
             yield f"{name} D={size}", hull(objective, K=photos, D=size)
     for objective in ("affine_hull", "convex_hull"):
@@ -181,7 +182,7 @@ def traffic(launch: Launch) -> tuple[int, int, int, int]:
         if objective == "fi_uap":
             read, least = read + photos * (8 + 4 * D), least + photos * (8 + 4 * D)
         if objective.endswith("_hull"):
-            passes = 1 if a["KB"] >= K else 2
+            passes = 1 if a["KB"] == a["KP"] else 2
             read, least = read + passes * photos * 4 * K * D, least + P * 4 * K * D
         if objective == "convex_hull":
             read, least = read + photos * 8 * K * K, least + P * 8 * K * K

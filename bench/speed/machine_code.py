@@ -170,36 +170,40 @@ def instructions_of(listing: str) -> dict[str, tuple[Instruction, ...]]:
 
 def _looped(lines: list[_Line], labels: dict[str, int]) -> tuple[Instruction, ...]:
     """The instructions with the number of loops around each: natural loops, since cold code jumps back as well."""
-    targets = {labels[line.target] for line in lines if line.name == "BRA" and line.target}
-    behind = {at + 1 for at, line in enumerate(lines) if line.name in ("BRA", "EXIT", "RET")}
+    ends_block = [line.target is not None or line.name in ("EXIT", "RET") for line in lines]
+    targets = {labels[line.target] for line in lines if line.target}
+    behind = {at + 1 for at, ends in enumerate(ends_block) if ends}
     starts = sorted(start for start in {0, *targets, *behind} if start < len(lines))
     block_of = {start: block for block, start in enumerate(starts)}
     ends = [*starts[1:], len(lines)]
     after: list[set[int]] = []
     for end in ends:
         last = lines[end - 1]
-        follows = {block_of[labels[last.target]]} if last.name == "BRA" and last.target else set()
+        # Where threads meet again is a target as well: of BSSY, which itself goes on.
+        follows = {block_of[labels[last.target]]} if last.target else set()
         if end < len(lines) and not (last.always and last.name in ("BRA", "EXIT", "RET")):
             follows.add(block_of[end])
         after.append(follows)
-    before: list[set[int]] = [
-        {b for b, follows in enumerate(after) if block in follows} for block in range(len(starts))
-    ]
+    reached, left = {0}, [0]
+    while left:
+        new = after[left.pop()] - reached
+        reached |= new
+        left += new
+    before = [{one for one in reached if block in after[one]} for block in range(len(starts))]
 
-    dominators = [{0}] + [set(range(len(starts))) for _ in starts[1:]]
+    dominators = [{0}, *(set(reached) for _ in starts[1:])]
     changed = True
     while changed:
         changed = False
-        for block in range(1, len(starts)):
-            known = [dominators[b] for b in before[block]]
-            new = {block} | (set.intersection(*known) if known else set())
-            changed |= new != dominators[block]
-            dominators[block] = new
+        for block in sorted(reached - {0}):
+            common = {block} | set.intersection(*(dominators[one] for one in before[block]))
+            changed |= common != dominators[block]
+            dominators[block] = common
 
     depth = [0] * len(starts)
     heads: dict[int, set[int]] = {}
-    for block, follows in enumerate(after):
-        for head in follows & dominators[block]:
+    for block in reached:
+        for head in after[block] & dominators[block]:
             # What reaches the backward branch without passing the head.
             body, left = heads.setdefault(head, {head}), [block]
             while left:
