@@ -66,7 +66,7 @@ def _jpeg_blocks_kernel(
 ):
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     pictures_ptr += row * 3 * H * W
-    quality = LOW + (HIGH - LOW) * tl.load(draws_ptr + row * DRAWS + 6)
+    quality = tl.load(draws_ptr + row * DRAWS + 6) * (HIGH - LOW) + LOW
     percent = tl.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     i, j = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
     if tile < LUMA:
