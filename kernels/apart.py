@@ -49,7 +49,7 @@ def _apart_kernel(
     features_ptr,  # [P, D]
     earlier_ptr,  # [E, D] float32
     together_ptr,  # [P, P] float32
-    known_ptr,  # [E] float32
+    known_ptr,  # [P, E] float32
     center_ptr,  # [P, D] float32
     out_ptr,  # [P, D] float32, out
     strength,
@@ -64,7 +64,7 @@ def _apart_kernel(
     own = _units(features_ptr, i + tl.zeros([1], tl.int64), P, D, BLOCK_D)  # [1, BLOCK_D]
     total, mean = tl.sum(0 * own), tl.zeros([BLOCK_D], tl.float32)
     total, mean = _added(total, mean, own, features_ptr, together_ptr + i * P, P, sharpness, D, BLOCK_D, ROWS)
-    total, mean = _added(total, mean, own, earlier_ptr, known_ptr, E, sharpness, D, BLOCK_D, ROWS)
+    total, mean = _added(total, mean, own, earlier_ptr, known_ptr + i * E, E, sharpness, D, BLOCK_D, ROWS)
     total = tl.where(total < TINY, TINY, total)
     d = tl.arange(0, BLOCK_D)
     center = tl.load(center_ptr + i * D + d, mask=d < D, other=0.0)
@@ -93,7 +93,7 @@ def apart_center(
     check("features", features, ("P", "D"), FLOATS, features.device)
     P, D = features.shape
     wanted = {"earlier": (earlier, ("E", D)), "together": (together, (P, P)), "center": (center, (P, D))}
-    wanted["known"] = (known, (earlier.shape[0],))
+    wanted["known"] = (known, (P, earlier.shape[0]))
     for name, (tensor, shape) in wanted.items():
         check(name, tensor, shape, (torch.float32,), features.device)
     out = torch.empty(P, D, dtype=torch.float32, device=features.device)

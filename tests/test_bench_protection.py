@@ -285,8 +285,8 @@ def test_rows_of_albums_are_checked_and_groups_share_the_default():
     assert [name for name, recipe in made.items() if recipe == default] == ["tailored"]
     assert {name for name, group in albums.GROUPS.items() if "tailored" not in group} == {"later", "universal"}
     bounds = [made[row].options for row in albums.GROUPS["bounds"]]
-    levels = {(one["look"], round(255 * one["eps"], 1)) for one in bounds}
-    assert levels == {(look, level) for look in ("even", "textured") for level in (5, 6, 7.5, 8, 9)}
+    levels = {(one["look"], round(255 * one["eps"], 2)) for one in bounds}
+    assert levels == {(look, level) for look in ("even", "textured") for level in (5, 6, 7.25, 8, 9)}
     for wrong, message in (
         ({"how": "else"}, "how must be one of tailored, universal, clean, got 'else'"),
         ({"me": 1}, "me must be True or False"),

@@ -184,6 +184,16 @@ def test_of_several_people_only_those_that_look_alike_are_kept_apart():
     pair = torch.cat((stranger, FACES[:1]))
     assert (masks(pair, True) != alone).float().mean() < 0.03 < (masks(pair, False) != alone).float().mean()
 
+    def after(earlier, originals):
+        worker = Tailor(None, [sface], gradients=6, apart=10, **FAST)
+        worker.remember(earlier, originals)
+        canvas = canvas_of((255 * stranger[0]).permute(1, 2, 0).numpy(), ALIGNED_FACE)
+        return torch.from_numpy(worker.masks([canvas], of_several=True)[0][0])
+
+    assert torch.equal(after(stranger, FACES[:1]), alone)
+    for originals in (None, stranger):
+        assert (after(FACES[:1], originals) != alone).float().mean() > 0.03
+
 
 @pytest.mark.promise("P8")
 def test_a_gradient_that_is_not_finite_is_named():

@@ -307,7 +307,9 @@ def test_apart_center_equals_the_reference(dtype):
     earlier[3:] = 0
     together = (random(P, P, seed=2) > 0).float().fill_diagonal_(0)
     together[4] = 0
-    known = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], device=DEVICE)
+    known = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], device=DEVICE).repeat(P, 1)
+    known[4] = 0
+    known[7] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], device=DEVICE)
     center = random(P, D, seed=3)
     for there in (known, torch.zeros_like(known)):
         arguments = features, earlier, together, there, center, 0.7, 0.1
@@ -356,7 +358,7 @@ def calls():
             "features": random(3, 5),
             "earlier": random(2, 5, seed=1),
             "together": torch.ones(3, 3, device=DEVICE),
-            "known": torch.ones(2, device=DEVICE),
+            "known": torch.ones(3, 2, device=DEVICE),
             "center": random(3, 5, seed=2),
             "strength": 1.0,
             "sharpness": 0.1,

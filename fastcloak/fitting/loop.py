@@ -131,6 +131,7 @@ class Loop:
         saved: Tensors | None = None,
         album: Album | None = None,
         earlier: torch.Tensor | None = None,
+        alike: torch.Tensor | None = None,
     ) -> Learnt:
         """Learn the cloaks of P persons.
 
@@ -143,6 +144,7 @@ class Loop:
             saved: what `State.save` gave in an earlier pass of these faces and options, to go on from there.
             album: the bounds, places and couplings of an album.
             earlier: [E, D] unit features of faces of the album that were tailored before, at most `EARLIER`.
+            alike: [P, E] bool, from which of these each face is kept apart; None: from all.
 
         Raises:
             EngineError: the engine cannot launch this network.
@@ -157,13 +159,15 @@ class Loop:
             for one, part, old in zip(self.networks, parts, olds, strict=True):
                 one.begin(part)
                 if one.apart is not None:
-                    one.apart.begin(old)
+                    one.apart.begin(old, alike)
             state.begin(faces, album)
             done = state.restore(saved) if saved else 0
             learnt = state.learnt(done)
             keep(learnt, partial(state.save, done))
             progress = Progress(faces.device, tick)
             for t in range(done, state.steps):
+                if t == state.steps - state.averaged:
+                    state.total.zero_()
                 self.launch(t)
                 learnt = state.learnt(t + 1)
                 keep(learnt, partial(state.save, t + 1))
@@ -205,7 +209,7 @@ class Loop:
             gaps.append(gap)
         state.loss.copy_(torch.stack(losses).mean((0, 2)))
         torch.maximum(state.gap, torch.stack(gaps).amax((0, 2)), out=state.gap)
-        state.moved |= state.acc.ne(0).any(3).any(2).any(1)
+        state.moved |= state.acc.any((1, 2, 3))
         if config.method == "opom":
             self._keep_what_clipping_left(kind.noisy)
         if self.blur is not None:

@@ -117,14 +117,19 @@ class Apart:
         """Allocate; D is `size`, and `together`, [P, P], is 1 for two faces that are kept apart from each other."""
         self.ops, self.strength, self.together = ops, strength, together
         self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=together.device)
-        self.known = torch.zeros(EARLIER, dtype=torch.float32, device=together.device)
+        self.known = torch.zeros(len(together), EARLIER, dtype=torch.float32, device=together.device)
 
-    def begin(self, earlier: Tensor) -> None:
-        """Start a pass: unit features of faces that were tailored before, [E, D], E <= `EARLIER`."""
+    def begin(self, earlier: Tensor, alike: Tensor | None = None) -> None:
+        """Start a pass.
+
+        Args:
+            earlier: [E, D] unit features of faces that were tailored before, E <= `EARLIER`.
+            alike: [P, E] bool, from which of them each face is kept apart; None: from all.
+        """
         for buffer in (self.earlier, self.known):
             buffer.zero_()
         self.earlier[: len(earlier)] = earlier
-        self.known[: len(earlier)] = 1
+        self.known[:, : len(earlier)] = 1 if alike is None else alike
 
     def center(self, features: Tensor, center: Tensor) -> Tensor:
         """The centers plus the means o times the strength, all [P, D]; o is zero where there are no others."""

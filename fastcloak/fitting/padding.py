@@ -37,6 +37,8 @@ class Padding:
         arguments = dict(arguments)
         for name in ("faces", "features"):
             arguments[name] = self._fill(arguments[name], 0)
+        if arguments.get("alike") is not None:
+            arguments["alike"] = self._fill(arguments["alike"], 0)
         if saved := arguments.get("saved"):
             arguments["saved"] = _each(saved, self._fill)
         if keep := arguments.get("keep"):

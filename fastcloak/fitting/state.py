@@ -136,10 +136,10 @@ class State:
             torch.index_select(every.expand(-1, *now.shape), 0, self.t, out=now[None])
 
     def keep(self) -> None:
-        """Add what a step leaves to what was learnt, and go on to the next; after the last comes the first."""
+        """Add what the step leaves to what was learnt, and go on to the next; after the last comes the first."""
         self.losses.index_copy_(0, self.t, self.loss[None])
         if self.averaged:
-            self.total += torch.where(self.t >= self.steps - self.averaged, self.delta, 0)
+            self.total += self.delta
         self.t.add_(1).remainder_(self.steps)
 
     def learnt(self, done: int) -> Learnt:

@@ -317,7 +317,7 @@ def apart_center(
         features: [P, D], any float dtype, raw embeddings f of the faces, u = f / |f|.
         earlier: [E, D] float32, unit features of faces of earlier passes.
         together: [P, P] float32, 1 for two faces that are kept apart from each other, else 0.
-        known: [E] float32, 1 for an earlier face that is there, else 0.
+        known: [P, E] float32, 1 for an earlier face that a face is kept apart from, else 0.
         center: [P, D] float32, c.
         strength, sharpness: numbers above 0.
 
@@ -326,7 +326,7 @@ def apart_center(
     """
     units = F.normalize(features.float(), dim=-1)
     everyone = torch.cat((units, earlier))
-    there = torch.cat((together, known.expand(len(units), -1)), 1)
+    there = torch.cat((together, known), 1)
     alike = torch.exp((units @ everyone.T - 1) / sharpness) * there
     return center + strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ everyone
 

@@ -10,7 +10,7 @@ from fastcloak.fitting.options import MOST_STEPS, FitConfig, check_options, opti
 
 LOOKS = {"even": (1.0, 1.0), "textured": (0.4, 1.75)}
 """Smallest and largest bound of a pixel, as shares of the mean bound."""
-STRENGTHS = {"light": (5 / 255, 1.0), "medium": (7.5 / 255, 1.0), "strong": (9 / 255, 2.0)}
+STRENGTHS = {"light": (5 / 255, 1.0), "medium": (7.25 / 255, 1.0), "strong": (9 / 255, 2.0)}
 """Mean bounds by name, and how strongly photos are kept apart under them: strong masks drive all of them far off in one
 direction, in which they would be linked."""
 
@@ -49,7 +49,7 @@ class TailorConfig:
         most=16,
     )
     color: float = option(
-        0.25,
+        0.5,
         "real",
         "share of the color in each gradient that is kept; the rest becomes light and dark, which eyes see less",
     )

@@ -138,19 +138,30 @@ class Tailor(Learner):
 
     def begin(self, me: Enrolment | None) -> None:
         """Go over to another person's album, and forget the faces of the one before."""
+        # Unit features of faces as they were written, and as they were before; NaN where that is not known.
         self._earlier = torch.empty(0, self.surrogate.embedding_size, device=self.device)
+        self._originals = self._earlier
         self._center: Tensor | None = None
         if me is not None:
             with own_modes(self.device):
                 self._center = unit_features(self.surrogate, me.faces).mean(0)
 
-    def remember(self, faces: Tensor) -> None:
-        """Keep later passes apart from faces that are protected already, [n, 3, 112, 112] float32 in [0, 1]."""
+    def remember(self, faces: Tensor, originals: Tensor | None = None) -> None:
+        """Keep later passes apart from faces that are protected already.
+
+        Args:
+            faces: [n, 3, 112, 112] float32 in [0, 1].
+            originals: the same without their masks, by which is told whose they are. None: they may be anyone's.
+        """
         with own_modes(self.device):
-            seen = torch.cat((self._earlier, unit_features(self.surrogate, faces)))
+            written = unit_features(self.surrogate, faces)
+            clean = torch.full_like(written, torch.nan)
+            if originals is not None:
+                clean = unit_features(self.surrogate, originals)
+        seen, originals = torch.cat((self._earlier, written)), torch.cat((self._originals, clean))
         # Of many, those that are evenly spread over time.
-        spread = torch.linspace(0, len(seen) - 1, min(len(seen), EARLIER)).round().long()
-        self._earlier = seen[spread.to(seen.device)]
+        spread = torch.linspace(0, len(seen) - 1, min(len(seen), EARLIER)).round().long().to(seen.device)
+        self._earlier, self._originals = seen[spread], originals[spread]
 
     def masks(
         self,
@@ -191,28 +202,33 @@ class Tailor(Learner):
                 faces=pictures[:, None],
                 features=center[:, None],
                 tick=tick,
-                album=Album(self._stacked(bound), place, self._together(clean, of_several)),
-                earlier=self._earlier[:0] if of_several else self._earlier,
+                album=Album(self._stacked(bound), place, self._alike(clean, clean, of_several).fill_diagonal_(0)),
+                earlier=self._earlier,
+                alike=self._alike(clean, self._originals, of_several),
             )
         _check(learnt, self.config.gradients)
         masks = learnt.delta.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return list(zip(masks, bound, strict=True))
 
-    def _together(self, clean: Tensor, of_several: bool) -> Tensor:
-        """Whom to keep apart, [P, P]: all, or of several people those that may be one."""
-        together = torch.ones(len(clean), len(clean), device=clean.device)
+    def _alike(self, clean: Tensor, others: Tensor, of_several: bool) -> Tensor:
+        """Whom to keep apart from whom, [P, n] of 0 and 1: all, or of several people those that may be one."""
         least = stranger_bound(self.surrogate) if of_several else None
-        if least is not None:
-            together *= clean @ clean.T >= least
-        return together.fill_diagonal_(0)
+        if least is None:
+            return torch.ones(len(clean), len(others), device=clean.device)
+        return (~(clean @ others.T < least)).float()  # true for NaN: whose face that is cannot be told
 
     def _stacked(self, pictures: Sequence[Floats]) -> Tensor:
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().to(self.device)
 
 
-def tailored_faces(canvases: Sequence[Canvas], masks: Sequence[tuple[Floats, Floats]]) -> Tensor:
-    """The aligned faces with their masks, [P, 3, 112, 112] float32 in [0, 1], of what `Tailor.masks` took and gave."""
-    shown = [canvas.picture / 255 + mask * bound for canvas, (mask, bound) in zip(canvases, masks, strict=True)]
+def tailored_faces(canvases: Sequence[Canvas], masks: Sequence[tuple[Floats, Floats]] = ()) -> Tensor:
+    """The aligned faces with their masks, [P, 3, 112, 112] float32 in [0, 1], of what `Tailor.masks` took and gave.
+
+    Without masks they are the originals.
+    """
+    shown = [canvas.picture / 255 for canvas in canvases]
+    if masks:
+        shown = [picture + mask * bound for picture, (mask, bound) in zip(shown, masks, strict=True)]
     pictures = torch.from_numpy(np.stack(shown)).clamp(0, 1).permute(0, 3, 1, 2)
     return _aligned(pictures, torch.from_numpy(np.stack([canvas.place for canvas in canvases])))
 
