@@ -50,6 +50,22 @@ def _coded(pictures_ptr, colors_ptr, o, inside, HW, row: tl.constexpr):
 
 
 @triton.jit
+def _mean(pictures_ptr, colors_ptr, o, inside, HW, W, row: tl.constexpr):
+    """A colour of the squares of two by two pixels that begin at o."""
+    upper = _coded(pictures_ptr, colors_ptr, o, inside, HW, row)
+    upper += _coded(pictures_ptr, colors_ptr, o + 1, inside, HW, row)
+    lower = _coded(pictures_ptr, colors_ptr, o + W, inside, HW, row)
+    lower += _coded(pictures_ptr, colors_ptr, o + W + 1, inside, HW, row)
+    return (upper + lower) / 4
+
+
+@triton.jit
+def _turned(colors_ptr, x, y, z, along: tl.constexpr):
+    """A row (along = 1) of a matrix of colours, or a column (3), times three numbers."""
+    return tl.load(colors_ptr) * x + tl.load(colors_ptr + along) * y + tl.load(colors_ptr + 2 * along) * z
+
+
+@triton.jit
 def _jpeg_blocks_kernel(
     pictures_ptr,  # [n, 3, H, W] float32
     draws_ptr,  # [n, DRAWS] float32
@@ -66,7 +82,7 @@ def _jpeg_blocks_kernel(
 ):
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     pictures_ptr += row * 3 * H * W
-    quality = LOW + (HIGH - LOW) * tl.load(draws_ptr + row * DRAWS + 6)
+    quality = tl.load(draws_ptr + row * DRAWS + 6) * (HIGH - LOW) + LOW
     percent = tl.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     i, j = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
     if tile < LUMA:
@@ -75,19 +91,17 @@ def _jpeg_blocks_kernel(
         luma += _rounded(luma - 128, steps_ptr, dct_ptr, percent)
         tl.store(luma_ptr + row * H * W + y * W + x, luma, mask=(y < H) & (x < W))
     else:
-        tile -= LUMA
-        y, x = tile // COLUMNS * 16 + i, tile % COLUMNS * 16 + j
+        color_tile = tile - LUMA
+        y, x = color_tile // COLUMNS * 16 + i, color_tile % COLUMNS * 16 + j
         inside = (y < H // 2) & (x < W // 2)
-        halved_ptr += row * 2 * (H // 2) * (W // 2) + y * (W // 2) + x
+        halved = halved_ptr + row * 2 * (H // 2) * (W // 2) + y * (W // 2) + x
         o = 2 * y * W + 2 * x
-        for color in tl.static_range(2):
-            upper = _coded(pictures_ptr, colors_ptr, o, inside, H * W, color + 1)
-            upper += _coded(pictures_ptr, colors_ptr, o + 1, inside, H * W, color + 1)
-            lower = _coded(pictures_ptr, colors_ptr, o + W, inside, H * W, color + 1)
-            lower += _coded(pictures_ptr, colors_ptr, o + W + 1, inside, H * W, color + 1)
-            mean = (upper + lower) / 4
-            mean += _rounded(mean, steps_ptr + 64, dct_ptr, percent)
-            tl.store(halved_ptr + color * (H // 2) * (W // 2), mean, mask=inside)
+        blue = _mean(pictures_ptr, colors_ptr, o, inside, H * W, W, 1)
+        red = _mean(pictures_ptr, colors_ptr, o, inside, H * W, W, 2)
+        blue += _rounded(blue, steps_ptr + 64, dct_ptr, percent)
+        red += _rounded(red, steps_ptr + 64, dct_ptr, percent)
+        tl.store(halved, blue, mask=inside)
+        tl.store(halved + (H // 2) * (W // 2), red, mask=inside)
 
 
 @triton.jit
@@ -95,6 +109,13 @@ def _half(i, size: tl.constexpr):
     """Where row i of a picture lies in one of half its size."""
     at = (i.to(tl.float32) - 0.5) / 2
     return tl.minimum(tl.maximum(at, 0.0), size - 1.0)
+
+
+@triton.jit
+def _store(out_ptr, v0, v1, v2, inside, HW):
+    tl.store(out_ptr, v0, mask=inside)
+    tl.store(out_ptr + HW, v1, mask=inside)
+    tl.store(out_ptr + 2 * HW, v2, mask=inside)
 
 
 @triton.jit
@@ -127,10 +148,10 @@ def _jpeg_joined_kernel(
     v10 = tl.load(halved_ptr + down, mask=inside, other=0.0)
     v11 = tl.load(halved_ptr + down + right, mask=inside, other=0.0)
     red = (1 - y) * ((1 - x) * v00 + x * v01) + y * ((1 - x) * v10 + x * v11)
-    for channel in tl.static_range(3):
-        decode = colors_ptr + 9 + channel * 3
-        value = tl.load(decode) * luma + tl.load(decode + 1) * blue + tl.load(decode + 2) * red
-        tl.store(out_ptr + (row * 3 + channel) * H * W + o, value / 255, mask=inside)
+    v0 = _turned(colors_ptr + 9, luma, blue, red, 1) / 255
+    v1 = _turned(colors_ptr + 12, luma, blue, red, 1) / 255
+    v2 = _turned(colors_ptr + 15, luma, blue, red, 1) / 255
+    _store(out_ptr + row * 3 * H * W + o, v0, v1, v2, inside, H * W)
 
 
 @triton.jit
@@ -166,10 +187,10 @@ def _jpeg_gradient_kernel(
         blue += tl.load(decode + channel * 3 + 1) * spread
         red += tl.load(decode + channel * 3 + 2) * spread
     blue, red = blue / 4, red / 4
-    for channel in tl.static_range(3):
-        encode = colors_ptr + channel
-        value = tl.load(encode) * luma + tl.load(encode + 3) * blue + tl.load(encode + 6) * red
-        tl.store(out_ptr + (row * 3 + channel) * H * W + o, value, mask=inside)
+    v0 = _turned(colors_ptr, luma, blue, red, 3)
+    v1 = _turned(colors_ptr + 1, luma, blue, red, 3)
+    v2 = _turned(colors_ptr + 2, luma, blue, red, 3)
+    _store(out_ptr + row * 3 * H * W + o, v0, v1, v2, inside, H * W)
 
 
 @torch.library.custom_op("fastcloak::jpeg_batch_", mutates_args=("out",))

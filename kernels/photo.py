@@ -29,7 +29,7 @@ LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 @triton.jit
 def _pitch(draws_ptr, side: tl.constexpr):
-    return side / (LOW * tl.exp(tl.load(draws_ptr) * OCTAVES))
+    return tl.exp(-tl.load(draws_ptr) * OCTAVES) * (side / LOW)
 
 
 @triton.jit

@@ -68,8 +68,10 @@ def _move(draws_ptr, place_ptr, GEOMETRY: tl.constexpr, FLIP: tl.constexpr, PLAC
     if GEOMETRY:
         angle = _drawn(draws_ptr, 9) * ROTATION
         size = tl.exp(_drawn(draws_ptr, 10) * SCALE)
-        a = size * tl.cos(angle)
-        c = size * tl.sin(angle)
+        # Series: of angles below 0.1 they are exact to float32, and need no tables of a library.
+        square = angle * angle
+        a = size * (1 - square / 2 * (1 - square / 12 * (1 - square / 30)))
+        c = size * angle * (1 - square / 6 * (1 - square / 20))
         b, d = -c, a
         tx = _drawn(draws_ptr, 7) * (2 * SHIFT / w)
         ty = _drawn(draws_ptr, 8) * (2 * SHIFT / w)
@@ -98,7 +100,18 @@ def _contrast(draws_ptr, COLOR: tl.constexpr):
 
 @triton.jit
 def _cloaked(
-    face, mask, bound, texture, part, at, inside, exists, MASKED: tl.constexpr, OWN, BOUNDED: tl.constexpr, MIXED
+    face,
+    mask,
+    bound,
+    texture,
+    part,
+    at,
+    inside,
+    exists,
+    MASKED: tl.constexpr,
+    OWN: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    MIXED: tl.constexpr,
 ):
     # A photo that does not exist is NaN and never foreign memory.
     x = tl.load(face + at, mask=inside & exists, other=float("nan"))
@@ -115,6 +128,21 @@ def _cloaked(
     if MIXED:
         x += fade
     return x
+
+
+@triton.jit
+def _seen(
+    face, mask, bound, texture, part, o00, o01, o10, o11, x, y, inside, exists, MASKED: tl.constexpr,
+    OWN: tl.constexpr, BOUNDED: tl.constexpr, MIXED: tl.constexpr, MOVED: tl.constexpr,
+):  # fmt: skip
+    """One channel, linear between four pixels."""
+    v = _cloaked(face, mask, bound, texture, part, o00, inside, exists, MASKED, OWN, BOUNDED, MIXED)
+    if MOVED:
+        v01 = _cloaked(face, mask, bound, texture, part, o01, inside, exists, MASKED, OWN, BOUNDED, MIXED)
+        v10 = _cloaked(face, mask, bound, texture, part, o10, inside, exists, MASKED, OWN, BOUNDED, MIXED)
+        v11 = _cloaked(face, mask, bound, texture, part, o11, inside, exists, MASKED, OWN, BOUNDED, MIXED)
+        v = (1 - y) * ((1 - x) * v + x * v01) + y * ((1 - x) * v10 + x * v11)
+    return v
 
 
 @triton.jit
@@ -179,25 +207,36 @@ def _view_batch_kernel(
         o01 = o00 + tl.where(left < W - 1, 1, 0)
         down = tl.where(top < H - 1, W, 0)
         o10, o11 = o00 + down, o01 + down
-    contrast = _contrast(draws_ptr, COLOR)
-    brightness = _drawn(draws_ptr, 4) * BRIGHTNESS if COLOR else 0.0
-    for channel in tl.static_range(3):
-        f, m, e, t = faces_ptr, mask_ptr, bound_ptr, textures_ptr
-        if GEOMETRY or FLIP or PLACED:
-            z: tl.constexpr = channel * H * W
-            v00 = _cloaked(f, m, e, t, part, o00 + z, inside, exists, MASKED, OWN, BOUNDED, MIXED)
-            v01 = _cloaked(f, m, e, t, part, o01 + z, inside, exists, MASKED, OWN, BOUNDED, MIXED)
-            v10 = _cloaked(f, m, e, t, part, o10 + z, inside, exists, MASKED, OWN, BOUNDED, MIXED)
-            v11 = _cloaked(f, m, e, t, part, o11 + z, inside, exists, MASKED, OWN, BOUNDED, MIXED)
-            v = (1 - y) * ((1 - x) * v00 + x * v01) + y * ((1 - x) * v10 + x * v11)
-        else:
-            v = _cloaked(f, m, e, t, part, o + channel * H * W, inside, exists, MASKED, OWN, BOUNDED, MIXED)
-        if COLOR:
-            v = (v - 0.5) * contrast + 0.5 + brightness
-        if SCALED:
-            v = v * tl.load(scale_ptr + channel) + tl.load(shift_ptr + channel)
-        at = _at(o, channel, h * w, LAST)
-        tl.store(out_ptr + row * 3 * h * w + at, v.to(out_ptr.dtype.element_ty), mask=inside)
+    moved: tl.constexpr = GEOMETRY or FLIP or PLACED
+    if not moved:
+        x, y, o00, o01, o10, o11 = 0.0, 0.0, o, o, o, o
+    hw: tl.constexpr = H * W
+    v0 = _seen(
+        faces_ptr, mask_ptr, bound_ptr, textures_ptr, part, o00, o01, o10, o11, x, y, inside, exists, MASKED, OWN,
+        BOUNDED, MIXED, moved,
+    )  # fmt: skip
+    v1 = _seen(
+        faces_ptr + hw, mask_ptr + hw, bound_ptr + hw, textures_ptr + hw, part, o00, o01, o10, o11, x, y, inside,
+        exists, MASKED, OWN, BOUNDED, MIXED, moved,
+    )  # fmt: skip
+    v2 = _seen(
+        faces_ptr + 2 * hw, mask_ptr + 2 * hw, bound_ptr + 2 * hw, textures_ptr + 2 * hw, part, o00, o01, o10, o11,
+        x, y, inside, exists, MASKED, OWN, BOUNDED, MIXED, moved,
+    )  # fmt: skip
+    if COLOR:
+        contrast, brightness = _contrast(draws_ptr, COLOR), _drawn(draws_ptr, 4) * BRIGHTNESS
+        v0 = (v0 - 0.5) * contrast + 0.5 + brightness
+        v1 = (v1 - 0.5) * contrast + 0.5 + brightness
+        v2 = (v2 - 0.5) * contrast + 0.5 + brightness
+    if SCALED:
+        v0 = v0 * tl.load(scale_ptr) + tl.load(shift_ptr)
+        v1 = v1 * tl.load(scale_ptr + 1) + tl.load(shift_ptr + 1)
+        v2 = v2 * tl.load(scale_ptr + 2) + tl.load(shift_ptr + 2)
+    out_ptr += row * 3 * h * w
+    dtype = out_ptr.dtype.element_ty
+    tl.store(out_ptr + _at(o, 0, h * w, LAST), v0.to(dtype), mask=inside)
+    tl.store(out_ptr + _at(o, 1, h * w, LAST), v1.to(dtype), mask=inside)
+    tl.store(out_ptr + _at(o, 2, h * w, LAST), v2.to(dtype), mask=inside)
 
 
 @triton.jit
@@ -241,6 +280,121 @@ def _gathered(g0, g1, g2, grads_ptr, i, j, x, y, mine, a, b, c, d, tx, ty, facto
 
 
 @triton.jit
+def _inside(
+    grads_ptr, draws_ptr, place_ptr, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, p, block,
+    SHARED: tl.constexpr, B: tl.constexpr, H: tl.constexpr, W: tl.constexpr, h: tl.constexpr, w: tl.constexpr,
+    LAST: tl.constexpr, ACC_LAST: tl.constexpr, DELTA_LAST: tl.constexpr, COLOR: tl.constexpr,
+    GEOMETRY: tl.constexpr, FLIP: tl.constexpr, PLACED: tl.constexpr, SCALED: tl.constexpr, UNIT: tl.constexpr,
+    GREY: tl.constexpr, STEP: tl.constexpr, BLOCKS: tl.constexpr, BLOCKS_PADDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Pixels that are not on the border, or all where nothing moves."""
+    middle_i: tl.constexpr = (h - 1) / 2
+    middle_j: tl.constexpr = (w - 1) / 2
+    o = block * BLOCK + tl.arange(0, BLOCK)
+    mine = o < H * W
+    g0, g1, g2 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    if GEOMETRY or FLIP or PLACED:
+        yi, xi = o // W, o % W
+        mine &= (xi > 0) & (xi < W - 1) & (yi > 0) & (yi < H - 1)
+        x, y = xi.to(tl.float32), yi.to(tl.float32)
+    for k in range(B):
+        contrast = _contrast(draws_ptr + k * DRAWS, COLOR)
+        if GEOMETRY or FLIP or PLACED:
+            a, b, c, d, tx, ty = _move(draws_ptr + k * DRAWS, place_ptr, GEOMETRY, FLIP, PLACED, H, W, h, w)
+            back = 1 / (a * d - b * c)
+            reach_j = (tl.abs(d) + tl.abs(b)) * tl.abs(back) + 1e-3
+            reach_i = (tl.abs(c) + tl.abs(a)) * tl.abs(back) + 1e-3
+            first_j = tl.ceil((d * (x - tx) - b * (y - ty)) * back + middle_j - reach_j)
+            i = tl.ceil((a * (y - ty) - c * (x - tx)) * back + middle_i - reach_i)
+            row = 0.0
+            while row <= 2 * reach_i:
+                column = 0.0
+                while column <= 2 * reach_j:
+                    for more in tl.static_range(3):
+                        g0, g1, g2 = _gathered(
+                            g0, g1, g2, grads_ptr, i, first_j + column + more, x, y, mine,
+                            a, b, c, d, tx, ty, contrast, H, W, h, w, LAST,
+                        )  # fmt: skip
+                    column += 3
+                i += 1
+                row += 1
+        else:
+            g0 += contrast * tl.load(grads_ptr + _at(o, 0, h * w, LAST), mask=mine, other=0.0).to(tl.float32)
+            g1 += contrast * tl.load(grads_ptr + _at(o, 1, h * w, LAST), mask=mine, other=0.0).to(tl.float32)
+            g2 += contrast * tl.load(grads_ptr + _at(o, 2, h * w, LAST), mask=mine, other=0.0).to(tl.float32)
+        grads_ptr += 3 * h * w
+    _finish(
+        g0, g1, g2, o, mine, p, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, SHARED, B, H, W, h, w,
+        ACC_LAST, DELTA_LAST, SCALED, UNIT, GREY, STEP, BLOCKS, BLOCKS_PADDED,
+    )  # fmt: skip
+
+
+@triton.jit
+def _border(
+    grads_ptr, draws_ptr, place_ptr, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, p, block,
+    SHARED: tl.constexpr, B: tl.constexpr, H: tl.constexpr, W: tl.constexpr, h: tl.constexpr, w: tl.constexpr,
+    LAST: tl.constexpr, ACC_LAST: tl.constexpr, DELTA_LAST: tl.constexpr, COLOR: tl.constexpr,
+    GEOMETRY: tl.constexpr, FLIP: tl.constexpr, PLACED: tl.constexpr, SCALED: tl.constexpr, UNIT: tl.constexpr,
+    GREY: tl.constexpr, STEP: tl.constexpr, BLOCKS: tl.constexpr, BLOCKS_PADDED: tl.constexpr,
+    EDGE: tl.constexpr, CANDIDATES: tl.constexpr,
+):  # fmt: skip
+    """Pixels of the border, onto which what lies beyond is clamped."""
+    middle_i: tl.constexpr = (h - 1) / 2
+    middle_j: tl.constexpr = (w - 1) / 2
+    # The border in one line: first row, last row, then both ends of each row between.
+    e = block * EDGE + tl.arange(0, EDGE)
+    mine = e < 2 * (H + W) - 4
+    between = e - 2 * W
+    xi = tl.where(e < W, e, tl.where(e < 2 * W, e - W, tl.where(between % 2 == 0, 0, W - 1)))
+    yi = tl.where(e < W, 0, tl.where(e < 2 * W, H - 1, 1 + between // 2))
+    x, y = xi.to(tl.float32), yi.to(tl.float32)
+    candidate = tl.arange(0, CANDIDATES)
+    g0, g1, g2 = tl.zeros([EDGE], tl.float32), tl.zeros([EDGE], tl.float32), tl.zeros([EDGE], tl.float32)
+    for k in range(B):
+        contrast = _contrast(draws_ptr + k * DRAWS, COLOR)
+        a, b, c, d, tx, ty = _move(draws_ptr + k * DRAWS, place_ptr, GEOMETRY, FLIP, PLACED, H, W, h, w)
+        back = 1 / (a * d - b * c)
+        # How far beyond the border the view asks, and so the box around what this pixel stands for.
+        wide, high = tl.abs(a) * middle_j + tl.abs(b) * middle_i, tl.abs(c) * middle_j + tl.abs(d) * middle_i
+        x0 = tl.where(xi == 0, tl.minimum(tx - wide, -1.0), x - 1)
+        x1 = tl.where(xi == W - 1, tl.maximum(tx + wide, W * 1.0), x + 1)
+        y0 = tl.where(yi == 0, tl.minimum(ty - high, -1.0), y - 1)
+        y1 = tl.where(yi == H - 1, tl.maximum(ty + high, H * 1.0), y + 1)
+        half_x, half_y = (x1 - x0) / 2, (y1 - y0) / 2
+        reach_j = (tl.abs(d) * half_x + tl.abs(b) * half_y) * tl.abs(back) + 1e-3
+        reach_i = (tl.abs(c) * half_x + tl.abs(a) * half_y) * tl.abs(back) + 1e-3
+        from_x, from_y = (x0 + x1) / 2 - tx, (y0 + y1) / 2 - ty
+        j = (d * from_x - b * from_y) * back + middle_j
+        i = (a * from_y - c * from_x) * back + middle_i
+        first_j = tl.maximum(tl.ceil(j - reach_j), 0.0)
+        first_i = tl.maximum(tl.ceil(i - reach_i), 0.0)
+        columns = tl.maximum(tl.minimum(tl.floor(j + reach_j), w - 1.0) - first_j + 1, 0.0)
+        rows = tl.maximum(tl.minimum(tl.floor(i + reach_i), h - 1.0) - first_i + 1, 0.0)
+        columns = tl.where(mine, columns, 0.0).to(tl.int32)
+        count = columns * rows.to(tl.int32)
+        most, done = tl.max(count, axis=0), 0
+        while done < most:
+            at = (done + candidate)[None, :]
+            row = at // tl.maximum(columns, 1)[:, None]
+            at_i = first_i[:, None] + row
+            at_j = first_j[:, None] + (at - row * columns[:, None])
+            wide0 = tl.zeros([EDGE, CANDIDATES], tl.float32)
+            wide0, wide1, wide2 = _gathered(
+                wide0, wide0, wide0, grads_ptr, at_i, at_j, x[:, None], y[:, None], at < count[:, None],
+                a, b, c, d, tx, ty, contrast, H, W, h, w, LAST,
+            )  # fmt: skip
+            g0 += tl.sum(wide0, axis=1)
+            g1 += tl.sum(wide1, axis=1)
+            g2 += tl.sum(wide2, axis=1)
+            done += CANDIDATES
+        grads_ptr += 3 * h * w
+    _finish(
+        g0, g1, g2, yi * W + xi, mine, p, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, SHARED, B,
+        H, W, h, w, ACC_LAST, DELTA_LAST, SCALED, UNIT, GREY, STEP, BLOCKS, BLOCKS_PADDED,
+    )  # fmt: skip
+
+
+@triton.jit
 def _view_step_kernel(
     grads_ptr,  # [P, B, 3, h, w], gradient of each view
     draws_ptr,  # [P, B, DRAWS] float32
@@ -279,97 +433,18 @@ def _view_step_kernel(
     draws_ptr += p * B * DRAWS
     place_ptr += p // SHARED * 6
     grads_ptr += p * B * 3 * h * w
-    middle_i: tl.constexpr = (h - 1) / 2
-    middle_j: tl.constexpr = (w - 1) / 2
     if block < INNER:
-        o = block * BLOCK + tl.arange(0, BLOCK)
-        mine = o < H * W
-        g0, g1, g2 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-        if GEOMETRY or FLIP or PLACED:
-            yi, xi = o // W, o % W
-            mine &= (xi > 0) & (xi < W - 1) & (yi > 0) & (yi < H - 1)
-            x, y = xi.to(tl.float32), yi.to(tl.float32)
-        for k in range(B):
-            contrast = _contrast(draws_ptr + k * DRAWS, COLOR)
-            if GEOMETRY or FLIP or PLACED:
-                a, b, c, d, tx, ty = _move(draws_ptr + k * DRAWS, place_ptr, GEOMETRY, FLIP, PLACED, H, W, h, w)
-                back = 1 / (a * d - b * c)
-                reach_j = (tl.abs(d) + tl.abs(b)) * tl.abs(back) + 1e-3
-                reach_i = (tl.abs(c) + tl.abs(a)) * tl.abs(back) + 1e-3
-                first_j = tl.ceil((d * (x - tx) - b * (y - ty)) * back + middle_j - reach_j)
-                i = tl.ceil((a * (y - ty) - c * (x - tx)) * back + middle_i - reach_i)
-                row = 0.0
-                while row <= 2 * reach_i:
-                    column = 0.0
-                    while column <= 2 * reach_j:
-                        for more in tl.static_range(3):
-                            g0, g1, g2 = _gathered(
-                                g0, g1, g2, grads_ptr, i, first_j + column + more, x, y, mine,
-                                a, b, c, d, tx, ty, contrast, H, W, h, w, LAST,
-                            )  # fmt: skip
-                        column += 3
-                    i += 1
-                    row += 1
-            else:
-                g0 += contrast * tl.load(grads_ptr + _at(o, 0, h * w, LAST), mask=mine, other=0.0).to(tl.float32)
-                g1 += contrast * tl.load(grads_ptr + _at(o, 1, h * w, LAST), mask=mine, other=0.0).to(tl.float32)
-                g2 += contrast * tl.load(grads_ptr + _at(o, 2, h * w, LAST), mask=mine, other=0.0).to(tl.float32)
-            grads_ptr += 3 * h * w
-        _finish(
-            g0, g1, g2, o, mine, p, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, SHARED, B, H, W, h, w,
-            ACC_LAST, DELTA_LAST, SCALED, UNIT, GREY, STEP, BLOCKS, BLOCKS_PADDED,
+        _inside(
+            grads_ptr, draws_ptr, place_ptr, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, p, block, SHARED,
+            B, H, W, h, w, LAST, ACC_LAST, DELTA_LAST, COLOR, GEOMETRY, FLIP, PLACED, SCALED, UNIT, GREY, STEP, BLOCKS,
+            BLOCKS_PADDED, BLOCK,
         )  # fmt: skip
     else:
-        # The border in one line: first row, last row, then both ends of each row between.
-        e = (block - INNER) * EDGE + tl.arange(0, EDGE)
-        mine = e < 2 * (H + W) - 4
-        between = e - 2 * W
-        xi = tl.where(e < W, e, tl.where(e < 2 * W, e - W, tl.where(between % 2 == 0, 0, W - 1)))
-        yi = tl.where(e < W, 0, tl.where(e < 2 * W, H - 1, 1 + between // 2))
-        x, y = xi.to(tl.float32), yi.to(tl.float32)
-        candidate = tl.arange(0, CANDIDATES)
-        g0, g1, g2 = tl.zeros([EDGE], tl.float32), tl.zeros([EDGE], tl.float32), tl.zeros([EDGE], tl.float32)
-        for k in range(B):
-            contrast = _contrast(draws_ptr + k * DRAWS, COLOR)
-            a, b, c, d, tx, ty = _move(draws_ptr + k * DRAWS, place_ptr, GEOMETRY, FLIP, PLACED, H, W, h, w)
-            back = 1 / (a * d - b * c)
-            # How far beyond the border the view asks, and so the box around what this pixel stands for.
-            wide, high = tl.abs(a) * middle_j + tl.abs(b) * middle_i, tl.abs(c) * middle_j + tl.abs(d) * middle_i
-            x0 = tl.where(xi == 0, tl.minimum(tx - wide, -1.0), x - 1)
-            x1 = tl.where(xi == W - 1, tl.maximum(tx + wide, W * 1.0), x + 1)
-            y0 = tl.where(yi == 0, tl.minimum(ty - high, -1.0), y - 1)
-            y1 = tl.where(yi == H - 1, tl.maximum(ty + high, H * 1.0), y + 1)
-            half_x, half_y = (x1 - x0) / 2, (y1 - y0) / 2
-            reach_j = (tl.abs(d) * half_x + tl.abs(b) * half_y) * tl.abs(back) + 1e-3
-            reach_i = (tl.abs(c) * half_x + tl.abs(a) * half_y) * tl.abs(back) + 1e-3
-            from_x, from_y = (x0 + x1) / 2 - tx, (y0 + y1) / 2 - ty
-            j = (d * from_x - b * from_y) * back + middle_j
-            i = (a * from_y - c * from_x) * back + middle_i
-            first_j = tl.maximum(tl.ceil(j - reach_j), 0.0)
-            first_i = tl.maximum(tl.ceil(i - reach_i), 0.0)
-            columns = tl.maximum(tl.minimum(tl.floor(j + reach_j), w - 1.0) - first_j + 1, 0.0)
-            rows = tl.maximum(tl.minimum(tl.floor(i + reach_i), h - 1.0) - first_i + 1, 0.0)
-            columns = tl.where(mine, columns, 0.0).to(tl.int32)
-            count = columns * rows.to(tl.int32)
-            most, done = tl.max(count, axis=0), 0
-            while done < most:
-                at = (done + candidate)[None, :]
-                row = at // tl.maximum(columns, 1)[:, None]
-                at_i = first_i[:, None] + row
-                at_j = first_j[:, None] + (at - row * columns[:, None])
-                wide0 = tl.zeros([EDGE, CANDIDATES], tl.float32)
-                wide0, wide1, wide2 = _gathered(
-                    wide0, wide0, wide0, grads_ptr, at_i, at_j, x[:, None], y[:, None], at < count[:, None],
-                    a, b, c, d, tx, ty, contrast, H, W, h, w, LAST,
-                )  # fmt: skip
-                g0 += tl.sum(wide0, axis=1)
-                g1 += tl.sum(wide1, axis=1)
-                g2 += tl.sum(wide2, axis=1)
-                done += CANDIDATES
-            grads_ptr += 3 * h * w
-        _finish(
-            g0, g1, g2, yi * W + xi, mine, p, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, SHARED, B,
-            H, W, h, w, ACC_LAST, DELTA_LAST, SCALED, UNIT, GREY, STEP, BLOCKS, BLOCKS_PADDED,
+        _border(
+            grads_ptr, draws_ptr, place_ptr, scale_ptr, sizes_ptr, acc_ptr, delta_in_ptr, alpha, eps, p,
+            block - INNER, SHARED, B, H, W, h, w, LAST, ACC_LAST, DELTA_LAST, COLOR, GEOMETRY, FLIP, PLACED,
+            SCALED, UNIT, GREY, STEP, BLOCKS,
+            BLOCKS_PADDED, EDGE, CANDIDATES,
         )  # fmt: skip
 
 
@@ -398,17 +473,23 @@ def _finish(
         g0, g1, g2 = g0 / B, g1 / B, g2 / B
     acc_ptr += p * 3 * H * W
     delta_in_ptr += p * 3 * H * W
-    for channel in tl.static_range(3):
-        g = g0 if channel == 0 else (g1 if channel == 1 else g2)
-        at = _at(o, channel, H * W, ACC_LAST)
-        if STEP:
-            delta_at = _at(o, channel, H * W, DELTA_LAST)
-            delta_in = tl.load(delta_in_ptr + delta_at, mask=mine, other=0.0)
-            acc = tl.load(acc_ptr + at, mask=mine, other=0.0)
-            tl.store(delta_in_ptr + delta_at, clip(delta_in + alpha * sign_of(g), -eps, eps), mask=mine)
-            tl.store(acc_ptr + at, acc + g, mask=mine)
-        else:
-            tl.store(acc_ptr + at, g, mask=mine)
+    HW: tl.constexpr = H * W
+    at0, at1, at2 = _at(o, 0, HW, ACC_LAST), _at(o, 1, HW, ACC_LAST), _at(o, 2, HW, ACC_LAST)
+    if STEP:
+        to0, to1, to2 = _at(o, 0, HW, DELTA_LAST), _at(o, 1, HW, DELTA_LAST), _at(o, 2, HW, DELTA_LAST)
+        delta0 = tl.load(delta_in_ptr + to0, mask=mine, other=0.0)
+        delta1 = tl.load(delta_in_ptr + to1, mask=mine, other=0.0)
+        delta2 = tl.load(delta_in_ptr + to2, mask=mine, other=0.0)
+        acc0 = tl.load(acc_ptr + at0, mask=mine, other=0.0)
+        acc1 = tl.load(acc_ptr + at1, mask=mine, other=0.0)
+        acc2 = tl.load(acc_ptr + at2, mask=mine, other=0.0)
+        tl.store(delta_in_ptr + to0, clip(delta0 + alpha * sign_of(g0), -eps, eps), mask=mine)
+        tl.store(delta_in_ptr + to1, clip(delta1 + alpha * sign_of(g1), -eps, eps), mask=mine)
+        tl.store(delta_in_ptr + to2, clip(delta2 + alpha * sign_of(g2), -eps, eps), mask=mine)
+        g0, g1, g2 = acc0 + g0, acc1 + g1, acc2 + g2
+    tl.store(acc_ptr + at0, g0, mask=mine)
+    tl.store(acc_ptr + at1, g1, mask=mine)
+    tl.store(acc_ptr + at2, g2, mask=mine)
 
 
 @torch.library.custom_op("fastcloak::view_batch_", mutates_args=("out",))

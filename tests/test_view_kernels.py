@@ -26,6 +26,14 @@ lets_nan_through = pytest.mark.filterwarnings("ignore:(invalid value|divide by z
 pytestmark = pytest.mark.promise("P14")
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter takes its time for each program, however many pixels it has."""
+    if not CUDA:
+        monkeypatch.setattr(photo_kernel, "PIXELS", 2048)
+        monkeypatch.setattr(kernel, "EDGE", 16)
+
+
 def random(*shape, seed=0, uniform=False):
     draw = torch.rand if uniform else torch.randn
     return draw(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
@@ -272,7 +280,7 @@ def test_jpeg_gradient_equals_the_reference():
     assert_within_twice_the_error(out, expected, exact, 4 * STEP * exact.abs().max().item())
 
 
-@pytest.mark.parametrize(("size", "own"), [(0.0, False), (0.5, True), (1.0, False)])
+@pytest.mark.parametrize(("size", "own"), [(0.0, False), (1.0, True)])
 def test_photo_and_its_gradient_equal_the_reference(size, own):
     """At a side of 112 pixels, of which a strip will do for the rows."""
     H, W = (14, 112) if size else (112, 14)

@@ -33,6 +33,7 @@ from bench.harness.command import command
 from bench.harness.rows import Rows
 from bench.speed.machine_code import MachineCode, machine_codes
 from fastcloak.fitting.options import OBJECTIVES
+from fastcloak.ops.jpeg import jpeg_tables
 
 ARCHITECTURES = (80, 90)
 
@@ -44,10 +45,21 @@ BUDGETS = {
     "_partial_sums_kernel": 64,
     "_outer_step_kernel": 64,
     "_cloak_batch_kernel": 128,
+    "_view_batch_kernel": 128,
+    "_view_step_kernel": 128,
+    "_sizes_kernel": 64,
+    "_jpeg_blocks_kernel": 128,
+    "_jpeg_joined_kernel": 64,
+    "_jpeg_gradient_kernel": 128,
+    "_photo_kernel": 128,
+    "_apart_kernel": 128,
     # One program per photo and usually fewer photos than SMs: what counts is that nothing spills, at 255.
     "_hull_loss_kernel": 255,
 }
 """Registers per thread."""
+
+GATHERS = {name for name in BUDGETS if re.match("_(view|sizes|jpeg|photo|apart)_", name)}
+"""Kernels that read around each pixel: what they touch depends on the view, of which only the least is said here."""
 
 LOOP_BARRIERS = {1: 0, 4: 40, 8: 44, 16: 44}
 """Barriers in the code of all loops of a kernel, by its warps. Convex weights go round 13 times, their pivots 13 K."""
@@ -162,8 +174,34 @@ def variants() -> Iterator[tuple[str, Callable[[], object]]]:
         )
     face = pictures(torch.float32, b=1)
     yield "float32 N=1 b=1 bound", partial(kernels.cloak_batch_, face, delta, index[:, :1], one, bound=acc)
+    yield from views(kernels)
     yield "plain", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2)
     yield "momentum", partial(kernels.outer_step_, acc, velocity, delta, delta_in, 0.1, 0.2, 1.0)
+
+
+def views(kernels: Any) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Views as the presets and tailored albums, on canvases of 160, take them."""
+    draws, index, scale = torch.zeros(1, 1, 13), torch.zeros(1, 1, dtype=torch.int64), torch.ones(3)
+    faces, canvas = torch.zeros(1, 1, 3, SIDE, SIDE), torch.zeros(1, 1, 3, 160, 160)
+    textures, place = torch.zeros(64, 3, SIDE, SIDE), torch.zeros(1, 2, 3)
+    seen = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.bfloat16).to(memory_format=torch.channels_last)[None]
+    moved, every = {"geometry": True, "flip": True}, {"geometry": True, "flip": True, "color": True}
+    mask, large = faces[0], canvas[0]
+    steps, shown = {"alpha": 0.1, "eps": 0.2, "scale": scale}, {"scale": scale, "shift": scale}
+    yield "fast", partial(kernels.view_batch_, faces, mask, index, draws, seen, **every, **shown)
+    yield "fast", partial(kernels.view_step_, seen, draws, mask, mask.clone(), **every, **steps)
+    yield "strong", partial(kernels.view_batch_, faces, mask, index, draws, faces, **every, textures=textures)
+    yield "strong", partial(kernels.view_step_, faces, draws, mask, mask.clone(), **every, **steps, unit=True)
+    yield "album color", partial(kernels.view_batch_, canvas, large, index, draws, canvas, color=True, bound=large)
+    yield "album", partial(kernels.view_batch_, canvas, None, None, draws, seen, **moved, **shown, place=place)
+    yield "album", partial(kernels.view_gradient_, seen, draws, canvas, **moved, scale=scale, place=place)
+    yield "album color", partial(kernels.view_step_, canvas, draws, large, large.clone(), 0.1, 0.2, color=True)
+    yield "album", partial(kernels.jpeg_batch_, canvas, draws, canvas, *jpeg_tables(torch.device("cpu")))
+    yield "album", partial(kernels.jpeg_gradient_, canvas, canvas, torch.zeros(2, 3, 3))
+    yield "photo", partial(kernels.photo_batch_, faces, mask, index, draws, faces.clone())
+    yield "photo back", partial(kernels.photo_gradient_, faces, draws, faces.clone())
+    others = torch.zeros(64, D), torch.zeros(128, 128), torch.zeros(128, 64), torch.zeros(128, D)
+    yield "album", partial(kernels.apart_center, torch.zeros(128, D, dtype=torch.bfloat16), *others, 1.0, 0.1)
 
 
 def traffic(launch: Launch) -> tuple[int, int, int, int]:
@@ -174,6 +212,11 @@ def traffic(launch: Launch) -> tuple[int, int, int, int]:
     a = launch.arguments
     size = {name: value.numel() * value.element_size() for name, value in a.items() if torch.is_tensor(value)}
     programs = math.prod(launch.grid)
+    if launch.name in GATHERS:
+        outputs = {"out_ptr", "luma_ptr", "halved_ptr", "sizes_ptr", "acc_ptr", "delta_in_ptr"} & set(size)
+        written = sum(size[name] for name in outputs)
+        read = sum(bytes_ for name, bytes_ in size.items() if name not in outputs)
+        return read, written, read, written
     if launch.name == "_hull_loss_kernel":
         photos, of_features, of_center = programs, size["features_ptr"], size["center_ptr"]
         P = photos // a["b"]
@@ -284,10 +327,14 @@ def complaints(launch: Launch, row: dict[str, Any]) -> list[str]:
         wrong.append(f"{row['registers']} registers, budget {BUDGETS[launch.name]}")
     # Loads of one group of photos stand behind the stores of the group before.
     allowed = math.ceil(a["B"] / a["GROUP"]) - 1 if "GROUP" in a else 0
+    # The border's loads stand behind the stores of the other branch, which no program takes too.
+    allowed += launch.name == "_view_step_kernel"
     if row["waits_for_stores"] > allowed:
         wrong.append(f"{row['waits_for_stores']} loads wait for a store that they do not need, {allowed} allowed")
     if row["loop_barriers"] > (budget := LOOP_BARRIERS.get(launch.options["num_warps"], 0)):
         wrong.append(f"{row['loop_barriers']} barriers inside loops, budget {budget}")
+    if launch.name in GATHERS:
+        return wrong
     if hull:
         return wrong + ([] if row["loads_16"] else ["no 16-byte load"])
     for word, allowed in zip(("load", "store"), scalars_allowed(launch), strict=True):
