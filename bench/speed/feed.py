@@ -25,9 +25,11 @@ from torch.nn import functional as F
 from bench.harness.command import command
 from bench.harness.rows import Rows
 from bench.protection.people import people_folders, photos_of
-from fastcloak import Surrogate, load_model, plan_photos, tailor_photos
+from fastcloak import load_model, tailor_photos
 from fastcloak.fitting.fitter import Fitter
+from fastcloak.models import Surrogate
 from fastcloak.photos.files import read_photo
+from fastcloak.protection.album import MANIFEST, Plan
 
 FACE, WIDTH, HEIGHT = (368, 448), 1280, 960
 STEPS = 10
@@ -89,7 +91,9 @@ def fitting(people: dict[str, list[Path]], seconds: float, readers: int) -> dict
 def tailoring(album: Sequence[Path], seconds: float, jobs: int) -> dict[str, Any]:
     """A row of tailor_photos; a pass of 16 photos takes these seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        plan = plan_photos(album, Path(folder) / "safe")
+        safe = Path(folder)
+        photos = tuple((photo, safe / f"{i}{photo.suffix}") for i, photo in enumerate(album))
+        plan = Plan(photos, safe / MANIFEST)
         clock = Clock()
         model = stand_in(seconds / STEPS)
         return clock.columns(

@@ -31,6 +31,7 @@ from fastcloak.protection.photo import ProtectedPhoto, decoded, encoded, face_wa
 from fastcloak.system.checks import whole
 from fastcloak.system.threads import in_order
 from fastcloak.tailoring.canvas import Canvas, canvas_of, lay
+from fastcloak.tailoring.look import bounds
 from fastcloak.tailoring.tailor import WITHOUT_PERSON, Tailor, tailored_faces
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class _Seen:
     opened: Opened
     faces: list[Face]
     canvases: list[Canvas]
+    bounds: list[Floats]
     grey: bool
 
 
@@ -244,7 +246,9 @@ class _Album:
         def seen(opened: Opened) -> _Seen:
             pixels = decoded(opened.payload, source, destination).pixels
             faces = meant_faces(pixels, self._find, name=str(source))
-            return _Seen(opened, faces, [canvas_of(pixels, face) for face in faces], is_grey(pixels))
+            canvases = [canvas_of(pixels, face) for face in faces]
+            limits = [bounds(canvas, self._tailor.config) for canvas in canvases]
+            return _Seen(opened, faces, canvases, limits, is_grey(pixels))
 
         return self._run.attempt(self._run.open(source, destination), seen)
 
@@ -285,13 +289,15 @@ class _Album:
     def learn(self, group: list[_Seen], learning: Callable[[float], None]) -> list[Masks]:
         """Learn the masks of the photos of a pass."""
         canvases = [canvas for seen in group for canvas in seen.canvases]
+        limits = [bound for seen in group for bound in seen.bounds]
         learnt: list[tuple[Floats, Floats]] = []
         # A photo of many people may have more faces than a pass.
         for first in range(0, len(canvases), self._tailor.faces_per_pass):
-            part = canvases[first : first + self._tailor.faces_per_pass]
+            faces = slice(first, first + self._tailor.faces_per_pass)
+            part = canvases[faces]
             step = len(group) * len(part) / (len(canvases) * max(1, self._tailor.config.gradients))
             masks = self._tailor.masks(
-                part, grey=group[0].grey, of_several=self._of_several, tick=partial(learning, step)
+                part, limits[faces], grey=group[0].grey, of_several=self._of_several, tick=partial(learning, step)
             )
             self._tailor.remember(tailored_faces(part, masks), tailored_faces(part) if self._of_several else None)
             learnt += masks

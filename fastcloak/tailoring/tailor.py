@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcloak.fitting.learner import Learner
+from fastcloak.fitting.learner import Learner, on_device
 from fastcloak.fitting.objective import EARLIER
 from fastcloak.fitting.options import warn_of_idle
 from fastcloak.fitting.run import own_modes
@@ -166,6 +166,7 @@ class Tailor(Learner):
     def masks(
         self,
         canvases: Sequence[Canvas],
+        bound: Sequence[Floats] = (),
         *,
         grey: bool = False,
         of_several: bool = False,
@@ -175,6 +176,7 @@ class Tailor(Learner):
 
         Args:
             canvases: one or more.
+            bound: what `bounds` gives for each, where it was computed before, as threads do.
             grey: masks of three equal channels, for grey photos.
             of_several: the faces are of several people: only those that look alike are kept apart.
             tick: called after each step.
@@ -189,7 +191,7 @@ class Tailor(Learner):
         """
         with own_modes(self.device):
             pictures = self._stacked([canvas.picture for canvas in canvases]) / 255
-            bound = [bounds(canvas, self.config) for canvas in canvases]
+            bound = bound or [bounds(canvas, self.config) for canvas in canvases]
             place = torch.from_numpy(np.stack([canvas.place for canvas in canvases])).to(self.device)
             clean = unit_features(self.surrogate, _aligned(pictures, place))
             center = clean if self._center is None else self._center.expand_as(clean)
@@ -218,7 +220,7 @@ class Tailor(Learner):
         return (~(clean @ others.T < least)).float()  # true for NaN: whose face that is cannot be told
 
     def _stacked(self, pictures: Sequence[Floats]) -> Tensor:
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().to(self.device)
+        return on_device(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), self.device)
 
 
 def tailored_faces(canvases: Sequence[Canvas], masks: Sequence[tuple[Floats, Floats]] = ()) -> Tensor:
