@@ -9,5 +9,6 @@ from fastcloak.kernels.accumulate_step import accumulate_step_
 from fastcloak.kernels.cloak_batch import cloak_batch_
 from fastcloak.kernels.hull import hull_loss
 from fastcloak.kernels.outer_step import outer_step_
+from fastcloak.kernels.prelu import frozen_prelu
 
-__all__ = ["accumulate_step_", "cloak_batch_", "hull_loss", "outer_step_"]
+__all__ = ["accumulate_step_", "cloak_batch_", "frozen_prelu", "hull_loss", "outer_step_"]

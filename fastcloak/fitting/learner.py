@@ -48,7 +48,7 @@ class Learner:
         self._loop: Loop | None = None
         with own_modes(self.device):
             self.loaded = load_model(model)
-            self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype))
+            self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype), backend=self._backend)
 
     def run(
         self, config: FitConfig, persons: int, photos: int, tailoring: Tailoring | None = None, **arguments: Any

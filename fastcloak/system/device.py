@@ -131,7 +131,8 @@ def without_tf32() -> Iterator[None]:
     PyTorch has these switches once for the whole process: other threads' products are exact in the meantime too, and
     a switch that the caller sets in the meantime is put back.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
     with _SWITCHING:
         states = [_tf32(cudnn, lambda: cudnn.conv), _tf32(matmul, lambda: matmul)]
         try:
