@@ -12,12 +12,14 @@ from fastcloak.kernels.hull import hull_loss
 from fastcloak.kernels.jpeg import jpeg_batch_, jpeg_gradient_
 from fastcloak.kernels.outer_step import outer_step_
 from fastcloak.kernels.photo import photo_batch_, photo_gradient_
+from fastcloak.kernels.prelu import frozen_prelu
 from fastcloak.kernels.views import view_batch_, view_gradient_, view_step_
 
 __all__ = [
     "accumulate_step_",
     "apart_center",
     "cloak_batch_",
+    "frozen_prelu",
     "hull_loss",
     "jpeg_batch_",
     "jpeg_gradient_",

@@ -130,7 +130,7 @@ def grad(outputs, inputs, grad_outputs=None, *, allow_unused=False):
             break
         with torch.no_grad():
             slopes = _called(node, given.pop(node, {}))
-        for (after, number), slope in zip(node.next_functions, slopes, strict=True):
+        for (after, number), slope in zip(node.next_functions, slopes, strict=not isinstance(node, BackwardCFunction)):
             if after is None:
                 continue
             if slope is not None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastcloak.models import load_model, prepare
 from fastcloak.models.rewrites.fold import fold
 from fastcloak.models.rewrites.prelu import FrozenPReLU
+from fastcloak.ops import reference
 from fastcloak.system.device import without_tf32
 
 CHANNELS = 6
@@ -406,7 +407,7 @@ def test_frozen_prelu_equals_prelu_and_its_gradient(dtype, channels, shape, chan
     x, upstream = (torch.randn(shape, generator=generator, dtype=dtype).to(memory_format=layout) for _ in range(2))
     x[0, 0] = 0  # where the slope on the left counts, as in nn.PReLU
     results = []
-    for module in (prelu, FrozenPReLU(prelu.weight)):
+    for module in (prelu, FrozenPReLU(prelu.weight, reference)):
         leaf = x.clone().requires_grad_()
         output = module(leaf)
         results.append((output.detach(), *torch.autograd.grad(output, leaf, upstream)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcloak.cloak import SHAPE
 from fastcloak.fitting.options import FitConfig
@@ -68,7 +69,11 @@ def persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int
 
 
 def _bytes_per_photo(surrogate: Surrogate) -> int:
-    """Memory of one photo's forward and backward pass: what autograd keeps, and as much again for gradients."""
+    """Memory of one photo's forward and backward pass: what autograd keeps, and what is in hand besides.
+
+    That is as much again, or four tensors of the largest size where little is kept: an operation's input and output, a
+    shortcut around it, and the gradient of one of them.
+    """
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -78,8 +83,23 @@ def _bytes_per_photo(surrogate: Surrogate) -> int:
 
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*surrogate.parameters(), *surrogate.buffers())}
     x = torch.zeros(1, *SHAPE, device=surrogate.device, requires_grad=True)
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    seen = _Largest()  # type: ignore[no-untyped-call]
+    with saved_tensors_hooks(keep, lambda tensor: tensor), seen:
         embeddings = surrogate(x)  # held until the count is done, so that no address is used twice
     activations = sum(size for address, size in kept.items() if address not in weights)
     del embeddings
-    return 2 * activations + 4 * x.numel() * x.element_size()
+    in_hand: int = max(activations, 4 * seen.bytes)
+    return activations + in_hand + 4 * x.numel() * x.element_size()
+
+
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The size of the largest tensor that an operation gives, in bytes."""
+
+    bytes: int = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = operation(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else [results]:
+            if isinstance(result, torch.Tensor):
+                self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return results

@@ -7,8 +7,10 @@ D feature length, K hull points. Nothing here reads a value back to the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastcloak.ops.augment import contrast_and_brightness, fade, grid, round_trips
@@ -19,6 +21,7 @@ __all__ = [
     "accumulate_step_",
     "apart_center",
     "cloak_batch_",
+    "frozen_prelu",
     "hull_loss",
     "jpeg_batch_",
     "jpeg_gradient_",
@@ -438,3 +441,41 @@ def _of_each(place: torch.Tensor | None, b: int) -> torch.Tensor | None:  # [P, 
 def _sign(g: torch.Tensor) -> torch.Tensor:
     # 0 * g is 0 for every finite g and NaN otherwise; torch.sign alone turns NaN into 0.
     return torch.sign(g) + 0 * g
+
+
+def frozen_prelu(x: torch.Tensor, slope: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """PReLU without a gradient of its slope: y = max(0, z) + slope min(0, z), z = x + bias.
+
+    The gradient with respect to x is that of y where z > 0, and slope times it elsewhere.
+
+    Args:
+        x: [N, C, ...] float.
+        slope: [1] or [C].
+        bias: [C], or [1, C, ...] for one a number; None is 0.
+
+    Returns:
+        y, like x.
+    """
+    if bias is not None:
+        x = x + (_along_channels(bias, x) if bias.ndim == 1 else bias)
+    output: torch.Tensor = _FrozenPReLU.apply(x, slope)
+    return output
+
+
+class _FrozenPReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, slope)
+        return torch.prelu(x, slope)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        x, slope = ctx.saved_tensors
+        # slope * grad + (1 - slope) * relu'(x) grad in two vectorised passes.
+        through = torch.ops.aten.threshold_backward(grad, x, 0)
+        return torch.lerp(through, grad, _along_channels(slope, x).to(grad.dtype), out=through), None
+
+
+def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return values.view(1, -1, *[1] * (x.ndim - 2)) if x.ndim > 1 else values

@@ -132,7 +132,7 @@ def without_tf32() -> Iterator[None]:
     a switch that the caller sets in the meantime is put back.
     """
     cudnn: Any = torch.backends.cudnn
-    matmul = torch.backends.cuda.matmul
+    matmul: Any = torch.backends.cuda.matmul
     with _SWITCHING:
         states = [_tf32(cudnn, lambda: cudnn.conv), _tf32(matmul, lambda: matmul)]
         try:
