@@ -51,7 +51,7 @@ class Learner:
         self._loop: Loop | None = None
         with own_modes(self.device):
             self.loaded = load_model(model)
-            self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype), backend=self._backend)
+            self.surrogate = prepare(self.loaded, device=self.device, dtype=resolve_dtype(dtype), backend=self._ops[0])
 
     def run(
         self,
