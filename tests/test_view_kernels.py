@@ -333,7 +333,8 @@ def calls():
     faces, mask, index = picture_inputs(2, 3, 2, 8, 8)
     numbers, grads = draws(2, 2), random(2, 2, 3, 8, 8)
     acc, delta_in = step_state(2, 8, 8)
-    shown = {"faces": faces, "index": index, "draws": numbers}
+    # A photo's pixels are many to one of a small picture.
+    large = {"faces": random(1, 1, 3, 56, 56, uniform=True), "index": index[:1, :1] * 0, "draws": numbers[:1, :1]}
     blocks, tables = random(1, 1, 3, 16, 16, uniform=True), jpeg_tables(DEVICE)
     back = {"grads": grads, "draws": numbers, **ALL, "place": place(2, 0.8), "scale": SCALE, "unit": True}
     return {
@@ -350,8 +351,8 @@ def calls():
             "shift": SHIFT,
             "bound": mask.abs(),
         },
-        "photo_batch_": {**shown, "mask": mask, "bound": mask.abs(), "out": nan_pictures(2, 2, 8, 8)},
-        "photo_gradient_": {"grads": grads, "draws": numbers, "out": nan_pictures(2, 2, 8, 8)},
+        "photo_batch_": {**large, "mask": large["faces"][:, 0], "bound": None, "out": nan_pictures(1, 1, 56, 56)},
+        "photo_gradient_": {"grads": large["faces"], "draws": numbers[:1, :1], "out": nan_pictures(1, 1, 56, 56)},
         "jpeg_batch_": {"pictures": blocks, "draws": numbers[:1, :1], "out": blocks.clone(), **tables._asdict()},
         "jpeg_gradient_": {"grads": blocks, "out": blocks.clone(), "colors": tables.colors},
         "apart_center": {
