@@ -239,7 +239,7 @@ class ReadsInBackward(torch.autograd.Function):
 
 WAITS = {
     "item": lambda x: x * x.sum().item(),
-    "float": lambda x: x * float(x[0, 0]),
+    "float": lambda x: x * float(x[0, 0].detach()),
     "bool": lambda x: x if x.sum() > 0 else -x,
     "nonzero": lambda x: x[:, x[0].nonzero()[:, 0]],
     "mask": lambda x: x[x > 0],

@@ -152,13 +152,13 @@ class State:
         return Learnt(done, delta, self.losses.clone(), self.gap.clone(), self.moved.clone())
 
     def save(self, done: int) -> Tensors:
-        """What decides the steps after the first `done`, on the CPU. Waits for the device."""
+        """What decides the steps after the first `done`, in tensors of its own on the CPU. Waits for the device."""
         held = {**self._lasting(), "losses": self.losses[:done]}
         if self.config.dropout:
             held["random"] = torch.get_rng_state()
             if self.faces.is_cuda:
                 held["random_cuda"] = torch.cuda.get_rng_state(self.faces.device)
-        return {name: tensor.cpu().contiguous() for name, tensor in held.items()}
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in held.items()}
 
     def restore(self, saved: Tensors) -> int:
         """Go on from what `save` gave in a pass of the same faces and options; returns how many steps were done."""
