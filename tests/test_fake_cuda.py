@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bench.harness.fake_cuda import CUDA, Launches, fake_cuda, grad, launches_of_steps, of_lapack, on_fake_cuda
 from fastcloak import kernels
 from fastcloak.fitting.fitter import Fitter
 from fastcloak.fitting.loop import Loop
@@ -18,7 +19,6 @@ from fastcloak.ops import reference
 from fastcloak.tailoring.canvas import SIDE
 from fastcloak.tailoring.options import configure_tailor
 from tests.conftest import TinyNet, smooth_faces
-from tests.fake_cuda import CUDA, Launches, fake_cuda, grad, launches_of_steps, of_lapack, on_fake_cuda
 
 PERSONS, PHOTOS, SIZE = 2, 5, 16
 BACKENDS = {"triton": kernels, "reference": reference}

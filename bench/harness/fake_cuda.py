@@ -4,18 +4,27 @@ A whole step runs, forward and backward, and every operation that it would launc
 cannot be captured, is an error at the line that asks for it.
 """
 
+from __future__ import annotations
+
 import heapq
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from fastcloak.fitting.loop import Loop
+from fastcloak.fitting.state import Learnt
+from fastcloak.models import Surrogate
 
 CUDA = torch.device("cuda", 0)
 COPIES = {"_to_copy", "copy_"}
@@ -25,7 +34,7 @@ FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"
 
 
 @contextmanager
-def fake_cuda():
+def fake_cuda() -> Iterator[None]:
     """A world with a fake CUDA device: tensors made in it are fake, and events happen at once."""
     with ExitStack() as world:
         world.enter_context(FakeTensorMode(allow_non_fake_inputs=False))
@@ -37,12 +46,12 @@ def fake_cuda():
         yield
 
 
-def on_fake_cuda(surrogate):
+def on_fake_cuda(surrogate: Surrogate) -> Surrogate:
     """A copy of a surrogate with every tensor on the fake device, in its dtype and memory layout."""
     with unset_fake_temporarily():
         moved = surrogate.copy()
 
-    def fake(tensor):
+    def fake(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA)
 
     for module in moved.modules():
@@ -55,7 +64,7 @@ def on_fake_cuda(surrogate):
     return moved
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what each operation on the device launches: one a call, none where it only makes a view or takes memory.
 
     Attributes:
@@ -66,11 +75,11 @@ class Launches(TorchDispatchMode):
             device is refused by FakeTensorMode, which has none.
     """
 
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         schema, kwargs = operation._schema, kwargs or {}
         namespace, name = schema.name.split("::")
         result = operation(*args, **kwargs)
@@ -82,21 +91,26 @@ class Launches(TorchDispatchMode):
         assert len(devices) <= 1, f"{schema.name} takes or gives tensors on {' and '.join(sorted(devices))}"
         is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
         if "cuda" in devices and not is_view and name not in FREE:
-            self.counts[schema.name.removeprefix("aten::")] += 1
+            self.launched(operation, args, kwargs, result)
         return result
 
+    def launched(self, operation: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count one launch."""
+        self.counts[operation._schema.name.removeprefix("aten::")] += 1
 
-def of_lapack(counts):
+
+def of_lapack(counts: Counter[str]) -> set[str]:
     """The operations of LAPACK among those counted."""
     return {name for name in counts if name.startswith(LAPACK) and name not in ("linalg_vector_norm", "linalg_cross")}
 
 
-def launches_of_steps(loop, **arguments):
+def launches_of_steps(loop: Loop, **arguments: Any) -> list[Counter[str]]:
     """What each step of a fit launches, a Counter each; the arguments are those of `Loop.learn`."""
-    seen, steps = Launches(), []
+    seen = Launches()
+    steps: list[Counter[str]] = []
     with ExitStack() as watched:
 
-        def keep(learnt, state):
+        def keep(learnt: Learnt, state: object) -> None:
             if learnt.steps == 0:  # all is ready
                 watched.enter_context(seen)
             else:
@@ -107,22 +121,26 @@ def launches_of_steps(loop, **arguments):
     return steps
 
 
-def grad(outputs, inputs, grad_outputs=None, *, allow_unused=False):
+def grad(
+    outputs: Tensor, inputs: Tensor, grad_outputs: Tensor | None = None, *, allow_unused: bool = False
+) -> tuple[Any]:
     """`torch.autograd.grad` of one output and one input, by the same backward formulas in the same order.
 
     PyTorch's engine asks the CUDA driver for streams as soon as it sees a CUDA tensor, so the nodes are called here.
     """
     root, leaf = get_gradient_edge(outputs), get_gradient_edge(inputs)
-    waiting, seen = Counter(), [root.node]
+    waiting: Counter[Any] = Counter()
+    seen: list[Any] = [root.node]
     for node in seen:
         for after, _ in node.next_functions:
             if after is not None:
                 if after not in waiting and after is not root.node:
                     seen.append(after)
                 waiting[after] += 1
-    given = defaultdict(dict)
+    given: defaultdict[Any, dict[int, Tensor]] = defaultdict(dict)
     given[root.node][root.output_nr] = torch.ones_like(outputs) if grad_outputs is None else grad_outputs
-    order, ready = count(), []
+    order = count()
+    ready: list[Any] = []
     heapq.heappush(ready, (-root.node._sequence_nr(), next(order), root.node))
     while ready:
         node = heapq.heappop(ready)[2]
@@ -144,16 +162,17 @@ def grad(outputs, inputs, grad_outputs=None, *, allow_unused=False):
     return (found,)
 
 
-def _called(node, given):
+def _called(node: Any, given: dict[int, Tensor]) -> Any:
     """What the backward formula of a node gives each of its inputs."""
     if not given:
         return [None] * len(node.next_functions)
     slopes = [given.get(i) for i in range(len(node._input_metadata))]
-    found = node.apply(*slopes) if isinstance(node, BackwardCFunction) else node(*slopes)
+    call = node.apply if isinstance(node, BackwardCFunction) else node
+    found = call(*slopes)
     return found if isinstance(found, tuple) else (found,)
 
 
-def _copied(tensor, memo):
+def _copied(tensor: Tensor, memo: Any) -> Tensor:
     # PyTorch's own looks for the memory.
     copy = tensor.detach().clone()
     return torch.nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copy
@@ -162,11 +181,11 @@ def _copied(tensor, memo):
 class _Event:
     """An event that has happened as soon as it is recorded."""
 
-    def record(self, stream=None):
+    def record(self, stream: object = None) -> None:
         pass
 
-    def query(self):
+    def query(self) -> bool:
         return True
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         pass
