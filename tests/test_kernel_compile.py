@@ -91,7 +91,7 @@ def test_complaints_name_what_is_wrong():
     good = {"spill_bytes": 0, "stack_bytes": 0, "registers": 32, "loads_16": 4, "stores_16": 6}
     good |= {"loads_4": 0, "stores_4": 0, "waits_for_stores": 0, "loop_barriers": 0}
     assert complaints(step, good) == []
-    assert complaints(step, good | {"spill_bytes": 8}) == ["spills 8 bytes, stack 0"]
+    assert complaints(step, good | {"spill_bytes": 8}) == ["spills 8 bytes, stack 0, 0 allowed"]
     assert complaints(step, good | {"registers": 65}) == ["65 registers, budget 64"]
     assert complaints(step, good | {"stores_16": 0}) == ["no 16-byte store"]
     assert complaints(step, good | {"waits_for_stores": 1}) == [
@@ -101,7 +101,7 @@ def test_complaints_name_what_is_wrong():
     assert complaints(scaled, good | {"loads_4": 6}) == []
     assert complaints(scaled, good | {"loads_4": 7}) == ["7 narrow loads, 6 allowed"]
     hull = next(launch for launch in launches if launch.options["num_warps"] == 1)
-    assert complaints(hull, good | {"loop_barriers": 1}) == ["1 barriers inside loops, budget 0"]
+    assert complaints(hull, good | {"loop_barriers": 7}) == ["7 barriers inside loops, budget 6"]
 
 
 LISTING = """
