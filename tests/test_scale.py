@@ -622,7 +622,7 @@ def test_photos_that_kill_the_tailor_are_given_up_after_three_crashes(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     summary = tailor()  # nobody tries that person again
     assert (summary.people, summary.failed, summary.reasons) == (3, 1, Counter(ProcessDied=1))
-    assert summary.photos == Counter({"done before": 2, "protected": 2})
+    assert summary.photos.total() == 4  # those that were done when it crashed are found or made again
     assert not list((safe / ".crashes").iterdir())
     monkeypatch.undo()
     again = tailor()  # the next job does

@@ -78,6 +78,8 @@ class Views:
         if not self.names and place is None and mask.dim() == 4:
             ops.cloak_batch_(faces, mask, index, out, scale, shift, bound)
             return
+        if not draws.shape[-1]:  # a mask for each picture and no view, so that the numbers are not read
+            draws = draws.new_zeros(*draws.shape[:2], DRAWS)
         shape = *index.shape, *faces.shape[2:]
         if "photo" in self.names:
             left = faces.new_empty(shape)
