@@ -62,15 +62,15 @@ export PYTHONPATH=$site
 }
 
 tests=(tests/test_gpu.py)
-[ -z "$dry" ] && tests+=(tests/test_kernels.py)
+if [ -n "$dry" ]; then tests+=(--collect-only -q); else tests+=(tests/test_kernels.py); fi
 workers=()
 [ -z "$dry" ] && "$python" -c 'import xdist' 2>/dev/null && workers=(-n 6)
 part "tests" 180 "$python" -m pytest -ra --durations=10 -p no:cacheprovider "${workers[@]}" "${tests[@]}"
-if [ -n "$dry" ] && [ "$ended" = 5 ]; then # all skipped, as they should without a GPU
+if [ -n "$dry" ] && [ "$ended" = 0 ]; then # found, and not run: CI runs them on the CPU
     verdicts=("skipped tests: no CUDA device") && failed=0
 fi
 
-part "tailoring" 45 "$python" -m bench.speed.tailoring --models mobilefacenet --photos 1 8 32 128 \
+part "tailoring" 45 "$python" -m bench.speed.tailoring --models mobilefacenet --photos 1 32 256 \
     -o "$out/gpu_tailoring.csv" $dry
 measure=$((limit - SECONDS - 75))
 [ $measure -gt 240 ] && measure=240

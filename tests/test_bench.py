@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from bench.harness import machine, nets
+from bench.harness.fake_cuda import CUDA, fake_cuda
 from bench.harness.rows import Rows, laid_out, read
-from bench.speed import cluster, figures, ladder, peers, published, tailoring
+from bench.speed import cluster, estimate, figures, ladder, peers, published, tailoring
 from fastcloak import fit
 from fastcloak.models import prepare
 from tests.conftest import TinyNet
@@ -169,3 +170,22 @@ def test_processes_are_this_one_and_those_below_with_their_memory():
     assert os.getppid() not in found
     assert 2**26 < size < 2**26 + 2**25
     assert cluster.memory_of(child.pid) == 0
+
+
+def test_the_estimate_takes_the_slowest_of_bytes_operations_and_launch():
+    with fake_cuda():
+        a, b = torch.empty(4096, 8192, device=CUDA), torch.empty(8192, 2048, device=CUDA)
+        with estimate.Work() as product:
+            a @ b
+        with estimate.Work() as total:
+            a + a
+        with estimate.Work() as little:
+            a[0, :3] + 1
+    assert product.flops == 2 * 4096 * 8192 * 2048
+    assert product.bytes == 4 * (4096 * 8192 + 8192 * 2048 + 4096 * 2048)
+    assert product.seconds == product.flops / estimate.PEAK
+    assert dict(product.time_by_limit) == {"arithmetic": product.seconds}
+    assert total.bytes == 2 * a.numel() * 4  # one tensor twice is read once
+    assert dict(total.time_by_limit) == {"bandwidth": total.bytes / estimate.BANDWIDTH}
+    assert dict(little.time_by_limit) == {"launches": estimate.LAUNCH}
+    assert product.at_roof == product.flops / estimate.ROOF_PEAK

@@ -284,8 +284,9 @@ def test_rows_of_albums_are_checked_and_groups_share_the_default():
     default = albums.album_recipe({})
     assert [name for name, recipe in made.items() if recipe == default] == ["tailored"]
     assert {name for name, group in albums.GROUPS.items() if "tailored" not in group} == {"later", "universal"}
-    levels = {(one.options["look"], round(255 * one.options["eps"])) for one in map(made.get, albums.GROUPS["bounds"])}
-    assert levels == {(look, level) for look in ("even", "textured") for level in range(3, 11)}
+    bounds = [made[row].options for row in albums.GROUPS["bounds"]]
+    levels = {(one["look"], round(255 * one["eps"], 2)) for one in bounds}
+    assert levels == {(look, level) for look in ("even", "textured") for level in (5, 6, 7.25, 8, 9)}
     for wrong, message in (
         ({"how": "else"}, "how must be one of tailored, universal, clean, got 'else'"),
         ({"me": 1}, "me must be True or False"),
@@ -305,7 +306,7 @@ def test_rows_of_albums_are_summarised_and_drawn(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures need the extra demo")
     path, context = tmp_path / "rows.csv", {"gpu": "", "cpu": "none", "cores": "1", "torch": "2", "commit": "abc"}
     rows = Rows(path, lambda: {**context, "date": "2026-01-01T00:00"})
-    names = ["clean", "universal strong", "even 4", "even 8", "textured 5", "gradients 10", "tailored", "gradients 20"]
+    names = ["clean", "universal strong", "even 5", "even 8", "textured 5", "gradients 10", "tailored", "gradients 20"]
     for i, (name, white) in enumerate((name, white) for name in names for white in (False, True)):
         values = dict.fromkeys((*tailored.RATES, *tailored.NEW_RATES, *tailored.LOOKS))
         values |= {"top1": [i / 20, i / 20], "accepted": [0.1, 0.3], "ssim": [0.9 - i / 100] * 2, "top5": [None, 0.5]}

@@ -106,6 +106,27 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):
+    gradient = class_center_gradient(tiny_net, faces)
+    away = torch.arange(112)[:, None] - torch.arange(112)
+    weights = torch.exp(-(away.double() ** 2) / (2 * 1.5**2))
+    weights = (weights / weights.sum(1, keepdim=True)).float()
+    blurred = weights @ gradient @ weights.T
+    sharp, smooth = (fit(faces, tiny_net, smoothing=sigma, **ONE_STEP) for sigma in (0, 1.5))
+    assert (sharp.delta.sign() == gradient.sign()).float().mean() > 0.999
+    assert (smooth.delta.sign() == blurred.sign()).float().mean() > 0.999
+    assert (smooth.delta != sharp.delta).float().mean() > 0.01
+
+
+def test_color_is_the_share_of_a_gradient_that_differs_between_channels(tiny_net, faces):
+    gradient = class_center_gradient(tiny_net, faces)
+    light = gradient.mean(0)
+    half, none = (fit(faces, tiny_net, color=share, **ONE_STEP).delta for share in (0.5, 0))
+    assert (half.sign() == (light + gradient).sign()).float().mean() > 0.999
+    assert (none.sign() == light.sign()).float().mean() > 0.999
+    assert (half != none).float().mean() > 0.01
+
+
 @pytest.mark.parametrize(("share", "taken"), [(1.0, slice(0, 5)), (0.5, slice(2, 5)), (0.1, slice(4, 5))])
 def test_average_is_eps_times_the_sign_of_the_mean_of_the_last_masks(tiny_net, faces, share, taken):
     options = {"preset": "plain", "inner_steps": 2, "alpha": 5 / 255}

@@ -111,4 +111,4 @@ def test_smooth_skin_changes_less_than_hair():
 def test_a_flat_picture_has_even_bounds():
     photo = np.full((160, 160, 3), 77, np.uint8)
     canvas = canvas_of(photo, face(0.0, 1.0, (20, 20)))
-    np.testing.assert_allclose(bounds(canvas, TailorConfig())[canvas.window == 1], 7 / 255, rtol=1e-3)
+    np.testing.assert_allclose(bounds(canvas, TailorConfig())[canvas.window == 1], 7.25 / 255, rtol=1e-3)

@@ -149,6 +149,7 @@ def test_info_records_the_cost_and_what_ran(tiny_net, faces):
     assert cloak.info["image_gradients"] == 3 * 5 * 4
     assert len(cloak.info["losses"]) == 3
     assert (cloak.info["backend"], cloak.info["engine"], cloak.info["dtype"]) == ("reference", "eager", "float32")
+    assert cloak.info["folded"]
     assert cloak.info["models"] == ["TinyNet"]
     assert cloak.info["photos"] == 6
     assert fit(faces, tiny_net, method="opom", steps=3).info["image_gradients"] == 3 * 6

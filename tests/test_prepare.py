@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 from fastcloak.models import load_model, prepare
 from fastcloak.models.rewrites.fold import fold
 from fastcloak.models.rewrites.prelu import FrozenPReLU
+from fastcloak.ops import reference
+from fastcloak.system.device import without_tf32
 
 CHANNELS = 6
 
@@ -251,6 +254,75 @@ def test_what_cannot_be_folded_stays_and_is_said(net, folded, note):
         assert difference(prepared(faces()), surrogate(faces())) <= 1e-5
 
 
+@pytest.fixture
+def tf32(monkeypatch):
+    """Convolutions and linear layers round their operands to ten bits, as a GPU does where PyTorch allows TF32."""
+
+    def rounded(tensor):
+        bits = tensor.contiguous().view(torch.int32)
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+    def emulated(function, allowed):
+        def compute(x, weight, *rest):
+            if x.dtype == torch.float32 and allowed():
+                x, weight = rounded(x), rounded(weight)
+            return function(x, weight, *rest)
+
+        return compute
+
+    monkeypatch.setattr(F, "conv2d", emulated(F.conv2d, lambda: torch.backends.cudnn.allow_tf32))
+    monkeypatch.setattr(F, "linear", emulated(F.linear, lambda: torch.backends.cuda.matmul.allow_tf32))
+    torch.backends.cuda.matmul.allow_tf32 = True  # it is not by default; cudnn's is
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("name", ["resnet", "sface"])
+def test_networks_fold_on_devices_that_round_to_tf32(name, tf32):
+    surrogate = resnet() if name == "resnet" else load_model(name)
+    with torch.no_grad():
+        folded = fx.symbolic_trace(copy.deepcopy(surrogate.net))
+        pictures = surrogate.net_input(surrogate.normalise(faces(2)))
+        fold(folded, pictures[:1])
+        assert difference(folded.float()(pictures), surrogate.net(pictures)) > 1e-4  # what was compared before
+    assert prepare(surrogate, channels_last=False).notes[0] == "folded, 0 batch normalisations left"
+
+
+SWITCHES = {
+    "as PyTorch starts": {},
+    "allow_tf32": {"cudnn.allow_tf32": False, "cuda.matmul.allow_tf32": True},
+    "fp32_precision": {"cudnn.conv.fp32_precision": "ieee", "cuda.matmul.fp32_precision": "tf32"},
+}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="fp32_precision came with PyTorch 2.9")
+@pytest.mark.parametrize("name", SWITCHES)
+def test_tf32_is_off_in_the_context_and_then_as_before(name, monkeypatch):
+    def precisions():
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    start = precisions()
+    try:
+        for switch, value in SWITCHES[name].items():
+            place, attribute = switch.rsplit(".", 1)
+            setattr(attrgetter(place)(torch.backends), attribute, value)
+        before = precisions()
+        with pytest.raises(KeyError), without_tf32():
+            raise KeyError
+        with ThreadPoolExecutor(4) as pool:
+            seen = list(pool.map(lambda _: within(precisions), range(50)))
+        assert not any("tf32" in one for one in seen)
+        assert precisions() == before
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = start
+
+
+def within(precisions):
+    with without_tf32():
+        return precisions()
+
+
 def test_threads_may_prepare_and_run_networks_at_once():
     patched = nn.Module.__call__, nn.Module.__getattr__
     surrogate, mine, pictures = resnet(), seeded(SmallResNet(FLATTENS["flatten"])), faces(1)
@@ -335,7 +407,7 @@ def test_frozen_prelu_equals_prelu_and_its_gradient(dtype, channels, shape, chan
     x, upstream = (torch.randn(shape, generator=generator, dtype=dtype).to(memory_format=layout) for _ in range(2))
     x[0, 0] = 0  # where the slope on the left counts, as in nn.PReLU
     results = []
-    for module in (prelu, FrozenPReLU(prelu.weight)):
+    for module in (prelu, FrozenPReLU(prelu.weight, reference)):
         leaf = x.clone().requires_grad_()
         output = module(leaf)
         results.append((output.detach(), *torch.autograd.grad(output, leaf, upstream)))

@@ -708,7 +708,7 @@ def test_memory_is_flat_over_a_thousand_photos_and_cloaks(tmp_path):
     for _ in range(1000):
         once()
     assert live_tensors() == count
-    assert resident() - before < 8 * 2**20  # one cloak kept per round would be 150 MB
+    assert resident() - before < 32 * 2**20  # one cloak kept per round would be 150 MB; an allocator settles by 17
 
 
 @pytest.mark.promise("P14")

@@ -55,9 +55,8 @@ def fitted(options, **more):
     models = [fastcloak.load_model(module, device="cpu") for module in (TinyNet(), Turned())[:networks]]
     for i, model in enumerate(models):
         model.name = f"net{i}"
-    return fastcloak.fit(
-        smooth_faces(6), models, device="cpu", dtype="float32", backend="reference", engine="eager", **options, **more
-    )
+    how = {"device": "cpu", "dtype": "float32", "backend": "reference", "engine": "eager"}
+    return fastcloak.fit(smooth_faces(6), models, **how | options | more)
 
 
 def levels(cloak):

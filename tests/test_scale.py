@@ -597,6 +597,38 @@ def test_everyone_s_album_is_tailored_and_a_bad_person_or_photo_stops_nobody(thr
     assert not list((safe / ".crashes").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
+def test_photos_that_kill_the_tailor_are_given_up_after_three_crashes(
+    three, tmp_path, known_net, monkeypatch, one_thread
+):
+    albums, safe = save_people(tmp_path / "albums", 3), tmp_path / "safe"
+    enrolled = fastcloak.scale.stages.enrol
+
+    def die(photos, finder):
+        if photos[0].parent.name == "p001":
+            os._exit(9)
+        return enrolled(photos, finder)
+
+    def tailor():
+        return tailor_dataset(albums, three, [known_net], safe, concurrency=0, **TAILOR)
+
+    monkeypatch.setattr("fastcloak.scale.stages.enrol", die)
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            try:
+                tailor()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    summary = tailor()  # nobody tries that person again
+    assert (summary.people, summary.failed, summary.reasons) == (3, 1, Counter(ProcessDied=1))
+    assert summary.photos.total() == 4  # those that were done when it crashed are found or made again
+    assert not list((safe / ".crashes").iterdir())
+    monkeypatch.undo()
+    again = tailor()  # the next job does
+    assert (again.failed, again.photos) == (0, Counter({"done before": 4, "protected": 2}))
+
+
 @pytest.mark.parametrize("name", ["..", "../albums/p000", ".p000", "nobody"])
 def test_a_name_of_a_manifest_leads_out_of_no_folder_of_enrolments(three, tmp_path, known_net, name):
     manifest = tmp_path / "albums.jsonl"

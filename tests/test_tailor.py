@@ -6,11 +6,13 @@ from torch.nn import functional as F
 
 import fastcloak
 from fastcloak.fitting.objective import Apart
+from fastcloak.ops import reference
 from fastcloak.photos.alignment import ALIGNED_FACE
 from fastcloak.protection.enrolment import Enrolment
 from fastcloak.tailoring.canvas import canvas_of
 from fastcloak.tailoring.tailor import Tailor
 from tests.conftest import TinyNet, smooth_faces
+from tests.cuda_graphs import fake_cuda
 
 FAST = {"device": "cpu", "dtype": "float32", "backend": "reference", "engine": "eager"}
 
@@ -91,19 +93,18 @@ def test_faces_are_kept_apart_from_earlier_ones():
 
 def test_the_others_that_look_most_alike_count_most():
     together = torch.ones(3, 3).fill_diagonal_(0)
-    apart = Apart(2, 0.5, together)
+    center = torch.tensor([[0.1, -0.2], [0.0, 0.0], [0.3, 0.4]])
+    apart, units = Apart(reference, 2, 0.5, together), torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     apart.begin(torch.empty(0, 2))
-    assert torch.equal(apart.others(slice(None)), torch.zeros(3, 2))  # nothing is known of them yet
-    apart.units.copy_(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]))
     weights = torch.softmax(torch.tensor([0.6, 0.0]) / 0.1, 0)
-    expected = 0.5 * (weights[0] * apart.units[1] + weights[1] * apart.units[2])
-    torch.testing.assert_close(apart.others(slice(None))[0], expected)
+    expected = 0.5 * (weights[0] * units[1] + weights[1] * units[2])
+    torch.testing.assert_close(apart.center(3 * units, center)[0], center[0] + expected)
     together[0, 1] = 0
-    torch.testing.assert_close(apart.others(slice(None))[0], 0.5 * apart.units[2])
+    torch.testing.assert_close(apart.center(units, center)[0], center[0] + 0.5 * units[2])
     together.zero_()
-    assert torch.equal(apart.others(slice(None)), torch.zeros(3, 2))
+    assert torch.equal(apart.center(units, center), center)
     apart.begin(torch.tensor([[-1.0, 0.0]]))
-    torch.testing.assert_close(apart.others(slice(None)), torch.tensor([[-0.5, 0.0]]).expand(3, 2))
+    torch.testing.assert_close(apart.center(units, center), center + torch.tensor([-0.5, 0.0]))
 
 
 @pytest.mark.promise("P1")
@@ -144,27 +145,13 @@ def test_inputs_and_random_numbers_are_as_before():
         assert weight.requires_grad == requires_grad
 
 
-@pytest.mark.promise("P7")
-def test_faces_that_share_a_forward_pass_get_nearly_the_masks_of_those_that_do_not(monkeypatch):
-    masks = []
-    for at_once in (1, 4, None):
-        monkeypatch.setattr("fastcloak.tailoring.tailor.AT_ONCE", at_once)
-        masks.append(tailored(gradients=6))
-    assert (masks[0] != masks[1]).float().mean() < 0.02
-    assert (masks[0] != masks[2]).float().mean() < 0.02
-
-
 @pytest.mark.promise("P14")
-def test_steps_that_ran_for_a_capture_leave_nothing_behind(monkeypatch):
-    def captured(engine, steps):
-        for step in steps.values():
-            step()
-        return dict(steps)
-
+def test_a_graph_gives_the_masks_of_eager_bit_for_bit(monkeypatch):
+    cuda = fake_cuda(monkeypatch)
     models = [network(), network(3)]
-    expected = tailored(models=models, gradients=4)
-    monkeypatch.setattr("fastcloak.fitting.loop.launchers", captured)
-    assert torch.equal(tailored(models=models, gradients=4), expected)
+    expected = tailored(models=models, gradients=8)
+    assert torch.equal(tailored(models=models, gradients=8, engine="cudagraph"), expected)
+    assert cuda.named("replay")
 
 
 @pytest.mark.promise("P14")
@@ -196,6 +183,16 @@ def test_of_several_people_only_those_that_look_alike_are_kept_apart():
     alone = masks(stranger, False)
     pair = torch.cat((stranger, FACES[:1]))
     assert (masks(pair, True) != alone).float().mean() < 0.03 < (masks(pair, False) != alone).float().mean()
+
+    def after(earlier, originals):
+        worker = Tailor(None, [sface], gradients=6, apart=10, **FAST)
+        worker.remember(earlier, originals)
+        canvas = canvas_of((255 * stranger[0]).permute(1, 2, 0).numpy(), ALIGNED_FACE)
+        return torch.from_numpy(worker.masks([canvas], of_several=True)[0][0])
+
+    assert torch.equal(after(stranger, FACES[:1]), alone)
+    for originals in (None, stranger):
+        assert (after(FACES[:1], originals) != alone).float().mean() > 0.03
 
 
 @pytest.mark.promise("P8")

@@ -226,11 +226,13 @@ def remembered(monkeypatch):
     """How many faces each call of `Tailor.remember` got."""
     numbers, remember = [], tailor_module.Tailor.remember
 
-    def noted(self, faces):
-        assert faces.shape[1:] == (3, 112, 112)
-        assert 0 <= faces.min() <= faces.max() <= 1
+    def noted(self, faces, originals=None):
+        for pictures in (faces, originals):
+            if pictures is not None:
+                assert pictures.shape == (len(faces), 3, 112, 112)
+                assert 0 <= pictures.min() <= pictures.max() <= 1
         numbers.append(len(faces))
-        remember(self, faces)
+        remember(self, faces, originals)
 
     monkeypatch.setattr(tailor_module.Tailor, "remember", noted)
     return numbers
@@ -255,13 +257,33 @@ def test_new_photos_are_kept_apart_from_those_of_earlier_runs(album, tmp_path, m
     assert remembered == [2, 1]
 
 
+@pytest.mark.parametrize("who", ["largest", "all"])
+def test_without_the_person_earlier_runs_are_remembered_too(who, album, tmp_path, remembered, monkeypatch):
+    out, originals = tmp_path / "out", []
+    run(album, out, None, who=who)
+    (album / "b.png").unlink()  # whose face that is, nothing says any more
+    noted = tailor_module.Tailor.remember
+    monkeypatch.setattr(
+        tailor_module.Tailor, "remember", lambda self, *faces: originals.append(faces[1]) or noted(self, *faces)
+    )
+    remembered.clear()
+    new = save_face(tmp_path / "new" / "f.png", 70)
+    run([album, new], out, None, who=who)
+    assert remembered == [1, 3, 1]
+    assert originals[0] is None
+    expected = [np.array(Image.open(album / name)) for name in ("a.png", "summer/c.png", "summer/d.png")]
+    assert np.array_equal((255 * originals[1]).round().permute(0, 2, 3, 1).numpy(), expected)
+    run(new, tmp_path / "alone", None, who=who)
+    assert (out / "f.png").read_bytes() != (tmp_path / "alone" / "f.png").read_bytes()
+
+
 def test_earlier_faces_are_found_where_the_lines_say(tmp_path, me, remembered, monkeypatch):
     Image.fromarray(orl_pixels(1, 1, 3)).save(tmp_path / "x.png")
     out = tmp_path / "out"
     run(tmp_path / "x.png", out, me)
     seen, remember = [], tailor_module.Tailor.remember
     monkeypatch.setattr(
-        tailor_module.Tailor, "remember", lambda self, faces: seen.append(faces) or remember(self, faces)
+        tailor_module.Tailor, "remember", lambda self, faces, _: seen.append(faces) or remember(self, faces)
     )
     run(save_face(tmp_path / "new.png", 72), out, me)
     (face,) = detect(orl_pixels(1, 1, 3))

@@ -85,11 +85,13 @@ def _each(option: str, values: Sequence[float]) -> dict[str, Options]:
 
 
 _GROUPS: dict[str, dict[str, Options]] = {
-    "gradients": _each("gradients", (10, 20, 30, 40, 60, 80, 120)),
+    "gradients": _each("gradients", (10, 20, 40, 60, 80, 120)),
     "apart": _each("apart", (0.0, 0.25, 0.5, 1.0, 2.0)),
     "bounds": _named(
-        (f"{look} {level}", {"look": look, "eps": level / 255}) for look in LOOKS for level in range(3, 11)
+        (f"{look} {level:g}", {"look": look, "eps": level / 255}) for look in LOOKS for level in (5, 6, 7.25, 8, 9)
     ),
+    "smoothing": _each("smoothing", (0.0, 1.0, 1.25, 1.5, 2.0)),
+    "color": _each("color", (0.0, 0.5, 1.0)),
     "me": _named([(TAILORED, {}), ("without me", {"me": False})]),
     "surrogates": _named([("on sface", {"surrogates": "sface"}), (TAILORED, {})]),
     "sizes": _each("zoom", (0.3, 0.5, 0.75, 1.0, 1.5, 2.5)),

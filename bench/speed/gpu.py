@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -43,12 +43,11 @@ from bench.harness.rows import Rows, laid_out, read
 from bench.speed import ladder
 from bench.speed.operations import Operation, hull_operations, picture_operations
 from bench.speed.passes import Pass, network_gradient
-from fastcloak.fitting.options import FitConfig
+from fastcloak.fitting.options import PRESETS, FitConfig, configure
 from fastcloak.models import Surrogate, prepare
 from fastcloak.ops import reference
 from fastcloak.ops.backend import resolve_backend
 
-STEPS = 16  # of a cloak: the default of fit
 PEOPLE = (1, 4, 16, 64, 256, 1024)
 COMPILE_SECONDS = 25.0  # that must be left for torch.compile to be begun; it is ended 30 s after the end
 
@@ -59,11 +58,12 @@ SHOWN = {
     "kernels": ("operation", "variant", "persons", "batch", "dtype", "layout", "seconds", "gb_per_s", "share",
                 "reference_over_triton", "agrees"),
     "ladder": ("net", "rung", "seconds_per_image_gradient", "times_faster_than_published", "share_of_peak", "agrees"),
-    "people": ("net", "method", "persons", "images_per_second", "masks_per_hour", "share", "peak_reserved_mb",
-               "agrees"),
-    "engines": ("net", "method", "persons", "engine", "backend", "setup_seconds", "seconds_per_step", "agrees"),
-    "launches": ("objective", "backend", "per_inner_step_outside", "copies_per_inner_step_outside", "network"),
-    "energy": ("net", "method", "persons", "joules_per_mask", "watts", "idle_watts"),
+    "people": ("net", "recipe", "folded", "persons", "images_per_second", "masks_per_hour", "share",
+               "peak_reserved_mb", "agrees"),
+    "engines": ("net", "recipe", "persons", "engine", "backend", "setup_seconds", "seconds_per_step", "agrees"),
+    "launches": ("recipe", "objective", "backend", "per_inner_step_outside", "copies_per_inner_step_outside",
+                 "network"),
+    "energy": ("net", "recipe", "persons", "joules_per_mask", "watts", "idle_watts"),
 }  # fmt: skip
 """What the table at the end shows."""
 
@@ -224,20 +224,25 @@ def several(run: Run, call: Callable[[], Any], *, capture: bool, count: int = 20
 
 @dataclass(frozen=True)
 class Subject:
-    """A prepared network and the options of a fit; `expected` is the loss of the first person by the reference."""
+    """A prepared network and the options of a fit, of which a few steps are timed.
+
+    `steps` are those of a whole fit; `expected` is the loss of the first person by the reference.
+    """
 
     run: Run
     name: str
     surrogate: Surrogate
+    recipe: str
     config: FitConfig
+    steps: int
     flops: int
     expected: float = math.nan
 
     def what(self, backend: str, engine: str, persons: int) -> Row:
         config, surrogate = self.config, self.surrogate
         batch, dtype = config.batch(self.run.photos), str(surrogate.dtype).removeprefix("torch.")
-        row: Row = {"net": self.name, "method": config.method, "objective": config.objective, "persons": persons}
-        row |= {"batch": batch, "inner_steps": config.inner_steps, "dtype": dtype}
+        row: Row = {"net": self.name, "recipe": self.recipe, "objective": config.objective, "persons": persons}
+        row |= {"batch": batch, "inner_steps": config.inner_steps, "dtype": dtype, "folded": surrogate.folded}
         row["channels_last"] = surrogate.memory_format == torch.channels_last
         return row | {"backend": backend, "engine": engine}
 
@@ -249,7 +254,7 @@ class Subject:
         row: Row = {"setup_seconds": one.setup, **timing.columns("seconds_per_step", steps)}
         rate, loss = one.images / row["seconds_per_step"], float(losses[-1, 0])
         row |= {"images_per_second": rate, "share": rate * 2 * self.flops / self.run.roof(self.surrogate.dtype)}
-        row["masks_per_hour"] = 3600 * one.persons / (STEPS * row["seconds_per_step"])
+        row["masks_per_hour"] = 3600 * one.persons / (self.steps * row["seconds_per_step"])
         row |= {f"peak_{kind}_mb": n / 1e6 for kind, n in zip(("allocated", "reserved"), one.memory, strict=True)}
         finite = bool(losses.isfinite().all() and one.learnt.delta.isfinite().all())
         # Rounding turns signs of gradients near zero, and later steps build on that.
@@ -257,20 +262,29 @@ class Subject:
         return row | {"loss": loss, "loss_over_reference": loss / self.expected, "agrees": agrees}
 
 
+RECIPES = ("fast", "opom")
+"""The default of fit, which is the headline, and the method of the other paper."""
+
+
+def options_of(recipe: str) -> Row:
+    """The options of a preset, or of opom as published."""
+    return {"method": "opom"} if recipe == "opom" else {"preset": recipe}
+
+
 def subjects(run: Run, topic: str, networks: tuple[str, ...], *, expect: bool = True) -> Iterator[Subject]:
-    """Each network with the defaults of both methods, all steps with the hull (the slowest objective), few steps."""
-    few: Row = {"steps": 2 if run.dry_run else 3, "warmup": 0}
+    """Each network with both recipes, all steps with the hull (the slowest objective), few steps."""
+    few: Row = {"steps": 2 if run.dry_run else 5, "warmup": 0}  # the fourth is captured
     for name in networks:
         net = run.network(name)
         flops, surrogate = nets.flops(net), run.prepared(net)
-        for config in (FitConfig(**few, inner_steps=2 if run.dry_run else 10), FitConfig(method="opom", **few)):
-            subject = Subject(run, name, surrogate, config, flops)
+        for recipe in RECIPES:
+            whole, config = configure(options_of(recipe)), configure({**options_of(recipe), **few})
+            subject = Subject(run, name, surrogate, recipe, config, whole.steps, flops)
             if expect:
                 try:
-                    loss = float(subject.of("reference", "eager", 1)().losses[-1, 0])
-                    subject = Subject(run, name, surrogate, config, flops, loss)
+                    subject = replace(subject, expected=float(subject.of("reference", "eager", 1)().losses[-1, 0]))
                 except Exception as error:
-                    run.add(topic, {"net": name, "method": config.method, "note": reason(error)})
+                    run.add(topic, {"net": name, "recipe": recipe, "note": reason(error)})
             yield subject
 
 
@@ -293,7 +307,7 @@ def set_up(run: Run, make: Callable[[], Pass]) -> Pass:
 
 
 def climb(run: Run) -> None:
-    steps, persons, repeats = (2, 2, 2) if run.dry_run else (STEPS, 32, 5)
+    steps, persons, repeats = (2, 2, 2) if run.dry_run else (FitConfig().steps, 32, 5)
     sizes: Row = {"photos": run.photos, "steps": steps, "persons": persons, "repeats": repeats}
     for name in run.networks:
         try:
@@ -336,22 +350,22 @@ def people(run: Run) -> None:
 
 def engines(run: Run) -> None:
     """Engines and backends on the same passes, in turns; what may break the process comes last."""
-    chosen = {subject.config.method: subject for subject in subjects(run, "engines", run.networks[:1])}
+    chosen = {subject.recipe: subject for subject in subjects(run, "engines", run.networks[:1])}
     fast = [("cudagraph", "triton"), ("eager", "triton"), ("eager", "reference")]
     # In the reference's convex hull LAPACK may wait for the device: then its capture fails, and every later one.
     rounds: list[tuple[int, tuple[str, ...], list[tuple[str, str]], float]] = [
-        (1, ("ga", "opom"), fast, 0.0),
-        (64, ("ga", "opom"), fast, 0.0),
-        (16, ("ga", "opom"), fast, 0.0),
-        (1, ("ga",), [("cudagraph", "reference")], 0.0),
-        (64, ("ga",), [("cudagraph", "reference")], 0.0),
-        (64, ("ga",), [("compile", "triton")], COMPILE_SECONDS),
+        (1, RECIPES, fast, 0.0),
+        (64, RECIPES, fast, 0.0),
+        (16, RECIPES, fast, 0.0),
+        (1, ("fast",), [("cudagraph", "reference")], 0.0),
+        (64, ("fast",), [("cudagraph", "reference")], 0.0),
+        (64, ("fast",), [("compile", "triton")], COMPILE_SECONDS),
     ]
     if run.dry_run:
-        rounds = [(1, ("ga", "opom"), [("eager", "reference")], 0.0)]
-    for persons, methods, options, needs in rounds:
-        for method in methods:
-            compared(run, chosen[method], persons, options, needs)
+        rounds = [(1, RECIPES, [("eager", "reference")], 0.0)]
+    for persons, recipes, options, needs in rounds:
+        for recipe in recipes:
+            compared(run, chosen[recipe], persons, options, needs)
             run.forget()
 
 
@@ -384,22 +398,27 @@ def launches(run: Run) -> None:
     name = run.networks[-1]
     surrogate = run.prepared(run.network(name), torch.float32)
     profiled(run, lambda: torch.ones(1, device=run.device) + 1)  # the profiler's own start
+    wanted: list[Row] = [{"preset": preset} for preset in PRESETS]
+    wanted += [{"preset": "fast", "augment": f"+{view}"} for view in ("jpeg", "photo")]
+    wanted += [{"preset": "plain", "objective": objective} for objective in ("class_center", "fi_uap")]
     for backend in ("reference",) if run.dry_run else ("triton", "reference"):
-        for objective in ("convex_hull", "class_center", "fi_uap"):
-            what: Row = {"net": name, "objective": objective, "backend": backend}
-            run.attempt("launches", what, partial(count_launches, run, surrogate, backend, objective))
+        for options in wanted:
+            recipe = "".join(str(options[key]) for key in ("preset", "augment") if key in options)
+            objective = options.get("objective", FitConfig().objective)
+            what: Row = {"net": name, "recipe": recipe, "objective": objective, "backend": backend}
+            run.attempt("launches", what, partial(count_launches, run, surrogate, backend, options))
 
 
-def count_launches(run: Run, surrogate: Surrogate, backend: str, objective: str) -> Row:
+def count_launches(run: Run, surrogate: Surrogate, backend: str, options: Row) -> Row:
     counts = []
     for inner_steps in (2, 4):
-        config = FitConfig(objective=objective, steps=1, inner_steps=inner_steps, warmup=0)
+        config = configure({**options, "steps": 1, "inner_steps": inner_steps, "warmup": 0})
         one = Pass(surrogate, config, backend, "eager", 1, run.photos)
         one()
-        (step,) = one.loop.launchers.values()
+        step = partial(one.loop.launch, 0)
         counts.append(profiled(run, step))
     per_inner = [(more - fewer) / 2 for fewer, more in zip(*counts, strict=True)]
-    gradient = partial(network_gradient, surrogate, one.loop.state.pictures.flatten(0, 1))
+    gradient = partial(network_gradient, surrogate, one.loop.turns[0].pictures.flatten(0, 1))
     ones = profiled(run, lambda: torch.ones(1, 4, device=run.device))
     gradient()
     network_alone = [a - b for a, b in zip(profiled(run, gradient), ones, strict=True)]
@@ -453,7 +472,7 @@ def measure_energy(run: Run, subject: Subject, persons: int, idle: list[float]) 
             one()
             passes += 1
             synchronise(run.device)
-    masks = passes * persons * subject.config.steps / STEPS
+    masks = passes * persons * subject.config.steps / subject.steps
     gradients = passes * one.images * subject.config.steps
     row: Row = {"seconds": meter.seconds, "masks": masks, "joules_per_mask": meter.joules / masks}
     row |= {"watts": meter.joules / meter.seconds, "idle_watts": idle[0]}

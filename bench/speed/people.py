@@ -11,7 +11,8 @@ forward and backward pass alone, in turns: share of the step that is not the net
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from bench.harness.machine import interleaved
 from bench.harness.rows import Rows
 from bench.speed.passes import Pass, network_gradient
 from fastcloak import Cloak, fit, fit_many, load_model
-from fastcloak.fitting.loop import Kind
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import prepare
 from fastcloak.system.packages import orl_folder
@@ -57,13 +57,13 @@ def overhead(method: str, objective: str) -> dict[str, Any]:
     surrogate = prepare(nets.surrogate(nets.mobilefacenet()))
     one = Pass(surrogate, FitConfig(method=method, objective=objective, warmup=0, steps=2))
     one()
-    pictures = one.loop.state.pictures.flatten(0, 1).detach()
+    pictures = one.loop.turns[0].pictures.flatten(0, 1).detach()
 
     def network() -> None:
         for _ in range(one.config.inner_steps):
             network_gradient(surrogate, pictures)
 
-    calls = {"step": one.loop.launchers[Kind(objective)], "network": network}
+    calls: dict[str, Callable[[], None]] = {"step": partial(one.loop.launch, 1), "network": network}
     timings = interleaved(calls, 15, surrogate.device)
     share = timings["step"].over(timings["network"]) - 1
     how = f"{method}, {objective}, b={one.config.batch(one.loop.photos)}"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +16,12 @@ import torch
 from fastcloak.cloak import Cloak
 from fastcloak.fitting.claim import fingerprint
 from fastcloak.fitting.groups import Person, persons_per_pass
-from fastcloak.fitting.learner import Learner
+from fastcloak.fitting.learner import Learner, on_device
 from fastcloak.fitting.options import configure, warn_of_idle
 from fastcloak.fitting.run import LEAST_PHOTOS, Progress, Run, own_modes
 from fastcloak.fitting.state import Learnt, Tensors
-from fastcloak.ops.backend import holds
+from fastcloak.models import unit_features
+from fastcloak.ops.backend import capturable, holds
 from fastcloak.protection.outliers import listed
 from fastcloak.system.checks import whole
 from fastcloak.system.errors import FitInterrupted, FitManyError
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
     from fastcloak.fitting.options import FitOptions
 
 log = logging.getLogger("fastcloak")
+
+READERS = 8
+"""Threads that read photos for a GPU, at most; a CPU reads for itself, since its cores are busy with the steps."""
+EMBEDDED_AT_ONCE = 256
+"""Clean faces in a forward pass on a GPU."""
 
 
 def fit(
@@ -74,8 +81,9 @@ def fit(
         device: "auto" (CUDA where there is one), or a torch device.
         backend: what computes the hot operations: "reference" (PyTorch), "triton" (fused kernels, on CUDA, up to 64
             photos), or "auto": triton where its kernels work, else reference.
-        engine: how a step is launched: "eager"; "compile" (the network through torch.compile); "cudagraph" (the whole
-            step captured once and replayed); "auto" is cudagraph on CUDA, else eager.
+        engine: how a step is launched: "eager"; "cudagraph" (the whole step captured once and replayed); "compile"
+            (the network through torch.compile, and on CUDA the step captured where it can be); "auto" is cudagraph on
+            CUDA, and eager on a CPU and where a step cannot be captured.
         dtype: of the surrogate: "float32", "bfloat16", the torch dtype, or "auto": bfloat16 where the processor is
             faster with it (see `fastcloak.models.prepare`), else float32. The mask, the accumulated gradient and the
             hull are always float32 or better.
@@ -187,6 +195,9 @@ class Fitter(Learner):
         config: the options.
         strict: as for `fit`.
         persons_per_pass: N photos -> how many people share a pass.
+        readers: threads that read the photos of the next pass while one is learnt; 0: they are read when needed.
+        faces_at_once: how many clean faces, of whomever, share a forward pass; 0: each person's are embedded alone, so
+            that their features do not depend on the others, to the bit.
     """
 
     def __init__(
@@ -219,6 +230,9 @@ class Fitter(Learner):
         self.config, self.strict = configure({"preset": preset, "eps": eps, "seed": seed, **options}), strict
         warn_of_idle(self.config)
         super().__init__(model, device, backend, engine, dtype)
+        on_cpu = self.device.type == "cpu"
+        self.readers = 0 if on_cpu else min(READERS, os.cpu_count() or 1)
+        self.faces_at_once = 0 if on_cpu else EMBEDDED_AT_ONCE
         with own_modes(self.device):
             self.persons_per_pass = persons_per_pass(self.surrogate, self.config, memory_budget)
 
@@ -252,14 +266,35 @@ class Fitter(Learner):
         saved: Tensors,
     ) -> Learnt:
         """Run the loop for people who have the same number of photos and options; see `Loop.learn`."""
-        faces = torch.stack([person.faces for person in group]).to(self.surrogate.device)
+        faces = on_device(torch.stack([person.faces for person in group]), self.device)
         features = torch.stack([person.features for person in group])
         return self.run(
-            group[0].config, *faces.shape[:2], faces=faces, features=features, tick=tick, keep=keep, saved=saved
+            group[0].config,
+            *faces.shape[:2],
+            most=self.persons_per_pass(faces.shape[1]),
+            faces=faces,
+            features=features,
+            tick=tick,
+            keep=keep,
+            saved=saved,
         )
 
+    def embedded(self, people: Sequence[torch.Tensor]) -> Iterator[torch.Tensor | Exception]:
+        """Unit features of each person's faces, [N, 3, 112, 112], or what is wrong with them."""
+        together: tuple[torch.Tensor, ...] = ()
+        if self.faces_at_once:
+            with suppress(FloatingPointError, torch.OutOfMemoryError):  # whose faces it was is seen below
+                faces = on_device(torch.cat(list(people)), self.device)
+                sizes = [len(one) for one in people]
+                together = torch.split(unit_features(self.surrogate, faces, self.faces_at_once), sizes)
+        for i, one in enumerate(people):
+            try:
+                yield together[i] if together else unit_features(self.surrogate, one)
+            except Exception as error:
+                yield error
+
     def check_photos(self, N: int, copied: list[str]) -> None:
-        """Refuse too few photos, or more than the hull's bounds or the wished backend can hold."""
+        """Refuse too few photos, or more than the hull's bounds or the wished backend and engine hold."""
         config, size = self.config, self.surrogate.embedding_size
         if N < LEAST_PHOTOS:
             raise ValueError(
@@ -276,7 +311,12 @@ class Fitter(Learner):
                 f"backend {self._backend_wish!r} holds hulls of 64 photos and 8192 numbers at most, got {N} photos "
                 f"with embeddings of {size}; use backend='auto'"
             )
+        if self._engine_wish == "cudagraph" and not capturable(self.operations(N)[1], config.objective):
+            raise ValueError(
+                "engine 'cudagraph' cannot hold convex hulls of the reference, which also has those of more than 64 "
+                f"photos, got {N} photos; use engine='auto', or another objective"
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a later run to go on where an earlier one stopped, for JSON."""
-        return fingerprint(self.surrogate, self.loaded, self.config, **self.made_by())
+        return fingerprint(self.surrogate, self.loaded, self.config, **{**self.made_by(), **self.wished()})

@@ -4,13 +4,14 @@
     for t = 1 .. T:                                                             one signed step: Loop._step
         acc <- 0,  delta_in <- delta
         for m = 1 .. M:                                                         inner steps
-            x <- clip(faces[index_m] + delta_in, 0, 1)                          cloak_batch_
+            x <- clip(faces[index_m] + delta_in, 0, 1), or a view of it         Views.show
             g <- gradient of the distance of x from the person's hull           objective.py
-            acc <- acc + mean of g over the batch                               accumulate_step_
-            delta_in <- clip(delta_in + inner_alpha sign(mean g), -eps, eps)    accumulate_step_
+            acc <- acc + mean of g over the batch                               Views.step
+            delta_in <- clip(delta_in + inner_alpha sign(mean g), -eps, eps)    Views.step
         delta <- clip(delta + alpha sign(acc), -eps, eps)                       outer_step_
 
-With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc.
+With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc; with smoothing acc is
+blurred before, with color < 1 its channels are mixed.
 
 OPOM is M = 1 with all photos as the batch and no look-ahead. Source: OPOM (Zhong and Deng, TPAMI 2022), Algorithm 1;
 GA-OPOM (Liu et al., arXiv 2401.01575), Algorithm 1.
@@ -21,18 +22,20 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from fastcloak.fitting.objective import Apart, Batch, Gradient, HullDistance, combined, in_grey, in_parts, through_views
+from fastcloak.cloak import SHAPE
+from fastcloak.fitting.objective import Apart, Gradient, HullDistance, Turn, combined
 from fastcloak.fitting.options import FitConfig
-from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors
+from fastcloak.fitting.state import Album, Learnt, State, Tailoring, Tensors, zero_pictures
 from fastcloak.models import Surrogate, with_dropout
-from fastcloak.ops.engine import Progress, launchers, network
+from fastcloak.ops.augment import Views, blur_matrix
+from fastcloak.ops.engine import Launcher, Progress, network
 
 
 class Kind(NamedTuple):
@@ -52,7 +55,8 @@ class Kind(NamedTuple):
 class Loop:
     """The loop of one pass. It can learn several passes of P persons with N photos each, one after the other.
 
-    A step is a fixed sequence of launches on buffers that never move, which an engine may capture.
+    A step is a fixed sequence of launches on buffers that never move, which an engine may capture. Which one it is, the
+    device counts: the host has nothing to do between two of them.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Loop:
         persons: int,
         photos: int,
         tailoring: Tailoring | None = None,
+        fall_back: bool = False,
     ) -> None:
         """Allocate the buffers and build the objective.
 
@@ -74,43 +79,48 @@ class Loop:
             engine: what `resolve_engine` returned.
             persons, photos: P and N.
             tailoring: how an album is tailored, whose faces are persons with one photo.
+            fall_back: as for `Launcher`.
         """
-        self.surrogate, self.config, self.ops, self.engine = surrogate, config, ops, engine
+        self.surrogate, self.config, self.ops = surrogate, config, ops
         self.persons, self.photos = persons, photos
-        several = config.ensemble != "loss" and len(surrogate.members) > 1
-        # Views and the networks of an ensemble take plain faces; a network alone is written what it takes in one pass.
-        self.plain = several or bool(config.augment) or tailoring is not None
         self.tailoring = tailoring
-        self.state = State(surrogate, config, persons, photos, self.plain, tailoring.canvas if tailoring else None)
-        album = self.state.album
-        self.scale = None if self.plain else surrogate.scale.flatten()
-        self.shift = None if self.plain else surrogate.shift.flatten()
+        several = config.ensemble != "loss" and len(surrogate.members) > 1
+        # Views and several networks take the faces as they are; of one network alone all lie as it takes them.
+        alone = not (several or config.augment or tailoring)
+        memory_format = surrogate.takes[1] if alone else torch.contiguous_format
+        self.state = State(surrogate, config, persons, photos, memory_format, tailoring.canvas if tailoring else None)
+        album, plain = self.state.album, (torch.float32, torch.contiguous_format)
+        in_turns = several and config.ensemble == "turns"
+        self.views = Views(config.augment, ops, surrogate.device, grey=bool(config.grey), unit=in_turns)
 
-        def distance(one: Surrogate) -> HullDistance:
-            def forward(faces: torch.Tensor) -> torch.Tensor:
-                return one.embed(one.normalise(faces))
+        def distance(one: Surrogate, forward: Callable[[torch.Tensor], torch.Tensor]) -> HullDistance:
+            apart = Apart(ops, one.embedding_size, tailoring.apart, album.together) if tailoring and album else None
+            return HullDistance(one, network(engine, forward), config, ops, persons, photos, apart)
 
-            shown = network(engine, forward if self.plain else one.embed)
-            if tailoring is None or album is None:
-                return HullDistance(one, shown, config, ops, persons, photos)
-            apart = Apart(one.embedding_size, tailoring.apart, album.together)
-            return HullDistance(one, shown, config, ops, persons, photos, apart)
+        def normalised(one: Surrogate) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda faces: one.embed(one.normalise(faces))
+
+        def turn(gradient: Gradient, takes: Any, *scale_and_shift: torch.Tensor) -> Turn:
+            b = config.batch(photos)
+            pictures = zero_pictures((persons, b), SHAPE, takes, surrogate.device)
+            return Turn(gradient, pictures, *(numbers.flatten() for numbers in scale_and_shift))
 
         shown = with_dropout(surrogate, config.dropout) if config.dropout else surrogate
-        self.networks = [distance(one) for one in (shown.members if several else [shown])]
-        self.gradient: Gradient = self.networks[0]
-        if several:
-            self.gradient = combined(self.networks, in_turns=config.ensemble == "turns")
-        if config.augment or album:
-            self.gradient = through_views(
-                self.gradient, config.augment, self.state.faces, album.place if album else None
-            )
-        if tailoring is not None and tailoring.at_once is not None:
-            self.gradient = in_parts(self.gradient, tailoring.at_once)
-        if config.grey:
-            channels = torch.ones_like(surrogate.scale) if self.plain else surrogate.scale
-            self.gradient = in_grey(self.gradient, channels.view(3, 1, 1))
-        self.launchers: dict[Hashable, Callable[[], None]] = {}
+        members = shown.members if several else (shown,)
+        if several and not in_turns:
+            self.networks = [distance(one, normalised(one)) for one in members]
+            self.turns = [turn(combined(self.networks), plain)]
+        else:
+            self.networks = [distance(one, one.embed) for one in members]
+            self.turns = [
+                turn(one, member.takes, member.scale, member.shift)
+                for one, member in zip(self.networks, members, strict=True)
+            ]
+        self.blur: torch.Tensor | None = None
+        if config.smoothing:
+            sigma = torch.tensor([config.smoothing], device=surrogate.device)
+            self.blur = blur_matrix(sigma, self.state.acc.shape[-1])[0]
+        self.launcher = Launcher(engine, surrogate.device, fall_back)
 
     def learn(
         self,
@@ -121,6 +131,7 @@ class Loop:
         saved: Tensors | None = None,
         album: Album | None = None,
         earlier: torch.Tensor | None = None,
+        alike: torch.Tensor | None = None,
     ) -> Learnt:
         """Learn the cloaks of P persons.
 
@@ -133,75 +144,82 @@ class Loop:
             saved: what `State.save` gave in an earlier pass of these faces and options, to go on from there.
             album: the bounds, places and couplings of an album.
             earlier: [E, D] unit features of faces of the album that were tailored before, at most `EARLIER`.
+            alike: [P, E] bool, from which of these each face is kept apart; None: from all.
 
         Raises:
             EngineError: the engine cannot launch this network.
             ValueError: the network has no gradient with respect to the pictures.
         """
-        state, kinds = self.state, [self._kind(t) for t in range(self.state.steps)]
-
-        def begin() -> None:
-            # The features of an ensemble are its members' unit features side by side, divided by the root of their
-            # number.
-            sizes = [one.size for one in self.networks]
-            known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
-            parts, olds = (torch.split(math.sqrt(len(sizes)) * rows, sizes, -1) for rows in (features, known))
+        state = self.state
+        # The features of an ensemble are its members' unit features side by side, divided by the root of their number.
+        sizes = [one.size for one in self.networks]
+        known = features.new_empty(0, sum(sizes)) if earlier is None else earlier
+        parts, olds = (torch.split(math.sqrt(len(sizes)) * rows, sizes, -1) for rows in (features, known))
+        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
             for one, part, old in zip(self.networks, parts, olds, strict=True):
                 one.begin(part)
                 if one.apart is not None:
-                    one.apart.begin(old)
+                    one.apart.begin(old, alike)
             state.begin(faces, album)
-
-        with torch.random.fork_rng([faces.device] if faces.is_cuda else [], enabled=self.config.dropout > 0):
-            begin()
-            if not self.launchers:
-                self.launchers = launchers(self.engine, {kind: partial(self._step, kind) for kind in kinds})
-                begin()  # a capture runs its steps
             done = state.restore(saved) if saved else 0
             learnt = state.learnt(done)
             keep(learnt, partial(state.save, done))
             progress = Progress(faces.device, tick)
             for t in range(done, state.steps):
-                state.show(t)
-                self.launchers[kinds[t]]()
-                learnt = state.keep(t)
+                if t == state.steps - state.averaged:
+                    state.total.zero_()
+                self.launch(t)
+                learnt = state.learnt(t + 1)
                 keep(learnt, partial(state.save, t + 1))
                 progress.launched()
             progress.wait()
         return learnt
 
+    def launch(self, t: int) -> None:
+        """Launch step t, which is the next; after the last comes the first."""
+        kind = self._kind(t)
+
+        def step() -> None:
+            self.state.show()
+            self._step(kind)
+            self.state.keep()
+
+        self.launcher(kind, step)
+
     def _kind(self, t: int) -> Kind:
         config = self.config
         warming = config.objective == "convex_hull" and t < config.warmup
-        turn = t * config.inner_steps % len(self.networks) if config.ensemble == "turns" else 0
-        return Kind("class_center" if warming else config.objective, config.method == "opom" and t == 0, turn)
+        return Kind(
+            "class_center" if warming else config.objective,
+            config.method == "opom" and t == 0,
+            t * config.inner_steps % len(self.turns),
+        )
 
     def _step(self, kind: Kind) -> None:
-        config, state, ops = self.config, self.state, self.ops
+        config, state, ops, views = self.config, self.state, self.ops, self.views
         losses, gaps = [], []
-        bound = None if state.album is None else state.album.bound
+        bound, place = (state.album.bound, state.album.place) if state.album else (None, None)
         for m, (index, chance) in enumerate(zip(state.index, state.chance, strict=True)):
-            ops.cloak_batch_(state.faces, state.delta_in, index, state.pictures, self.scale, self.shift, bound)
-            if kind.noisy:
-                self._show_start_noise()
-            batch = Batch(index, chance, kind.objective, kind.turn + m)
-            loss, gap, grads = self.gradient(state.pictures.flatten(0, 1), batch)
-            ops.accumulate_step_(grads, state.acc, state.delta_in, config.inner_alpha, state.eps, self.scale)
+            turn = self.turns[(kind.turn + m) % len(self.turns)]
+            mask = state.start.expand_as(state.faces) if kind.noisy else state.delta_in
+            views.show(state.faces, mask, index, chance, turn.pictures, turn.scale, turn.shift, bound, place)
+            loss, gap, grads = turn.gradient(turn.pictures.flatten(0, 1), index, kind.objective)
+            views.step(grads, chance, state.acc, state.delta_in, config.inner_alpha, state.eps, turn.scale, place)
             losses.append(loss)
             gaps.append(gap)
         state.loss.copy_(torch.stack(losses).mean((0, 2)))
         torch.maximum(state.gap, torch.stack(gaps).amax((0, 2)), out=state.gap)
-        state.moved |= state.acc.ne(0).any(3).any(2).any(1)
+        state.moved |= state.acc.any((1, 2, 3))
         if config.method == "opom":
             self._keep_what_clipping_left(kind.noisy)
+        if self.blur is not None:
+            state.acc.copy_(self.blur @ state.acc @ self.blur.mT)
+        if config.color < 1:
+            state.acc.copy_(torch.lerp(state.acc.mean(1, keepdim=True), state.acc, config.color))
         ops.outer_step_(state.acc, state.velocity, state.delta, state.delta_in, config.alpha, state.eps, config.decay)
 
     # What is OPOM's alone, as published: every photo starts from its own noise, not clipped, and of the last mask only
     # what clipping each picture left of it goes on.
-
-    def _show_start_noise(self) -> None:
-        shown = self.state.faces + self.state.start
-        self.state.pictures.copy_(shown if self.plain else self.surrogate.normalise(shown))
 
     def _keep_what_clipping_left(self, noisy: bool) -> None:
         state = self.state

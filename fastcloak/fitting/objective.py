@@ -1,8 +1,7 @@
 """What the loop ascends: how far cloaked photos are from the person's hull, and its gradient.
 
 A `Gradient` takes the pictures that are shown and says their loss and gradient. `HullDistance` is the objective of one
-network; each booster wraps a `Gradient` and is one: `combined` (several networks), `through_views`, `in_parts`
-and `in_grey`.
+network, `combined` that of several.
 
 Dimension letters: P persons, N photos of one person, b photos in a batch, D feature length.
 """
@@ -10,53 +9,48 @@ Dimension letters: P persons, N photos of one person, b photos in a batch, D fea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
-from fastcloak.ops.augment import Views
 from fastcloak.ops.hull import build_hull
+from fastcloak.ops.reference import TINY
 
-TINY = 1e-30
-"""Smallest mean |g| that a gradient is divided by: an all-zero gradient stays zero."""
 EARLIER = 64
 """Faces tailored before from which those of a pass are kept apart."""
 SHARPNESS = 0.1
 """Difference of two cosines at which the more similar face is pushed away from e times as strongly."""
 
+Gradient = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor, Tensor]]
+"""Pictures as networks take them, [P b, 3, 112, 112], which photos they are, [P, b], and the objective -> loss [P, b],
+duality gap [P, b] and gradient [P, b, 3, 112, 112]."""
 
-@dataclass(frozen=True)
-class Batch:
-    """What is shown in an inner step, besides the pictures.
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What an inner step asks for its gradient, and what it takes.
 
     Attributes:
-        index: [P, b] int64, which photos they are.
-        chance: [P, b, DRAWS], the numbers of their views.
-        objective: of `fastcloak.fitting.options.OBJECTIVES`.
-        turn: which network's turn it is.
-        rows: which persons they are.
+        gradient: of one network or several.
+        pictures: [P, b, 3, 112, 112], the buffer it reads, in the dtype and memory format that it takes.
+        scale, shift: [3] float32, what it takes is faces * scale + shift.
     """
 
-    index: Tensor
-    chance: Tensor
-    objective: str
-    turn: int
-    rows: slice = field(default_factory=lambda: slice(None))
-
-
-Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor, Tensor]]
-"""Pictures [P b, 3, 112, 112] -> loss [P, b], duality gap [P, b] and gradient [P, b, 3, 112, 112]."""
+    gradient: Gradient
+    pictures: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
 
 class HullDistance:
     """Distance of a network's unit features from the hulls of P persons with N photos each.
 
-    In an album it is also the distance from the faces that look most alike, see `Apart`.
+    In an album, whose objective is fi_uap_plus, -<z, c>, it is also the distance from the faces that look most alike:
+    c is then the person's center plus what `Apart` gives.
     """
 
     def __init__(
@@ -87,80 +81,67 @@ class HullDistance:
         for buffer, value in ((self.points, hull.points), (self.gram, hull.gram), (self.center, hull.center)):
             buffer.copy_(value)
 
-    def __call__(self, pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, pictures: Tensor, index: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
         """As `Gradient`.
 
         Raises:
             ValueError: the network has no gradient with respect to the pictures.
         """
         leaf = pictures.detach().requires_grad_()
-        features = self.forward(leaf).view(*batch.index.shape, -1)
+        features = self.forward(leaf).view(*index.shape, -1)
         grads = None
         if features.requires_grad:
-            seen = features.detach()
-            loss, slope, gap = self._loss(seen, batch, batch.objective, self.center)
+            seen, center, config = features.detach(), self.center, self.config
             if self.apart is not None:
-                alike, push, _ = self._loss(seen, batch, "fi_uap_plus", self.apart.others(batch.rows))
-                loss, slope = loss + alike, slope + push
-                self.apart.units[batch.rows] = F.normalize(seen[:, 0].float(), dim=-1)
+                center = self.apart.center(seen[:, 0], center)
+            loss, slope, gap = self.ops.hull_loss(
+                seen, self.points, self.gram, center, index, objective, config.lower, config.upper
+            )
             (grads,) = torch.autograd.grad(features, leaf, slope, allow_unused=True)
         if grads is None:
             raise ValueError(
                 f"{self.name} must be differentiable with respect to the pictures, got an output without a gradient; "
                 "remove no_grad, detach, numpy and rounding from it"
             )
-        return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
-
-    def _loss(self, features: Tensor, batch: Batch, objective: str, center: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, config = batch.rows, self.config
-        hull = self.points[rows], self.gram[rows], center[rows]
-        return self.ops.hull_loss(  # type: ignore[no-any-return]
-            features, *hull, batch.index, objective, config.lower, config.upper
-        )
+        return loss, gap, grads.view(*index.shape, *pictures.shape[1:])
 
 
 class Apart:
     """What drives the faces of an album away from those that one network finds most alike to them.
 
     The loss of face i is <z_i, o_i>, where o_i is the mean of the other faces' unit features, weighted by a softmax of
-    their cosines to it: who is searched for is found by the nearest photo, not by the mean of all. Others' features are
-    those of this network's last turn, so that a pass of any size can go through it in parts.
+    their cosines to it: who is searched for is found by the nearest photo, not by the mean of all.
     """
 
-    def __init__(self, size: int, strength: float, together: Tensor) -> None:
+    def __init__(self, ops: ModuleType, size: int, strength: float, together: Tensor) -> None:
         """Allocate; D is `size`, and `together`, [P, P], is 1 for two faces that are kept apart from each other."""
-        self.strength, self.together = strength, together
-        persons, device = len(together), together.device
-        self.units, self.mean = (torch.zeros(persons, size, dtype=torch.float32, device=device) for _ in range(2))
-        self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=device)
-        self.known = torch.zeros(EARLIER, dtype=torch.float32, device=device)
+        self.ops, self.strength, self.together = ops, strength, together
+        self.earlier = torch.zeros(EARLIER, size, dtype=torch.float32, device=together.device)
+        self.known = torch.zeros(len(together), EARLIER, dtype=torch.float32, device=together.device)
 
-    def begin(self, earlier: Tensor) -> None:
-        """Start a pass: unit features of faces that were tailored before, [E, D], E <= `EARLIER`."""
-        for buffer in (self.units, self.earlier, self.known):
+    def begin(self, earlier: Tensor, alike: Tensor | None = None) -> None:
+        """Start a pass.
+
+        Args:
+            earlier: [E, D] unit features of faces that were tailored before, E <= `EARLIER`.
+            alike: [P, E] bool, from which of them each face is kept apart; None: from all.
+        """
+        for buffer in (self.earlier, self.known):
             buffer.zero_()
         self.earlier[: len(earlier)] = earlier
-        self.known[: len(earlier)] = 1
+        self.known[:, : len(earlier)] = 1 if alike is None else alike
 
-    def others(self, rows: slice) -> Tensor:
-        """The weighted means o times the strength, [P, D], as they were when the first rows of a step came.
-
-        They are zero at a network's first turn, and where there are no others.
-        """
-        if not rows.start:
-            units = torch.cat((self.units, self.earlier))
-            there = torch.cat((self.together, self.known.expand(len(self.units), -1)), 1)
-            alike = torch.exp((self.units @ units.T - 1) / SHARPNESS) * there
-            self.mean.copy_(self.strength * (alike / alike.sum(1, keepdim=True).clamp_min(TINY)) @ units)
-        return self.mean
+    def center(self, features: Tensor, center: Tensor) -> Tensor:
+        """The centers plus the means o times the strength, all [P, D]; o is zero where there are no others."""
+        others = self.earlier, self.together, self.known
+        return self.ops.apart_center(features, *others, center, self.strength, SHARPNESS)  # type: ignore[no-any-return]
 
 
-def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
-    """Several networks: the sum of their gradients, each divided by its own size; in turns, of one of them."""
+def combined(networks: Sequence[Gradient]) -> Gradient:
+    """Several networks: the sum of their gradients, each divided by its own size."""
 
-    def gradient(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        asked = [networks[batch.turn % len(networks)]] if in_turns else networks
-        losses, gaps, slopes = zip(*(network(pictures, batch) for network in asked), strict=True)
+    def gradient(pictures: Tensor, index: Tensor, objective: str) -> tuple[Tensor, Tensor, Tensor]:
+        losses, gaps, slopes = zip(*(network(pictures, index, objective) for network in networks), strict=True)
         grads = torch.stack([_scale_free(slope) for slope in slopes]).sum(0)
         return torch.stack(losses).mean(0), torch.stack(gaps).amax(0), grads
 
@@ -170,51 +151,3 @@ def combined(networks: Sequence[Gradient], in_turns: bool) -> Gradient:
 def _scale_free(grads: Tensor) -> Tensor:  # [P, b, 3, 112, 112]
     size = grads.mean(1, keepdim=True).abs().mean((2, 3, 4), keepdim=True)
     return grads / size.clamp_min(TINY)
-
-
-def through_views(gradient: Gradient, names: tuple[str, ...], faces: Tensor, place: Tensor | None = None) -> Gradient:
-    """A random view of each picture is shown.
-
-    Args:
-        faces: [P, N, 3, H, W], the pictures without a mask.
-        place: [P, 2, 3], where in the pictures of a person the aligned face lies; None: they are aligned faces.
-    """
-    views = Views(names, faces.device)
-    persons = torch.arange(len(faces), device=faces.device)[:, None]
-
-    def seen(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        leaf = pictures.detach().requires_grad_()
-        places = None if place is None else place[batch.rows].repeat_interleave(batch.index.shape[1], 0)
-        clean = faces[persons[batch.rows], batch.index].flatten(0, 1)
-        view = views(leaf, clean, batch.chance.flatten(0, 1), places)
-        loss, gap, grads = gradient(view, batch)
-        (grads,) = torch.autograd.grad(view, leaf, grads.view_as(view))
-        return loss, gap, grads.view(*batch.index.shape, *pictures.shape[1:])
-
-    return seen
-
-
-def in_grey(gradient: Gradient, channels: Tensor) -> Gradient:
-    """The gradient of a mask of three equal channels, of pictures that are faces times `channels`, [3, 1, 1]."""
-
-    def grey(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        loss, gap, grads = gradient(pictures, batch)
-        total = (channels * grads.float()).sum(-3, keepdim=True)
-        return loss, gap, torch.empty_like(grads).copy_(total / (3 * channels))
-
-    return grey
-
-
-def in_parts(gradient: Gradient, persons: int) -> Gradient:
-    """The same, of N persons at a time: what one part computes stays in a processor's caches."""
-
-    def parts(pictures: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        photos, found = batch.index.shape[1], []
-        for first in range(0, len(batch.index), persons):
-            rows = slice(first, first + persons)
-            part = replace(batch, index=batch.index[rows], chance=batch.chance[rows], rows=rows)
-            found.append(gradient(pictures[photos * first : photos * (first + persons)], part))
-        losses, gaps, slopes = zip(*found, strict=True)
-        return torch.cat(losses), torch.cat(gaps), torch.cat(slopes)
-
-    return parts

@@ -196,6 +196,19 @@ class FitConfig:
     decay: float = option(
         0.0, "real", "momentum of the step on g / mean|g| (Dong et al., CVPR 2018); costs no image-gradient"
     )
+    smoothing: float = option(
+        0.0,
+        "real",
+        "sigma in pixels of a Gaussian over the gradient of each signed step (TI, Dong et al., CVPR 2019): smoother "
+        "masks, which survive blur and denoising; costs no image-gradient",
+        most=16,
+    )
+    color: float = option(
+        1.0,
+        "real",
+        "share of the color in the gradient of each signed step that is kept; the rest becomes light and dark, which "
+        "eyes see less in a mask, and which survives denoising better",
+    )
     dropout: float = option(
         0.0,
         "real",
@@ -280,6 +293,8 @@ class FitOptions(TypedDict, total=False):
     inner_steps: int | None
     inner_alpha: float | None
     decay: float | None
+    smoothing: float | None
+    color: float | None
     dropout: float | None
     ensemble: str | None
     average: float | None

@@ -1,12 +1,18 @@
-"""One call of `fit_many`: people are read, learnt pass by pass, and kept. Whatever stops it, no cloak is lost."""
+"""One call of `fit_many`: people are read, learnt pass by pass, and kept. Whatever stops it, no cloak is lost.
+
+On a GPU threads read the photos of the next pass while one is learnt. What the photos are found to be, and all that
+waits for the device, is the business of the calling thread, in the order of the people.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -18,13 +24,13 @@ from tqdm import tqdm
 
 from fastcloak.cloak import Cloak
 from fastcloak.fitting.checkpoint import Checkpoint, open_checkpoint
-from fastcloak.fitting.groups import Person, grouped
+from fastcloak.fitting.groups import Person, Photos, grouped
 from fastcloak.fitting.options import FitConfig
 from fastcloak.fitting.state import Learnt, Tensors
-from fastcloak.models import unit_features
-from fastcloak.photos.inputs import named_faces
+from fastcloak.photos.inputs import each_face
 from fastcloak.protection.outliers import copies, listed, stranger_bound, strangers
 from fastcloak.system.errors import CheckpointError, FitInterrupted, FitManyError
+from fastcloak.system.threads import in_order
 
 if TYPE_CHECKING:
     from fastcloak.fitting.fitter import Fitter
@@ -55,6 +61,9 @@ class Run:
         self._folder: str | os.PathLike[str] | None = None
         self._checkpoint: Checkpoint | None = None
         self._pass: _Pass | None = None
+        self._readers: Executor | None = None
+        self._ended = threading.Event()
+        self._ahead = fitter.readers
         self._opened = ExitStack()
 
     def __enter__(self) -> Run:
@@ -70,6 +79,10 @@ class Run:
             self._checkpoint = self._opened.enter_context(
                 open_checkpoint(checkpoint, self._fitter.fingerprint(), resume)
             )
+        if self._fitter.readers:
+            self._readers = ThreadPoolExecutor(self._fitter.readers, "fastcloak-reader")
+            self._opened.callback(self._readers.shutdown, cancel_futures=True)
+            self._opened.callback(self._ended.set)  # before it: a reader then stops at the next photo
 
     def __exit__(
         self, kind: type[BaseException] | None, stop: BaseException | None, traceback: TracebackType | None
@@ -98,13 +111,18 @@ class Run:
             FitManyError: there are errors.
         """
         if self.errors:
-            raise FitManyError(self._finished(), self.errors)
+            raise FitManyError(
+                self._finished(), {name: self.errors[name] for name in self._people if name in self.errors}
+            )
         return self._finished()
 
     def learn(self) -> None:
         """Read everyone, group them into passes and learn their cloaks."""
         begun = {} if self._checkpoint is None else self._checkpoint.begun
-        for group in grouped(self._people, self._read, self._fitter.persons_per_pass, begun):
+        for photos in grouped(self._read(), self._fitter.persons_per_pass, begun):
+            group = self._embedded(photos)
+            if not group:
+                continue
             running = self._pass = _Pass(group, self._checkpoint)
             for _ in running.state.get("losses", ()):
                 self._tick(len(group))
@@ -130,36 +148,62 @@ class Run:
             partial = running.cloaks(running.learnt, self._fitter.made_by(), {}, finished=False)
         return {name: cloak for name, cloak in partial.items() if name not in self.cloaks}
 
-    def _read(self, name: str, images: Any) -> Person | None:
-        try:
-            person = self._person(name, images)
-        except Exception as error:  # one person's bad photos must not end the others' work
-            self.errors[name] = error
-            return None
-        if person is None:
-            self._tick(self._fitter.config.steps)
-        return person
-
-    def _person(self, name: str, images: Any) -> Person | None:
-        """The person to fit, None for one already done; raises what is wrong with their photos."""
+    def _read(self) -> Iterator[tuple[str, Photos]]:
+        """Everyone who is to be fitted; in `errors` what is wrong with the photos of the others."""
         fitter = self._fitter
-        names, faces = named_faces(images)
-        first = copies(faces)
-        copied = [f"{names[copy]} of {names[i]}" for copy, i in first.items()]
-        if first:
+        for name, read in in_order(self._readers, self._photos, self._people.items(), lambda: self._ahead):
+            try:
+                if isinstance(read, Exception):
+                    raise read
+                self._ahead = max(fitter.readers, fitter.persons_per_pass(len(read.faces)))
+                fitter.check_photos(len(read.faces), read.copied)
+                self._complain(name, read.copied, "are copies of others and left out")
+                cloak = None if self._checkpoint is None else self._checkpoint.finished(name, read.faces)
+            except Exception as error:  # one person's bad photos must not end the others' work
+                self.errors[name] = error
+                continue
+            if cloak is None:
+                yield name, read
+            else:
+                self.cloaks[name] = cloak
+                self._tick(fitter.config.steps)
+
+    def _photos(self, person: tuple[str, Any]) -> tuple[str, Photos | Exception]:
+        """Read a person's photos, or say what is wrong with them; used by threads."""
+        name, images = person
+        try:
+            names, faces = [], []
+            for photo, face in each_face(images):
+                if self._ended.is_set():  # nobody waits for this person any more
+                    break
+                names.append(photo)
+                faces.append(face)
+            first = copies(torch.stack(faces))
+            copied = [f"{names[copy]} of {names[i]}" for copy, i in first.items()]
             kept = [i for i in range(len(faces)) if i not in first]
-            faces, names = faces[kept], [names[i] for i in kept]
-        fitter.check_photos(len(faces), copied)
-        self._complain(name, copied, "are copies of others and left out")
-        if self._checkpoint is not None and (cloak := self._checkpoint.finished(name, faces)) is not None:
-            self.cloaks[name] = cloak
-            return None
-        features = unit_features(fitter.surrogate, faces)
-        far = [names[i] for i in strangers(features, stranger_bound(fitter.surrogate))]
-        several = 2 * len(far) >= len(faces)
-        whose = "of several people, or without a face" if several else "of someone else, or no face"
-        self._complain(name, far, f"are unlike most of the others: {whose}; better leave them out")
-        return Person(faces, features, fitter.config.of(faces), {"copies": len(copied), "strangers": len(far)})
+            whole = torch.stack([faces[i] for i in kept])
+            return name, Photos([names[i] for i in kept], whole, copied, self._fitter.config.of(whole))
+        except Exception as error:
+            return name, error
+
+    def _embedded(self, group: Mapping[str, Photos]) -> dict[str, Person]:
+        """The people of a pass with their features; in `errors` what is wrong with the others."""
+        people: dict[str, Person] = {}
+        features = self._fitter.embedded([photos.faces for photos in group.values()])
+        for (name, photos), found in zip(group.items(), features, strict=True):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                far = [photos.names[i] for i in strangers(found, stranger_bound(self._fitter.surrogate))]
+                several = 2 * len(far) >= len(photos.faces)
+                whose = "of several people, or without a face" if several else "of someone else, or no face"
+                self._complain(name, far, f"are unlike most of the others: {whose}; better leave them out")
+            except Exception as error:  # see above
+                self.errors[name] = error
+                continue
+            about = {"copies": len(photos.copied), "strangers": len(far)}
+            people[name] = Person(photos.faces, found, photos.config, about)
+        return people
 
     def _complain(self, person: str, photos: list[str], what: str) -> None:
         if photos:

@@ -45,12 +45,10 @@ class Tailoring:
     Attributes:
         canvas: S, the side of the pictures, on which the aligned face has a place.
         apart: how strongly faces are driven away from each other; 1: as strongly as from the person.
-        at_once: faces that share a forward pass; None: all.
     """
 
     canvas: int
     apart: float
-    at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,13 @@ class State:
         config: FitConfig,
         persons: int,
         photos: int,
-        plain: bool,
+        memory_format: torch.memory_format,
         canvas: int | None = None,
     ) -> None:
         """Allocate the buffers.
 
         Args:
-            plain: `pictures` are plain faces in [0, 1]; else what the surrogate takes, normalised.
+            memory_format: of pictures, masks and gradients.
             canvas: side of an album's pictures; every person then has noise and views of their own.
         """
         self.config = config
@@ -91,13 +89,10 @@ class State:
         self.averaged = math.ceil(config.average * self.steps)
         self.eps = float32_at_most(config.eps)
         device, b, M = surrogate.device, config.batch(photos), config.inner_steps
-        dtype, memory_format = (torch.float32, torch.contiguous_format) if plain else surrogate.takes
-
         shape = SHAPE if canvas is None else (3, canvas, canvas)
 
-        def pictures(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            flat = torch.empty(math.prod(size), *shape, dtype=dtype, device=device, memory_format=memory_format)
-            return flat.zero_().view(*size, *shape)
+        def pictures(*size: int) -> torch.Tensor:
+            return zero_pictures(size, shape, (torch.float32, memory_format), device)
 
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -111,15 +106,16 @@ class State:
         self.album = None
         if canvas is not None:
             self.album = Album(pictures(persons), zeros(persons, 2, 3), zeros(persons, persons))
-        # Each step: which photos it shows and the numbers of their views, copied in before; then what it leaves.
+        # Each step: its number, the photos that it shows and the numbers of their views, which it looks up itself; then
+        # what it leaves.
+        self.t = zeros(1, dtype=torch.int64)
         self.index = zeros(M, persons, b, dtype=torch.int64)
         self.chance = zeros(M, persons, b, self.draws.shape[-1])
         self.delta, self.velocity, self.total = (pictures(persons) for _ in range(3))
         self.loss, self.gap, self.moved = zeros(persons), zeros(persons), zeros(persons, dtype=torch.bool)
         self.losses = zeros(config.steps, persons)
-        # Each inner step: the look-ahead mask, the accumulated gradient, and the cloaked photos that are shown.
+        # Each inner step: the look-ahead mask and the accumulated gradient.
         self.delta_in, self.acc = pictures(persons), pictures(persons)
-        self.pictures = pictures(persons, b, dtype=dtype)
 
     def begin(self, faces: torch.Tensor, album: Album | None) -> None:
         """Start a pass: these faces, [P, N, 3, 112, 112], and the mean of the start noise."""
@@ -129,23 +125,22 @@ class State:
                 buffer.copy_(getattr(album, name))
         self.delta.copy_(self.start.mean(1).clamp(-self.eps, self.eps))
         self.delta_in.copy_(self.delta)
-        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved):
+        for buffer in (self.acc, self.velocity, self.total, self.gap, self.moved, self.losses, self.t):
             buffer.zero_()
-        self.losses = torch.zeros_like(self.losses)  # those of the pass before belong to its `Learnt`
         if self.config.dropout:
             torch.manual_seed(self.config.seed)
 
-    def show(self, t: int) -> None:
-        """Put the photos and views of step t where it reads them."""
-        self.index.copy_(self.order[t].expand_as(self.index))
-        self.chance.copy_(self.draws[t].expand_as(self.chance))
+    def show(self) -> None:
+        """Put the photos and views of the next step where it reads them."""
+        for every, now in ((self.order, self.index), (self.draws, self.chance)):
+            torch.index_select(every.expand(-1, *now.shape), 0, self.t, out=now[None])
 
-    def keep(self, t: int) -> Learnt:
-        """What was learnt with step t, in tensors of its own."""
-        if t >= self.steps - self.averaged:
+    def keep(self) -> None:
+        """Add what the step leaves to what was learnt, and go on to the next; after the last comes the first."""
+        self.losses.index_copy_(0, self.t, self.loss[None])
+        if self.averaged:
             self.total += self.delta
-        self.losses[t].copy_(self.loss)
-        return self.learnt(t + 1)
+        self.t.add_(1).remainder_(self.steps)
 
     def learnt(self, done: int) -> Learnt:
         """What was learnt in the first `done` steps, in tensors of its own."""
@@ -154,16 +149,16 @@ class State:
         delta = self.eps * (self.total.sign() + 0 * self.total) if averaging else self.delta.clone()
         if self.config.grey:  # equal but for rounding, where a network weighs its channels differently
             delta = delta[:, :1].repeat(1, 3, 1, 1)
-        return Learnt(done, delta, self.losses, self.gap.clone(), self.moved.clone())
+        return Learnt(done, delta, self.losses.clone(), self.gap.clone(), self.moved.clone())
 
     def save(self, done: int) -> Tensors:
-        """What decides the steps after the first `done`, on the CPU. Waits for the device."""
+        """What decides the steps after the first `done`, in tensors of its own on the CPU. Waits for the device."""
         held = {**self._lasting(), "losses": self.losses[:done]}
         if self.config.dropout:
             held["random"] = torch.get_rng_state()
             if self.faces.is_cuda:
                 held["random_cuda"] = torch.cuda.get_rng_state(self.faces.device)
-        return {name: tensor.cpu().contiguous() for name, tensor in held.items()}
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in held.items()}
 
     def restore(self, saved: Tensors) -> int:
         """Go on from what `save` gave in a pass of the same faces and options; returns how many steps were done."""
@@ -176,6 +171,7 @@ class State:
                 torch.cuda.set_rng_state(saved["random_cuda"], self.faces.device)
         done = len(saved["losses"])
         self.losses[:done].copy_(saved["losses"])
+        self.t.fill_(done)
         return done
 
     def _lasting(self) -> Tensors:
@@ -186,6 +182,18 @@ class State:
         if self.averaged:
             lasting["total"] = self.total
         return lasting
+
+
+def zero_pictures(
+    size: tuple[int, ...],
+    shape: tuple[int, ...],
+    takes: tuple[torch.dtype, torch.memory_format],
+    device: torch.device,
+) -> torch.Tensor:
+    """Pictures of zeros, [*size, *shape], in a dtype and memory format."""
+    dtype, memory_format = takes
+    flat = torch.empty(math.prod(size), *shape, dtype=dtype, device=device, memory_format=memory_format)
+    return flat.zero_().view(*size, *shape)
 
 
 Draws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -8,10 +8,14 @@ on the host, so that a step with views can be captured like any other. A view co
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastcloak.ops.jpeg import jpeg_tables
 
 __all__ = ["DRAWS", "Views", "blur_matrix"]
 
@@ -22,80 +26,151 @@ TEXTURES, TEXTURE_SIZE = 64, FACE_SIZE
 FACE_PIXELS = (56.0, 224.0)
 CONTRAST, BRIGHTNESS = 0.2, 0.1
 BLUR = 1.0
-JPEG_QUALITY = (50.0, 95.0)
 SHIFT, SCALE, ROTATION = 4.0, 0.06, 5.0
 """Largest change: pixels, share, degrees."""
 
 DRAWS = 13
 """Numbers in [0, 1) that one picture's view takes, whichever augmentations are on."""
 
-_LUMINANCE = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-_CHROMINANCE = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
-
 
 class Views:
-    """Random views of pictures, by the names of `AUGMENTATIONS`, whose order does not matter."""
+    """What networks are shown of cloaked faces, and the way of their gradients back to the mask.
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.names = names
-        self.luminance, self.chrominance = (
-            torch.tensor(table, dtype=torch.float32, device=device) for table in (_LUMINANCE, _CHROMINANCE)
-        )
-        self.textures = _textures(TEXTURES, TEXTURE_SIZE).to(device) if "mix" in names else None
+    mix, color, geometry and flip are in the two operations of the backend; the others are a step before or between
+    them. Without views these are `cloak_batch_` and `accumulate_step_`.
+    """
 
-    def __call__(self, pictures: Tensor, faces: Tensor, draws: Tensor, place: Tensor | None = None) -> Tensor:
-        """One view of each picture.
+    def __init__(
+        self, names: tuple[str, ...], ops: ModuleType, device: torch.device, grey: bool = False, unit: bool = False
+    ) -> None:
+        """Make what the views need.
 
         Args:
-            pictures: [n, 3, H, W] float32 in [0, 1], cloaked; with "mix", H = W = `TEXTURE_SIZE`.
-            faces: [n, 3, H, W] float32 in [0, 1], the same without the cloak; read by "mix" and "photo" only.
-            draws: [n, DRAWS] float32 in [0, 1), uniform; the same numbers give the same view.
-            place: [n, 2, 3] float32, where in a picture the aligned face lies, as `affine_grid` takes it. None: the
-                pictures are aligned faces.
-
-        Returns:
-            Aligned faces, [n, 3, H, W], with `place` [n, 3, 112, 112], float32, differentiable with respect to
-            `pictures`; "color" may leave [0, 1].
+            names: of `AUGMENTATIONS`, whose order does not matter.
+            ops: what `resolve_backend` returned.
+            grey: all channels of the mask take the mean of their gradients.
+            unit: the gradient of each person is divided by its own size.
         """
-        x, names = pictures, self.names
-        centred = 2 * draws - 1
-        if self.textures is not None:
-            position = TEXTURES * draws[:, 12]
-            which = position.long().clamp_max(TEXTURES - 1)  # the number may round up to 1
-            fade = MIX * (position - which).view(-1, 1, 1, 1) * (self.textures[which] - faces)
-            x, faces = x + fade, faces + fade
-        if "photo" in names:
-            rows, columns = (_round_trip(draws[:, 0], draws[:, i], x.shape[-3 + i]) for i in (1, 2))
-            x = faces + rows[:, None] @ (x - faces) @ columns.mT[:, None]
-        if "color" in names:
-            contrast, brightness = (centred[:, i].view(-1, 1, 1, 1) for i in (3, 4))
-            x = (x - 0.5) * (1 + CONTRAST * contrast) + 0.5 + BRIGHTNESS * brightness
-        if "blur" in names:
-            rows, columns = (blur_matrix(BLUR * draws[:, 5], side) for side in x.shape[-2:])
-            x = rows[:, None] @ x @ columns.mT[:, None]
-        if "jpeg" in names:
-            low, high = JPEG_QUALITY
-            x = _jpeg(x, low + (high - low) * draws[:, 6], self.luminance, self.chrominance)
-        if place is not None or "geometry" in names or "flip" in names:
-            moves = centred[:, 7:11] if "geometry" in names else torch.zeros_like(centred[:, 7:11])
-            mirror = 1 - 2 * (draws[:, 11] < 0.5).to(x.dtype) if "flip" in names else torch.ones_like(draws[:, 11])
-            x = _moved(x, moves, mirror, place)
-        return x
+        self.names, self.ops, self.grey, self.unit = names, ops, grey, unit
+        self.textures = make_textures(device) if "mix" in names else None
+        self.points = {"color": "color" in names}
+        self.moves = {"geometry": "geometry" in names, "flip": "flip" in names}
+        self.between = "blur" in names or "jpeg" in names
+        self.tables = jpeg_tables(device) if "jpeg" in names else None
+
+    def show(
+        self,
+        faces: Tensor,
+        mask: Tensor,
+        index: Tensor,
+        draws: Tensor,
+        out: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        bound: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> None:
+        """Write what a network takes, one view of each cloaked picture, into `out`, [P, b, 3, h, w].
+
+        The arguments are those of `fastcloak.ops.reference.view_batch_`.
+        """
+        ops = self.ops
+        if not self.names and place is None and mask.dim() == 4:
+            ops.cloak_batch_(faces, mask, index, out, scale, shift, bound)
+            return
+        if not draws.shape[-1]:  # a mask for each picture and no view, so that the numbers are not read
+            draws = draws.new_zeros(*draws.shape[:2], DRAWS)
+        shape = *index.shape, *faces.shape[2:]
+        if "photo" in self.names:
+            left = faces.new_empty(shape)
+            ops.photo_batch_(faces, mask, index, draws, left, bound)
+            mask, bound = left, None
+        last = {**self.moves, "place": place, "scale": scale, "shift": shift}
+        if not self.between:
+            ops.view_batch_(faces, mask, index, draws, out, **self.points, **last, textures=self.textures, bound=bound)
+            return
+        x = faces.new_empty(shape)
+        ops.view_batch_(faces, mask, index, draws, x, **self.points, textures=self.textures, bound=bound)
+        if "blur" in self.names:
+            rows, columns = _blurs(draws, x)
+            x = rows @ x @ columns.mT
+        if self.tables is not None:
+            x, pictures = faces.new_empty(shape), x
+            ops.jpeg_batch_(pictures, draws, x, *self.tables)
+        ops.view_batch_(x, None, None, draws, out, **last)
+
+    def step(
+        self,
+        grads: Tensor,
+        draws: Tensor,
+        acc: Tensor,
+        delta_in: Tensor,
+        alpha: float,
+        eps: float,
+        scale: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> None:
+        """One inner step in place, from the gradients with respect to what `show` wrote.
+
+        The arguments are those of `fastcloak.ops.reference.view_step_`.
+        """
+        ops = self.ops
+        if not (self.names or self.grey or self.unit) and place is None:
+            ops.accumulate_step_(grads, acc, delta_in, alpha, eps, scale)
+            return
+        rest = {**self.points, **self.moves, "scale": scale, "place": place, "unit": self.unit}
+        shape = *draws.shape[:2], *acc.shape[1:]
+        if self.between:
+            back, grads = grads, acc.new_empty(shape)
+            ops.view_gradient_(back, draws, grads, **{**rest, "color": False})
+            rest = dict(self.points)
+            if self.tables is not None:
+                back, grads = grads, acc.new_empty(shape)
+                ops.jpeg_gradient_(back, grads, self.tables.colors)
+            if "blur" in self.names:
+                rows, columns = _blurs(draws, grads)
+                grads = rows.mT @ (grads @ columns)
+        if "photo" in self.names:
+            seen, back, grads = grads, acc.new_empty(shape), acc.new_empty(shape)
+            ops.view_gradient_(seen, draws, back, **rest)
+            ops.photo_gradient_(back, draws, grads)
+            rest = {}
+        ops.view_step_(grads, draws, acc, delta_in, alpha, eps, **rest, grey=self.grey)
+
+
+def fade(faces: Tensor, draws: Tensor, textures: Tensor) -> Tensor:
+    """What "mix" adds to faces, [n, 3, H, W], with the numbers [n, DRAWS]."""
+    position = TEXTURES * draws[:, 12]
+    which = position.long().clamp_max(TEXTURES - 1)  # the number may round up to 1
+    return MIX * (position - which).view(-1, 1, 1, 1) * (textures[which] - faces)
+
+
+def contrast_and_brightness(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor on x - 0.5 and what is added, [n, 1, 1, 1] each, of "color"."""
+    contrast, brightness = ((2 * draws[:, i] - 1).view(-1, 1, 1, 1) for i in (3, 4))
+    return 1 + CONTRAST * contrast, BRIGHTNESS * brightness
+
+
+def grid(draws: Tensor, size: Sequence[int], geometry: bool, flip: bool, place: Tensor | None) -> Tensor:
+    """Where in pictures the pixels of views lie, as `grid_sample` takes it.
+
+    Args:
+        draws: [n, DRAWS].
+        size: n, 3, h and w of the views.
+        geometry, flip: whether these are on.
+        place: [n, 2, 3], where in a picture the aligned face lies, as `affine_grid` takes it.
+    """
+    centred, side = 2 * draws - 1, size[-1]
+    moves = centred[:, 7:11] if geometry else torch.zeros_like(centred[:, 7:11])
+    mirror = 1 - 2 * (draws[:, 11] < 0.5).to(draws.dtype) if flip else torch.ones_like(draws[:, 11])
+    angle = math.radians(ROTATION) * moves[:, 2]
+    scale = torch.exp(SCALE * moves[:, 3])
+    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+    shift = 2 * SHIFT / side * moves[:, :2]
+    theta = torch.stack((mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]), 1).view(-1, 2, 3)
+    if place is not None:  # first moved as an aligned face, then found in the picture
+        theta = place[..., :2] @ theta + F.pad(place[..., 2:], (2, 0))
+    return F.affine_grid(theta, list(size), align_corners=False)
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
@@ -114,8 +189,13 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _textures(count: int, side: int) -> Tensor:  # [count, 3, side, side] in [0, 1], the same in every process
-    """Noise whose amplitude falls with frequency as in photos, most of it in common to the three channels."""
+def make_textures(device: torch.device) -> Tensor:
+    """Noise whose amplitude falls with frequency as in photos, most of it in common to the three channels.
+
+    Returns:
+        [TEXTURES, 3, 112, 112] float32 in [0, 1], the same in every process.
+    """
+    count, side = TEXTURES, TEXTURE_SIZE
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
     frequency = (rows**2 + columns**2).sqrt()
@@ -129,7 +209,28 @@ def _textures(count: int, side: int) -> Tensor:  # [count, 3, side, side] in [0,
         return scaled
 
     textures: Tensor = (0.5 + 0.18 * noise(1) + 0.08 * noise(3)).clamp(0, 1)
-    return textures
+    return textures.to(device)
+
+
+# draws [P, b, DRAWS], x [P, b, 3, H, W] -> [P, b, 1, H, H] and [P, b, 1, W, W]: rows @ x @ columns.T
+def _blurs(draws: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    sigma = BLUR * draws[..., 5].flatten()
+    rows, columns = (blur_matrix(sigma, side).view(*draws.shape[:2], 1, side, side) for side in x.shape[-2:])
+    return rows, columns
+
+
+def round_trips(draws: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """R and C, symmetric, with which R x C^T is a picture that was resized into a photo and back.
+
+    Args:
+        draws: [n, DRAWS].
+        size: n, 3, H and W of the pictures.
+
+    Returns:
+        [n, 1, H, H] and [n, 1, W, W].
+    """
+    rows, columns = (_round_trip(draws[:, 0], draws[:, i], size[1 + i])[:, None] for i in (1, 2))
+    return rows, columns
 
 
 def _round_trip(size: Tensor, phase: Tensor, side: int) -> Tensor:  # [n], [n] in [0, 1) -> [n, side, side]
@@ -143,48 +244,3 @@ def _round_trip(size: Tensor, phase: Tensor, side: int) -> Tensor:  # [n], [n] i
     # Linear interpolation to the finer grid and the same kernel as anti-aliasing to the coarser one.
     tent = (1 - (i[:, None] - centres[:, None]).abs() / width).clamp_min(0)  # [n, side, pixels]
     return (tent @ tent.mT) * (pitch[:, None, None] / width**2)
-
-
-# moves [n, 4] in [-1, 1), mirror [n] 1 or -1, place [n, 2, 3] or None
-def _moved(x: Tensor, moves: Tensor, mirror: Tensor, place: Tensor | None) -> Tensor:
-    side = x.shape[-1] if place is None else FACE_SIZE
-    angle = math.radians(ROTATION) * moves[:, 2]
-    scale = torch.exp(SCALE * moves[:, 3])
-    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-    shift = 2 * SHIFT / side * moves[:, :2]
-    theta = torch.stack((mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]), 1).view(-1, 2, 3)
-    size = list(x.shape)
-    if place is not None:  # first moved as an aligned face, then found in the picture
-        theta = place[..., :2] @ theta + F.pad(place[..., 2:], (2, 0))
-        size[2:] = side, side
-    grid = F.affine_grid(theta, size, align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-# x [n, 3, H, W] in [0, 1], quality [n] in 1..100, tables [8, 8]
-def _jpeg(x: Tensor, quality: Tensor, luminance: Tensor, chrominance: Tensor) -> Tensor:
-    size = x.shape[-2:]
-    # Whole blocks of 16 x 16: at half the resolution colours need whole blocks too.
-    x = F.pad(255 * x, (0, -size[1] % 16, 0, -size[0] % 16), mode="replicate")
-    red, green, blue = x.unbind(1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    colors = torch.stack((0.564 * (blue - luma), 0.713 * (red - luma)), 1)
-    luma = _quantised(luma[:, None] - 128, luminance, quality)[:, 0] + 128
-    colors = _quantised(F.avg_pool2d(colors, 2), chrominance, quality)
-    cb, cr = F.interpolate(colors, scale_factor=2.0, mode="bilinear", align_corners=False).unbind(1)
-    decoded = torch.stack((luma + 1.402 * cr, luma - 0.344 * cb - 0.714 * cr, luma + 1.772 * cb), 1) / 255
-    return decoded[..., : size[0], : size[1]]
-
-
-def _quantised(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:  # [n, c, H, W]
-    n, c, height, width = x.shape
-    q = quality.view(-1, 1, 1)
-    percent = torch.where(q < 50, 5000 / q, 200 - 2 * q)
-    steps = (table * percent / 100).add(0.5).floor().clamp(1, 255).view(n, 1, 1, 8, 1, 8)
-    k = torch.arange(8, device=x.device, dtype=x.dtype)
-    dct = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) / 2
-    dct = torch.cat((dct[:1] / math.sqrt(2), dct[1:]))  # [8, 8], orthonormal rows
-    blocks = x.view(n, c, height // 8, 8, width // 8, 8)
-    coefficients = torch.einsum("uy,nciyjx,vx->nciujv", dct, blocks, dct) / steps
-    rounded = coefficients + (coefficients.round() - coefficients).detach()
-    return torch.einsum("uy,nciujv,vx->nciyjx", dct, rounded * steps, dct).reshape(x.shape)

@@ -5,24 +5,29 @@ A step is a function without arguments on buffers that never move. Nothing here 
 
 from __future__ import annotations
 
+import logging
 import threading
-import warnings
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
+from fastcloak.ops.watch import Watch
 from fastcloak.system.errors import EngineError
+
+log = logging.getLogger("fastcloak")
 
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 WARM_UP = 3
-"""Runs on a side stream before a capture, in which libraries choose algorithms and allocate, as PyTorch asks for."""
+"""Steps before the first capture, in which libraries choose algorithms and allocate, as PyTorch asks for."""
 AHEAD = 8
 """Steps in the queue of a GPU: enough that it never runs dry, few enough that Ctrl-C need not wait for a whole fit."""
 
-# Streams in capture and the debug mode belong to the whole process: one capture at a time.
+# PyTorch asks for one capture at a time in a process.
 _CAPTURING = threading.Lock()
 
 
@@ -52,72 +57,113 @@ def network(engine: str, forward: Callable[[torch.Tensor], torch.Tensor]) -> Cal
     # torch.compile counts recompilations per code object and gives up after eight: every network gets one of its own.
     own = FunctionType(embed.__code__.replace(co_name="embed"), embed.__globals__, closure=embed.__closure__)
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(own, fullgraph=True, dynamic=False)
-    return compiled
+
+    def unwatched(pictures: torch.Tensor) -> torch.Tensor:
+        with _disable_current_modes():  # torch.compile refuses to run in one; what it compiled reads nothing back
+            return compiled(pictures)
+
+    return unwatched
 
 
-def launchers(engine: str, steps: Mapping[Hashable, Callable[[], None]]) -> dict[Hashable, Callable[[], None]]:
-    """The steps as the engine launches them. compile and cudagraph run them here, so buffers change.
+class Launcher:
+    """Launches the steps of one loop. None runs only to warm up: the first ones are real steps, launched directly.
 
-    Args:
-        engine: what `resolve_engine` returned.
-        steps: for cudagraph they neither wait for the device nor read from it, and need nothing from each other but
-            their buffers: their graphs share one memory pool.
+    On CUDA, "cudagraph" and "compile" then capture a step, which executes nothing, and replay it from there on.
 
-    Raises:
-        EngineError: a step cannot be compiled or captured; says why.
+    Attributes:
+        engine: what runs, also after a fall back.
     """
+
+    def __init__(self, engine: str, device: torch.device, fall_back: bool = False) -> None:
+        """Begin without graphs.
+
+        Args:
+            engine: what `resolve_engine` returned.
+            device: of the steps.
+            fall_back: where "cudagraph" cannot capture a step, go on with "eager" and log a warning.
+        """
+        self.engine, self._fall_back = engine, fall_back
+        self._captures = engine == "cudagraph" or (engine == "compile" and device.type == "cuda")
+        self._ran: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        if self._captures:
+            # Graphs share the memory of a pool only where they are captured on the same stream.
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, name: Hashable, step: Callable[[], None]) -> None:
+        """Run a step.
+
+        Args:
+            name: of what it launches, which is the same every time.
+            step: launches it; needs nothing from other steps but their buffers.
+
+        Raises:
+            EngineError: it cannot be compiled or captured; says why.
+        """
+        warm = self._ran[name] and self._ran.total() >= WARM_UP
+        if self._captures and warm and name not in self._graphs:
+            self._capture(name, step)
+        if name in self._graphs:
+            self._graphs[name].replay()
+            return
+        first, watch = not self._ran[name], Watch()
+        with ExitStack() as modes:
+            if self._captures and first:
+                modes.enter_context(watch)
+            if self.engine == "compile":
+                modes.enter_context(_compiling(first))
+            step()
+        self._ran[name] += 1
+        if watch.found:
+            self._refuse(f"{watch.found} may wait for the device")
+
+    def _capture(self, name: Hashable, step: Callable[[], None]) -> None:
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        with _CAPTURING:
+            # cuBLAS keeps up to 32 MiB for every thread and stream, whose address a graph holds. Cleared before, they
+            # come from the pool; cleared after, nobody else uses them or frees them with a graph of their own.
+            # Source: clear_cublas_manager in PyTorch's _inductor/cudagraph_trees.py; pytorch/pytorch#193402.
+            torch._C._cuda_clearCublasWorkspaces()
+            try:
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    step()
+                self._graphs[name] = graph
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # CUDA raises many kinds
+                self._refuse(_first_line(error), error)
+            finally:
+                torch.cuda.set_stream(current)  # as PyTorch does only where the capture could be ended
+                torch._C._cuda_clearCublasWorkspaces()
+
+    def _refuse(self, reason: str, error: Exception | None = None) -> None:
+        """Do without graphs from now on, or raise."""
+        refused = f"engine {self.engine!r} cannot run this network in a graph: {reason}"
+        if self.engine == "cudagraph" and not self._fall_back:
+            raise EngineError(f"{refused}; use engine='eager'") from error
+        self.engine = "compile" if self.engine == "compile" else "eager"
+        self._captures = False
+        self._graphs.clear()
+        log.warning("%s; learning goes on with engine %r, slower", refused, self.engine)
+
+
+@contextmanager
+def _compiling(first: bool) -> Iterator[None]:
+    # A network that is compiled again for every call would take minutes for each.
+    stance = nullcontext() if first else torch.compiler.set_stance("fail_on_recompile")
     try:
-        if engine == "compile":
-            return {name: _compiled(step) for name, step in steps.items()}
-        if engine == "cudagraph":
-            pool = torch.cuda.graph_pool_handle()
-            return {name: _captured(step, pool) for name, step in steps.items()}
+        with stance:
+            yield
     except (ValueError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch.compile and CUDA raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EngineError(f"engine {engine!r} cannot run this network: {reason}; use engine='eager'") from error
-    return dict(steps)
+    except Exception as error:  # torch.compile raises many kinds
+        reason = _first_line(error)
+        raise EngineError(f"engine 'compile' cannot run this network: {reason}; use engine='eager'") from error
 
 
-def _compiled(step: Callable[[], None]) -> Callable[[], None]:
-    def without_recompilation() -> None:
-        with torch.compiler.set_stance("fail_on_recompile"):
-            step()
-
-    step()
-    without_recompilation()  # a network that is compiled again for every call is refused before the loop
-    return without_recompilation
-
-
-def _captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
-    with _CAPTURING:
-        current = torch.cuda.current_stream()
-        side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP - 1):
-                step()
-            # A step that waits for the device is refused here: a capture that fails would leave the process unable to
-            # make another one.
-            mode = torch.cuda.get_sync_debug_mode()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch says once that the mode is a prototype
-                torch.cuda.set_sync_debug_mode("error")
-            try:
-                step()
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-                step()
-        except BaseException:
-            torch.cuda.set_stream(current)
-            raise
-    replay: Callable[[], None] = graph.replay
-    return replay
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Progress:

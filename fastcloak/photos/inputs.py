@@ -19,7 +19,7 @@ from fastcloak.photos.files import SUFFIXES, read_photo, upright
 from fastcloak.system.device import check_fork
 from fastcloak.system.errors import PhotoError
 
-__all__ = ["is_empty", "load_faces", "named_faces", "photo_files", "pictures", "saved_faces"]
+__all__ = ["each_face", "is_empty", "load_faces", "named_faces", "photo_files", "pictures", "saved_faces"]
 
 logger = logging.getLogger("fastcloak")
 
@@ -91,8 +91,13 @@ def load_faces(images: Any) -> Tensor:
 
 def named_faces(images: Any) -> tuple[list[str], Tensor]:
     """`load_faces`, and for each face the name of its photo."""
+    names, faces = zip(*each_face(images), strict=True)
+    return list(names), torch.stack(faces).contiguous()
+
+
+def each_face(images: Any) -> Iterator[tuple[str, Tensor]]:
+    """`named_faces` one by one: the name of a photo and its face, [3, 112, 112], once it is asked for."""
     check_fork()
-    names, faces = [], []
     for name, picture in pictures(images):
         if picture.shape[1:] != (SIZE, SIZE):
             if picture.is_floating_point():
@@ -102,9 +107,7 @@ def named_faces(images: Any) -> tuple[list[str], Tensor]:
             if face.uncertain:
                 logger.warning("%s: %s", name, UNCERTAIN)
             picture = _channels_last(align(pixels, face)[0])
-        names.append(name)
-        faces.append(picture if picture.is_floating_point() else picture.float() / 255)
-    return names, torch.stack(faces).contiguous()
+        yield name, picture if picture.is_floating_point() else picture.float() / 255
 
 
 def saved_faces(images: Any) -> Tensor:

@@ -342,6 +342,11 @@ class AlbumRun:
         lines = [line for line in self._written.get(_sha256(payload), ()) if line["photo"] == name]
         return lines[-1] if lines else None
 
+    @staticmethod
+    def is_source(payload: bytes, line: Mapping[str, Any]) -> bool:
+        """Whether a line is of a photo that was made of these bytes."""
+        return bool(line.get("source") == _sha256(payload))
+
     def _claim(self, opened: Opened) -> None:
         place = _place(opened.destination)
         with self._lock:

@@ -8,16 +8,21 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 
-__all__ = ["check_fork", "has_fast_bfloat16", "resolve_device", "resolve_dtype"]
+__all__ = ["check_fork", "has_fast_bfloat16", "resolve_device", "resolve_dtype", "without_tf32"]
 
 # Seconds after which an operation of a millisecond counts as hanging.
 _PATIENCE = 5.0
 # Of the flags in /proc/self/stat: PF_FORKNOEXEC, forked and no other program since.
 _FORKED = 0x40
+# One change of PyTorch's switches at a time: of two that overlap, one would put the other's state back for good.
+_SWITCHING = threading.RLock()
 
 
 def check_fork() -> None:
@@ -117,3 +122,31 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(ask() for ask in asked if ask is not None)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiply float32 numbers in full where CUDA would round them to the ten bits of TF32, until the context ends.
+
+    PyTorch has these switches once for the whole process: other threads' products are exact in the meantime too, and
+    a switch that the caller sets in the meantime is put back.
+    """
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    with _SWITCHING:
+        states = [_tf32(cudnn, lambda: cudnn.conv), _tf32(matmul, lambda: matmul)]
+        try:
+            for switch, name, _ in states:
+                setattr(switch, name, False if name == "allow_tf32" else "ieee")
+            yield
+        finally:
+            for switch, name, state in states:
+                setattr(switch, name, state)
+
+
+# a switch, its attribute and the state it is in
+def _tf32(switch: Any, since_2_9: Callable[[], Any]) -> tuple[Any, str, Any]:
+    try:
+        return switch, "allow_tf32", switch.allow_tf32
+    except RuntimeError:  # where a program has set `fp32_precision`, the older name can be neither read nor set
+        return since_2_9(), "fp32_precision", since_2_9().fp32_precision

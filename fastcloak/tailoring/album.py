@@ -10,13 +10,13 @@ that no more than `jobs` decoded photos are in memory. Which photos share a pass
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from fastcloak.protection.enrolment import Enrolment
 from fastcloak.protection.overlay import added, is_grey
 from fastcloak.protection.photo import ProtectedPhoto, decoded, encoded, face_warnings, meant_faces
 from fastcloak.system.checks import whole
+from fastcloak.system.threads import in_order
 from fastcloak.tailoring.canvas import Canvas, canvas_of, lay
+from fastcloak.tailoring.look import bounds
 from fastcloak.tailoring.tailor import WITHOUT_PERSON, Tailor, tailored_faces
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ ALREADY_TAILORED = (
 )
 Masks = Sequence[tuple["Floats", "Floats"]]
 """Of each face of a photo the mask and its bound, as `Tailor.masks` gives them; none in a dry run."""
-Result = TypeVar("Result")
 
 
 def tailor_photos(
@@ -154,7 +155,7 @@ def tailor_photos(
     with ThreadPoolExecutor(jobs, "fastcloak") as executor:
         try:
             for photos in plan.rounds():
-                looked = _ahead(executor, album.look, photos, tailor.faces_per_pass)
+                looked = in_order(executor, album.look, photos, lambda: tailor.faces_per_pass)
                 for group in _passes(looked, tailor.faces_per_pass, report):
                     learnt: list[Masks] = [[] for _ in group]
                     try:
@@ -202,20 +203,8 @@ class _Seen:
     opened: Opened
     faces: list[Face]
     canvases: list[Canvas]
+    bounds: list[Floats]
     grey: bool
-
-
-def _ahead(
-    executor: Executor, function: Callable[[Path, Path], Result], photos: Iterable[tuple[Path, Path]], most: int
-) -> Iterator[Result]:
-    """What a function gives for each photo, in order; threads are at most this many photos ahead."""
-    waiting: deque[Future[Result]] = deque()
-    for source, destination in photos:
-        waiting.append(executor.submit(function, source, destination))
-        if len(waiting) > most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _passes(looked: Iterable[_Seen | Outcome], faces: int, report: Callable[[Outcome], None]) -> Iterator[list[_Seen]]:
@@ -246,17 +235,20 @@ class _Album:
         made_by: Mapping[str, Any],
     ) -> None:
         self._run, self._tailor, self._find, self._saving, self._made_by = run, tailor, find, saving, made_by
-        self._planned = {destination for _, destination in plan.photos}
+        self._sources = {destination: source for source, destination in plan.photos}
         self._of_several = made_by["person"] is None
-        self._knows_earlier = self._of_several
+        self._knows_earlier = False
 
-    def look(self, source: Path, destination: Path) -> _Seen | Outcome:
+    def look(self, photo: tuple[Path, Path]) -> _Seen | Outcome:
         """Read a photo and find the faces that are meant; used by threads."""
+        source, destination = photo
 
         def seen(opened: Opened) -> _Seen:
             pixels = decoded(opened.payload, source, destination).pixels
             faces = meant_faces(pixels, self._find, name=str(source))
-            return _Seen(opened, faces, [canvas_of(pixels, face) for face in faces], is_grey(pixels))
+            canvases = [canvas_of(pixels, face) for face in faces]
+            limits = [bounds(canvas, self._tailor.config) for canvas in canvases]
+            return _Seen(opened, faces, canvases, limits, is_grey(pixels))
 
         return self._run.attempt(self._run.open(source, destination), seen)
 
@@ -267,41 +259,47 @@ class _Album:
         self._knows_earlier = True
         files = [file for file in self._run.earlier() if file.is_file()]
         some = np.linspace(0, len(files) - 1, min(len(files), EARLIER)).round().astype(int)
-        faces = [face for found in executor.map(self._faces_of, [files[i] for i in some]) for face in found]
-        if faces:
-            self._tailor.remember(torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255)
+        found = list(executor.map(self._faces_of, [files[i] for i in some]))
+        for known in (False, True):
+            faces = [face for written, originals in found if bool(originals) == known for face in written]
+            clean = [face for _, originals in found for face in originals] if known else []
+            if faces:
+                self._tailor.remember(_stacked(faces), _stacked(clean) if known else None)
 
-    def _faces_of(self, file: Path) -> list[Pixels]:
-        """The faces of a photo that an earlier run wrote, unless it was changed since, or is to be written again."""
+    def _faces_of(self, file: Path) -> tuple[list[Pixels], list[Pixels]]:
+        """The faces of a photo that an earlier run wrote, unless it was changed since, or is to be written again.
+
+        Where several people may be in the album, the faces of its original too, if that is among the photos.
+        """
         try:
             payload = file.read_bytes()
             line = self._run.line_of(file, payload) or {}
-            if file in self._planned and any(line.get(name) != value for name, value in self._made_by.items()):
-                return []
+            source = self._sources.get(file)
+            if source and any(line.get(name) != value for name, value in self._made_by.items()):
+                return [], []
             landmarks = np.array(line.get("faces", []), np.float32).reshape(-1, 5, 2)
-            pixels = decode_photo(payload, name=str(file)).pixels
-            # A face that is larger than its photo is no face of ours, and would take any amount of memory.
-            if not np.ptp(landmarks, axis=1).max(initial=0) <= max(pixels.shape):
-                return []
-            if pixels.shape[:2] == (SIZE, SIZE):
-                return [pixels] * len(landmarks)
-            return [align(pixels, Face((0, 0, 0, 0), points, 1.0))[0] for points in landmarks]
+            written, originals = _cut_out(payload, file, landmarks), []
+            with suppress(Exception):  # without the original it cannot be told whose faces they are
+                if source and self._of_several and self._run.is_source(payload := source.read_bytes(), line):
+                    originals = _cut_out(payload, source, landmarks)
+            return written, originals
         except Exception:  # a line that is not ours, or a photo that cannot be read
-            return []
+            return [], []
 
     def learn(self, group: list[_Seen], learning: Callable[[float], None]) -> list[Masks]:
         """Learn the masks of the photos of a pass."""
         canvases = [canvas for seen in group for canvas in seen.canvases]
+        limits = [bound for seen in group for bound in seen.bounds]
         learnt: list[tuple[Floats, Floats]] = []
         # A photo of many people may have more faces than a pass.
         for first in range(0, len(canvases), self._tailor.faces_per_pass):
-            part = canvases[first : first + self._tailor.faces_per_pass]
+            faces = slice(first, first + self._tailor.faces_per_pass)
+            part = canvases[faces]
             step = len(group) * len(part) / (len(canvases) * max(1, self._tailor.config.gradients))
             masks = self._tailor.masks(
-                part, grey=group[0].grey, of_several=self._of_several, tick=partial(learning, step)
+                part, limits[faces], grey=group[0].grey, of_several=self._of_several, tick=partial(learning, step)
             )
-            if not self._of_several:
-                self._tailor.remember(tailored_faces(part, masks))
+            self._tailor.remember(tailored_faces(part, masks), tailored_faces(part) if self._of_several else None)
             learnt += masks
         ends = np.cumsum([len(seen.faces) for seen in group])
         return [learnt[end - len(seen.faces) : end] for seen, end in zip(group, ends, strict=True)]
@@ -332,3 +330,18 @@ class _Album:
             return self._run.write(opened, payload, done, faces=faces)
 
         return self._run.attempt(seen.opened, written)
+
+
+def _cut_out(payload: bytes, file: Path, landmarks: Floats) -> list[Pixels]:
+    """The aligned faces of a photo with these landmarks, [n, 5, 2]."""
+    pixels = decode_photo(payload, name=str(file)).pixels
+    # A face that is larger than its photo is no face of ours, and would take any amount of memory.
+    if not np.ptp(landmarks, axis=1).max(initial=0) <= max(pixels.shape):
+        return []
+    if pixels.shape[:2] == (SIZE, SIZE):
+        return [pixels] * len(landmarks)
+    return [align(pixels, Face((0, 0, 0, 0), points, 1.0))[0] for points in landmarks]
+
+
+def _stacked(faces: list[Pixels]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255

@@ -10,7 +10,7 @@ from fastcloak.fitting.options import MOST_STEPS, FitConfig, check_options, opti
 
 LOOKS = {"even": (1.0, 1.0), "textured": (0.4, 1.75)}
 """Smallest and largest bound of a pixel, as shares of the mean bound."""
-STRENGTHS = {"light": (5 / 255, 1.0), "medium": (7 / 255, 1.0), "strong": (9 / 255, 2.0)}
+STRENGTHS = {"light": (5 / 255, 1.0), "medium": (7.25 / 255, 1.0), "strong": (9 / 255, 2.0)}
 """Mean bounds by name, and how strongly photos are kept apart under them: strong masks drive all of them far off in one
 direction, in which they would be linked."""
 
@@ -42,6 +42,17 @@ class TailorConfig:
         basic=True,
         none="1, with strength strong 2",
     )
+    smoothing: float = option(
+        1.25,
+        "real",
+        "sigma in pixels of a Gaussian over each gradient: smoother masks, which survive blur and denoising",
+        most=16,
+    )
+    color: float = option(
+        0.5,
+        "real",
+        "share of the color in each gradient that is kept; the rest becomes light and dark, which eyes see less",
+    )
     seed: int = option(0, "whole", "of the start noise and the views", least=-(2**63), most=2**63 - 1, basic=True)
     eps: float | None = option(
         None, "levels", "mean bound of a pixel, instead of a strength", useful=0.5 / 255, none="that of the strength"
@@ -69,6 +80,8 @@ class TailorConfig:
             inner_alpha=0.0,
             decay=0.9,
             average=0.5,
+            smoothing=self.smoothing,
+            color=self.color,
             objective="fi_uap_plus",
             ensemble="turns",
             augment=("color", "jpeg", "geometry", "flip"),
@@ -84,6 +97,8 @@ class TailorOptions(TypedDict, total=False):
     look: str | None
     gradients: int | None
     apart: float | None
+    smoothing: float | None
+    color: float | None
     seed: int | None
     eps: float | None
 

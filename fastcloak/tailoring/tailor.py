@@ -7,6 +7,7 @@ The loop is that of `fastcloak.fitting.loop` with a person for each face:
         x <- a view of clip(canvas + E w, 0, 1), aligned
         loss <- -<z, c> + ...                  z: unit feature of x, c: mean of the person's clean unit features
         ... - apart <z, o>                     o: mean of the others' features, the most similar ones first
+        velocity <- 0.9 velocity + g / mean|g|          g: the blurred gradient
         w <- clip(w + sign(velocity) / 4, -1, 1)
     mask <- E sign(mean of w over the last half of the steps)
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcloak.fitting.learner import Learner
+from fastcloak.fitting.learner import Learner, on_device
 from fastcloak.fitting.objective import EARLIER
 from fastcloak.fitting.options import warn_of_idle
 from fastcloak.fitting.run import own_modes
@@ -50,10 +51,8 @@ WITHOUT_PERSON = (
     "without photos of the person each face is driven away from its own features only, which protects less; name "
     "about ten: me=fastcloak.enrol(photos) (--me)"
 )
-AT_ONCE = 8
-"""Faces that share a forward pass on a CPU: more than that no longer fit its caches."""
 FACES_PER_PASS, ON_CPU = 128, 16
-"""Faces of a pass, which are kept apart from each other; those of a CPU are few, so that photos are done soon."""
+"""Faces that share a pass and are kept apart from each other; on a CPU as many as fit its caches."""
 
 
 def tailor(
@@ -133,30 +132,41 @@ class Tailor(Learner):
         warn_of_idle(self.config)
         super().__init__(models, device, backend, engine, dtype)
         assert self.config.apart is not None
-        on_cpu = self.device.type == "cpu"
-        self.faces_per_pass = ON_CPU if on_cpu else FACES_PER_PASS
-        self._tailoring = Tailoring(SIDE, self.config.apart, AT_ONCE if on_cpu else None)
+        self.faces_per_pass = ON_CPU if self.device.type == "cpu" else FACES_PER_PASS
+        self._tailoring = Tailoring(SIDE, self.config.apart)
         self.begin(me)
 
     def begin(self, me: Enrolment | None) -> None:
         """Go over to another person's album, and forget the faces of the one before."""
+        # Unit features of faces as they were written, and as they were before; NaN where that is not known.
         self._earlier = torch.empty(0, self.surrogate.embedding_size, device=self.device)
+        self._originals = self._earlier
         self._center: Tensor | None = None
         if me is not None:
             with own_modes(self.device):
                 self._center = unit_features(self.surrogate, me.faces).mean(0)
 
-    def remember(self, faces: Tensor) -> None:
-        """Keep later passes apart from faces that are protected already, [n, 3, 112, 112] float32 in [0, 1]."""
+    def remember(self, faces: Tensor, originals: Tensor | None = None) -> None:
+        """Keep later passes apart from faces that are protected already.
+
+        Args:
+            faces: [n, 3, 112, 112] float32 in [0, 1].
+            originals: the same without their masks, by which is told whose they are. None: they may be anyone's.
+        """
         with own_modes(self.device):
-            seen = torch.cat((self._earlier, unit_features(self.surrogate, faces)))
+            written = unit_features(self.surrogate, faces)
+            clean = torch.full_like(written, torch.nan)
+            if originals is not None:
+                clean = unit_features(self.surrogate, originals)
+        seen, originals = torch.cat((self._earlier, written)), torch.cat((self._originals, clean))
         # Of many, those that are evenly spread over time.
-        spread = torch.linspace(0, len(seen) - 1, min(len(seen), EARLIER)).round().long()
-        self._earlier = seen[spread.to(seen.device)]
+        spread = torch.linspace(0, len(seen) - 1, min(len(seen), EARLIER)).round().long().to(seen.device)
+        self._earlier, self._originals = seen[spread], originals[spread]
 
     def masks(
         self,
         canvases: Sequence[Canvas],
+        bound: Sequence[Floats] = (),
         *,
         grey: bool = False,
         of_several: bool = False,
@@ -166,6 +176,7 @@ class Tailor(Learner):
 
         Args:
             canvases: one or more.
+            bound: what `bounds` gives for each, where it was computed before, as threads do.
             grey: masks of three equal channels, for grey photos.
             of_several: the faces are of several people: only those that look alike are kept apart.
             tick: called after each step.
@@ -180,7 +191,7 @@ class Tailor(Learner):
         """
         with own_modes(self.device):
             pictures = self._stacked([canvas.picture for canvas in canvases]) / 255
-            bound = [bounds(canvas, self.config) for canvas in canvases]
+            bound = bound or [bounds(canvas, self.config) for canvas in canvases]
             place = torch.from_numpy(np.stack([canvas.place for canvas in canvases])).to(self.device)
             clean = unit_features(self.surrogate, _aligned(pictures, place))
             center = clean if self._center is None else self._center.expand_as(clean)
@@ -189,31 +200,37 @@ class Tailor(Learner):
                 len(canvases),
                 1,
                 self._tailoring,
+                most=self.faces_per_pass,
                 faces=pictures[:, None],
                 features=center[:, None],
                 tick=tick,
-                album=Album(self._stacked(bound), place, self._together(clean, of_several)),
-                earlier=self._earlier[:0] if of_several else self._earlier,
+                album=Album(self._stacked(bound), place, self._alike(clean, clean, of_several).fill_diagonal_(0)),
+                earlier=self._earlier,
+                alike=self._alike(clean, self._originals, of_several),
             )
         _check(learnt, self.config.gradients)
         masks = learnt.delta.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return list(zip(masks, bound, strict=True))
 
-    def _together(self, clean: Tensor, of_several: bool) -> Tensor:
-        """Whom to keep apart, [P, P]: all, or of several people those that may be one."""
-        together = torch.ones(len(clean), len(clean), device=clean.device)
+    def _alike(self, clean: Tensor, others: Tensor, of_several: bool) -> Tensor:
+        """Whom to keep apart from whom, [P, n] of 0 and 1: all, or of several people those that may be one."""
         least = stranger_bound(self.surrogate) if of_several else None
-        if least is not None:
-            together *= clean @ clean.T >= least
-        return together.fill_diagonal_(0)
+        if least is None:
+            return torch.ones(len(clean), len(others), device=clean.device)
+        return (~(clean @ others.T < least)).float()  # true for NaN: whose face that is cannot be told
 
     def _stacked(self, pictures: Sequence[Floats]) -> Tensor:
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().to(self.device)
+        return on_device(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), self.device)
 
 
-def tailored_faces(canvases: Sequence[Canvas], masks: Sequence[tuple[Floats, Floats]]) -> Tensor:
-    """The aligned faces with their masks, [P, 3, 112, 112] float32 in [0, 1], of what `Tailor.masks` took and gave."""
-    shown = [canvas.picture / 255 + mask * bound for canvas, (mask, bound) in zip(canvases, masks, strict=True)]
+def tailored_faces(canvases: Sequence[Canvas], masks: Sequence[tuple[Floats, Floats]] = ()) -> Tensor:
+    """The aligned faces with their masks, [P, 3, 112, 112] float32 in [0, 1], of what `Tailor.masks` took and gave.
+
+    Without masks they are the originals.
+    """
+    shown = [canvas.picture / 255 for canvas in canvases]
+    if masks:
+        shown = [picture + mask * bound for picture, (mask, bound) in zip(shown, masks, strict=True)]
     pictures = torch.from_numpy(np.stack(shown)).clamp(0, 1).permute(0, 3, 1, 2)
     return _aligned(pictures, torch.from_numpy(np.stack([canvas.place for canvas in canvases])))
 

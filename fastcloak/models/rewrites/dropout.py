@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fastcloak.models.rewrites.fold import BORDER
+from fastcloak.models.rewrites.prelu import FrozenPReLU
 from fastcloak.models.rewrites.winograd import WinogradConv2d
 from fastcloak.models.surrogate import Ensemble, Surrogate
 
@@ -46,6 +47,9 @@ def with_dropout(surrogate: Surrogate, p: float) -> Surrogate:
         constant = users[0].args[1] if len(users) == 1 and users[0].target is operator.add else None
         if isinstance(constant, fx.Node) and constant.op == "get_attr" and str(constant.target).startswith(BORDER):
             node, users = users[0], list(users[0].users)
+        # Where PReLU adds the bias, what follows it is dropped from: it keeps zeros and factors as they are.
+        if len(users) == 1 and _adds_bias(net, users[0]):
+            node, users = users[0], list(users[0].users)
         with net.graph.inserting_after(node):
             dropped = net.graph.call_function(F.dropout, (node, p, True))
         for user in users:
@@ -58,3 +62,8 @@ def _is_conv(net: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(net.get_submodule(str(node.target)), (nn.Conv2d, WinogradConv2d))
     return node.target is F.conv2d
+
+
+def _adds_bias(net: fx.GraphModule, node: fx.Node) -> bool:
+    module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, FrozenPReLU) and module.bias is not None

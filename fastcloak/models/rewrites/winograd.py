@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fastcloak.models.rewrites.conv import FrozenConv2d
+
 __all__ = ["WinogradConv2d", "use_winograd"]
 
 # Below, the transforms cost more than the multiplications they save: measured, 64 channels gain nothing.
@@ -141,7 +143,8 @@ def _tiles(x: Tensor) -> int:  # of one picture
 
 def _suits(module: nn.Module) -> bool:
     return (
-        type(module) is nn.Conv2d
+        isinstance(module, nn.Conv2d)
+        and type(module) in (nn.Conv2d, FrozenConv2d)
         and module.kernel_size == (3, 3)
         and module.stride == module.dilation == (1, 1)
         and module.padding in ((1, 1), 1, "same")
