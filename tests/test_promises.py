@@ -691,7 +691,8 @@ def test_memory_is_flat_over_a_thousand_steps(options):
     options = {**options, "inner_steps": 1, "objective": "class_center", "steps": 1000}
     fit(smooth_faces(4), TinyNet(), progress=look, **options)
     assert counts[1000] == counts[100]
-    assert sizes[1000] - sizes[100] < 4 * 2**20  # a step's tensors are 2 MB: one kept per step would be 1.8 GB
+    # One mask kept per step would be 135 MB; the allocator of a process that ran other tests moves by some MB.
+    assert sizes[1000] - sizes[100] < 32 * 2**20
 
 
 @pytest.mark.promise("P13")
