@@ -86,6 +86,14 @@ def no_network():
 
 
 @pytest.fixture
+def large_programs(monkeypatch):
+    """Fewer programs for the views of whole faces: the interpreter takes its time for each, whatever its size."""
+    if not torch.cuda.is_available():
+        for name, value in (("views.PIXELS", 4096), ("views.EDGE", 64), ("photo.PIXELS", 4096), ("jpeg.BLOCK", 4096)):
+            monkeypatch.setattr(f"fastcloak.kernels.{name}", value)
+
+
+@pytest.fixture
 def tiny_net():
     return TinyNet()
 

@@ -156,6 +156,7 @@ def test_info_records_the_cost_and_what_ran(tiny_net, faces):
     assert cloak.info["hull_gap"] < 1e-6
 
 
+@pytest.mark.usefixtures("large_programs")
 @pytest.mark.parametrize(
     "options",
     [

@@ -61,6 +61,7 @@ def test_kernels_hold_hulls_of_a_limited_size():
     assert holds(reference, 10_000, 10_000)
 
 
+@pytest.mark.usefixtures("large_programs")
 def test_too_many_photos_for_the_kernels_cost_nobody_else_their_cloak(tiny_net):
     people = {"many": smooth_faces(65), "few": smooth_faces(2)}
     with pytest.raises(FitManyError, match="many: backend 'triton' holds hulls of 64 .* use backend='auto'") as info:
