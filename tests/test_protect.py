@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,10 +7,10 @@ import torch
 from PIL import ExifTags, Image
 
 from fastcloak.cloak import Cloak
-from fastcloak.photos.alignment import TEMPLATE_112, Face, align
+from fastcloak.photos.alignment import TEMPLATE_112, Face, align, inverse, similarity_transform, warp
 from fastcloak.photos.detection import detect
 from fastcloak.photos.files import read_photo
-from fastcloak.protection.overlay import face_mask
+from fastcloak.protection.overlay import face_mask, spread
 from fastcloak.protection.photo import protect, protect_photo
 from fastcloak.system.errors import AlreadyProtectedError, FaceNotFoundError
 from tests.conftest import smooth_faces
@@ -86,6 +87,34 @@ def test_the_mask_comes_back_nearly_as_strong_as_it_was():
     # A cloak that uses little of its eps is not blown up to all of it.
     weak = Cloak(cloak.delta / 8, cloak.eps)
     assert np.abs(protect(photo, weak, faces=[face]).astype(int) - photo).max() == 1
+
+
+def test_a_pixel_gets_the_mean_of_the_mask_by_how_much_an_alignment_takes_from_it():
+    """Thirds of a pixel away from it the mask is 1, 2/3, 1/3, 0 of its point, and counts 3, 2, 1, 0 of 9."""
+    point = np.zeros((9, 9, 2), np.float32)
+    point[4, 5, 1] = 1
+    row = np.array([0, 0, 0, 0, 4, 19, 4, 0, 0]) / 27
+    expected = np.zeros((9, 9, 2))
+    expected[3:6, :, 1] = np.array([4, 19, 4])[:, None] / 27 * row
+    assert spread(point, np.eye(2, 3), 9, 9) == pytest.approx(expected, abs=0.005)  # OpenCV: 1/32 of a pixel
+    moved = spread(point, np.array([[1.0, 0, 2], [0, 1, 0]]), 11, 9)
+    assert moved[:, 2:] == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("side", [33.6, 84, 128, 250])
+def test_more_of_a_mask_comes_back_than_of_one_that_is_resampled(side):
+    """Both as signs, wherever between the pixels a face is found again."""
+    delta = make_cloak().delta.permute(1, 2, 0).numpy()
+    to_photo = inverse(similarity_transform(face_at(150.3, 149.6, side, 0.1).landmarks, TEMPLATE_112))
+    middle, kept = np.s_[4:-4, 4:-4], {}
+    for name, laid in (("spread", spread), ("resampled", partial(warp, extend=True))):
+        signs = np.sign(laid(delta, to_photo, 300, 300))
+        kept[name] = 0
+        for x, y in ((0, 0), (0.3, 0), (0, -0.4), (0.5, 0.5)):
+            again = warp(signs, inverse(to_photo) + [[0, 0, x], [0, 0, y]], 112, 112)
+            moved = warp(delta, np.array([[1, 0, x], [0, 1, y]]), 112, 112)
+            kept[name] += (again * moved)[middle].sum()
+    assert kept["spread"] > kept["resampled"] > 0
 
 
 def test_the_mask_fades_out_towards_the_edge():

@@ -120,17 +120,15 @@ def warp(
     width: int,
     height: int,
     *,
-    cubic: bool = False,
     extend: bool = False,
 ) -> Floats:
-    """Resample a picture by a similarity transform, averaged over each new pixel where the picture shrinks.
+    """Resample a picture by a similarity transform, linearly, averaged over each new pixel where the picture shrinks.
 
     Args:
         picture: [h, w, C], uint8 or float32.
         transform: [2, 3], picture -> result.
         width: of the result.
         height: of the result.
-        cubic: bicubic interpolation instead of bilinear.
         extend: beyond the picture its border goes on, instead of zeros.
 
     Returns:
@@ -146,7 +144,7 @@ def warp(
         picture,
         finer,
         (fine * width, fine * height),
-        flags=cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR,
+        flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE if extend else cv2.BORDER_CONSTANT,
     )
     if fine > 1:

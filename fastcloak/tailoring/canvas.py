@@ -23,7 +23,7 @@ from fastcloak.photos.alignment import (
     similarity_transform,
     warp,
 )
-from fastcloak.protection.overlay import FEATHER, STRENGTH
+from fastcloak.protection.overlay import FEATHER, STRENGTH, spread
 
 SIDE = 160
 """Pixels: an aligned face that stands upright keeps 1.4 of its own pixels, one that is turned by 45 degrees 1."""
@@ -121,5 +121,5 @@ def lay(mask: Floats, bound: Floats, canvas: Canvas, height: int, width: int) ->
         [[lift, 0, lift / 2 - 0.5 + left - columns.start], [0, lift, lift / 2 - 0.5 + top - rows.start]]
     )
     # As in fastcloak.protection.photo: resampling rounds signs off, and this gives them back, within the bound.
-    signs = STRENGTH * warp(mask, to_region, *size, cubic=True, extend=True)
+    signs = STRENGTH * spread(mask, to_region, *size)
     return (rows, columns), signs.clip(-1, 1) * warp(bound, to_region, *size, extend=True)
