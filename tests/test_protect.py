@@ -111,7 +111,7 @@ def test_more_of_a_mask_comes_back_than_of_one_that_is_resampled(side):
         signs = np.sign(laid(delta, to_photo, 300, 300))
         kept[name] = 0
         for x, y in ((0, 0), (0.3, 0), (0, -0.4), (0.5, 0.5)):
-            again = warp(signs, inverse(to_photo) + [[0, 0, x], [0, 0, y]], 112, 112)
+            again = warp(signs, np.add(inverse(to_photo), [[0, 0, x], [0, 0, y]]), 112, 112)
             moved = warp(delta, np.array([[1, 0, x], [0, 1, y]]), 112, 112)
             kept[name] += (again * moved)[middle].sum()
     assert kept["spread"] > kept["resampled"] > 0
