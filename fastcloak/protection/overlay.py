@@ -21,8 +21,7 @@ from fastcloak.system import packages
 # Width in pixels of the crop over which the mask fades out towards the border of the aligned square.
 FEATHER = 4.0
 # Top-1 on eight people of LFW (MobileFaceNet, learnt on SFace and dlib, JPEG 90) with faces of 64, 128 and 224 pixels:
-# 46, 67, 71 % with 4; 48, 70, 73 with 8; 51, 71, 74 with 16. With bicubic resampling in place of `spread` and 4: 39, 64,
-# 69.
+# 46, 67, 71 % with 4; 48, 70, 73 with 8; 51, 71, 74 with 16. With bicubic resampling, not `spread`, and 4: 39, 64, 69.
 STRENGTH = 16.0
 
 
