@@ -14,8 +14,9 @@ from PIL import ExifTags, Image, ImageFilter
 
 import fastcloak
 from fastcloak import Cloak
+from fastcloak.cli.fit import PRESET
 from fastcloak.cli.main import COMMANDS, build_parser, main
-from fastcloak.cli.options import parse_model
+from fastcloak.cli.options import fit_options, parse_model
 from fastcloak.cli.output import reasons
 from fastcloak.photos.inputs import load_faces
 from fastcloak.protection import album
@@ -69,7 +70,8 @@ def photo_folders(tmp_path):
 def test_fit_writes_a_cloak_that_hides_from_its_network(cli, tmp_path):
     path = tmp_path / "me.safetensors"
     photos = [orl_photo(1, i, tmp_path / f"{i}.png") for i in (1, 2, 3)]
-    out, _ = cli("fit", *photos, "-o", path, "--method", "opom", "--steps", 6, "--objective", "fi_uap")
+    options = ("--method", "opom", "--steps", 6, "--objective", "fi_uap", "--models", "sface")
+    out, _ = cli("fit", *photos, "-o", path, *options)
     assert "from 3 photos, fitted on sface with 18 image-gradients" in out
     cloak, faces, surrogate = fastcloak.load(path), load_faces(photos), fastcloak.load_model("sface")
     assert cloak.eps == EPS
@@ -89,6 +91,23 @@ def test_fit_takes_grey_levels_and_several_networks(cli, tmp_path):
     info = json.loads(cli(*command)[0])
     assert (info["eps"], info["alpha"], info["decay"], info["models"]) == (4 / 255, 2 / 255, 0.5, ["dlib", "sface"])
     assert fastcloak.load(info["cloak"]).delta.abs().max() <= 4 / 255
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "strong"),
+        (["--steps", "5", "--models", "dlib"], "strong"),
+        (["--preset", "fast"], "fast"),
+        (["--method", "opom"], None),
+    ],
+)
+def test_a_person_gets_the_strongest_recipe_and_opom_its_own(monkeypatch, tmp_path, options, expected):
+    parsed = build_parser().parse_args(["fit", str(tmp_path), "-o", "me.st", *options])
+    assert tuple(parsed.models) == (("dlib",) if "--models" in options else ("sface", "dlib"))
+    assert fit_options(parsed, PRESET).get("preset") == expected
+    many = build_parser().parse_args(["fit-many", str(tmp_path), "-o", "cloaks"])
+    assert (tuple(many.models), fit_options(many).get("preset")) == (("sface",), None)
 
 
 def test_model_options_on_the_command_line(monkeypatch):

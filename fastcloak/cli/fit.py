@@ -11,13 +11,16 @@ import fastcloak
 from fastcloak.cli.options import add_fit_options, fit_options, models, path_argument
 from fastcloak.cli.output import OK, print_result
 
+MODELS, PRESET = ("sface", "dlib"), "strong"
+"""The strongest recipe: a person has a minute. Python's defaults and those of fit-many are the fast ones."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", type=path_argument, help="photos of the person, or a folder of them")
     output = "the cloak file, such as me.safetensors; replaces an older cloak, and no other file"
     add("-o", "--output", type=path_argument, required=True, help=output)
-    add_fit_options(parser)
+    add_fit_options(parser, MODELS, PRESET)
     state = "folder for the state of the fit, saved about once a second: the same command goes on from there after any "
     add("--checkpoint", metavar="DIR", type=path_argument, help=f"{state}stop; it is removed at the end")
     add("--restart", action="store_true", help="begin again, whatever is in the folder of --checkpoint")
@@ -36,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         cloak = fastcloak.fit(
             photo_files(arguments.photos),
             models(arguments.models),
-            **fit_options(arguments),
+            **fit_options(arguments, PRESET),
             progress=False if arguments.json else None,
             checkpoint=checkpoint,
             resume=not arguments.restart,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fastcloak
@@ -78,18 +79,23 @@ RUN_OPTIONS = {
 }
 
 
-def add_fit_options(fit: argparse.ArgumentParser) -> None:
-    """What most people need, then the rest, as `fastcloak.fitting.options` declares it."""
+def add_fit_options(fit: argparse.ArgumentParser, models: Sequence[str] = ("sface",), preset: str = "") -> None:
+    """What most people need, then the rest, as `fastcloak.fitting.options` declares it.
+
+    Args:
+        fit: the command.
+        models: its default.
+        preset: its default for ga, where it is not that of `fit`.
+    """
     people, rest = option_groups(fit, "docs/results.md has what each gives and costs")
-    people.add_argument(
-        "--models", default=["sface"], help=f"networks to fit on: {MODEL_HELP} (default: sface)", **MODELS
-    )
+    networks = f"networks to fit on: {MODEL_HELP} (default: {' '.join(models)})"
+    people.add_argument("--models", default=models, help=networks, **MODELS)
     people.add_argument(
         "--strict",
         action="store_true",
         help="fail if photos are copies of others or do not look like most of the others, instead of a warning",
     )
-    add_declared(people, rest, FitConfig)
+    add_declared(people, rest, FitConfig, {"preset": f"{preset}; of opom, plain"} if preset else {})
 
 
 def option_groups(parser: argparse.ArgumentParser, of_the_rest: str) -> tuple[Group, Group]:
@@ -97,16 +103,17 @@ def option_groups(parser: argparse.ArgumentParser, of_the_rest: str) -> tuple[Gr
     return parser.add_argument_group("what people need"), parser.add_argument_group("the rest", of_the_rest)
 
 
-def add_declared(people: Group, rest: Group, config: Any) -> None:
-    """The options of a class of options, and how it is run."""
+def add_declared(people: Group, rest: Group, config: Any, defaults: Mapping[str, str] = MappingProxyType({})) -> None:
+    """The options of a class of options, and how it is run; `defaults` in words are those of the command itself."""
     for name, option in declared(config).items():
+        value = defaults.get(name) or default_in_words(name, config)
         more: dict[str, Any] = {"type": _parsed(option), "metavar": METAVARS.get(option.kind)}
         if option.kind == "switch":
             more = {"action": argparse.BooleanOptionalAction}
         elif option.kind == "choice":
             more = {"choices": option.choices}
         (people if option.basic else rest).add_argument(
-            f"--{name.replace('_', '-')}", help=f"{option.help} (default: {default_in_words(name, config)})", **more
+            f"--{name.replace('_', '-')}", help=f"{option.help} (default: {value})", **more
         )
     for name, words in RUN_OPTIONS.items():
         rest.add_argument(f"--{name}", default="auto", help=f"{words} (default: auto)")
@@ -155,9 +162,10 @@ def _parsed(option: Option) -> Callable[[str], Any]:
     return parse
 
 
-def fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `fit`, of those that were given."""
-    return {**declared_options(arguments, FitConfig), "strict": arguments.strict}
+def fit_options(arguments: argparse.Namespace, preset: str = "") -> dict[str, Any]:
+    """The keywords of `fit`, of those that were given; `preset` as in `add_fit_options`."""
+    own = {"preset": preset} if preset and arguments.method != "opom" else {}
+    return {**own, **declared_options(arguments, FitConfig), "strict": arguments.strict}
 
 
 def declared_options(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
