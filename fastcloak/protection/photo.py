@@ -7,7 +7,7 @@ Only the mask is warped, by the exact inverse of the alignment; the photo's own 
 `spread` is the adjoint of the alignment: what is cut out again holds as much of the mask as can be. `largest` is the
 largest |delta|, which nearly all pixels of a cloak have. Resampling rounds a mask off, and once more when the face is
 aligned again; making it larger before it is cut gives back what that takes, within the same bound.
-`window` is 1 inside the square that face networks see and falls to 0 over its outermost pixels, so that no edge shows.
+`window` is 1 inside the square that face networks see and falls to 0 at its border.
 """
 
 import logging

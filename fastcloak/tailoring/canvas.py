@@ -23,10 +23,14 @@ from fastcloak.photos.alignment import (
     similarity_transform,
     warp,
 )
-from fastcloak.protection.overlay import FEATHER, STRENGTH, spread
+from fastcloak.protection.overlay import spread
 
 SIDE = 160
 """Pixels: an aligned face that stands upright keeps 1.4 of its own pixels, one that is turned by 45 degrees 1."""
+FEATHER = 4.0
+"""Width in pixels of the aligned face over which a mask fades out towards the border of the square."""
+GAIN = 4.0
+"""As `STRENGTH` of cloaks, for masks that are enlarged: 16 gives SSIM 0.863 for 0.869 and protects as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,5 +125,5 @@ def lay(mask: Floats, bound: Floats, canvas: Canvas, height: int, width: int) ->
         [[lift, 0, lift / 2 - 0.5 + left - columns.start], [0, lift, lift / 2 - 0.5 + top - rows.start]]
     )
     # As in fastcloak.protection.photo: resampling rounds signs off, and this gives them back, within the bound.
-    signs = STRENGTH * spread(mask, to_region, *size)
+    signs = GAIN * spread(mask, to_region, *size)
     return (rows, columns), signs.clip(-1, 1) * warp(bound, to_region, *size, extend=True)
