@@ -44,6 +44,7 @@ ALIGNED = "aligned"
 CLEAN, RANDOM = "clean", "random"
 FILES: dict[str, Callable[[Pixels], Pixels]] = {
     **POST_PROCESSING,
+    "JPEG 90": lambda pixels: jpeg(pixels, 90),
     "JPEG 85": lambda pixels: jpeg(pixels, 85),
     "JPEG 95, 4:4:4": lambda pixels: jpeg(pixels, 95, subsampling="4:4:4"),
 }
