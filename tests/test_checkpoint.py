@@ -615,7 +615,7 @@ def test_the_command_goes_on_and_removes_what_it_needs_no_more(photos, tiny_net,
     assert command_line(monkeypatch, tiny_net, *arguments) == 0
     assert not state.exists()
     crops = sorted(photos.iterdir())
-    assert same(fastcloak.load(output), really_fit(crops, tiny_net, steps=3, inner_steps=1))
+    assert same(fastcloak.load(output), really_fit(crops, tiny_net, preset="strong", steps=3, inner_steps=1))
     assert command_line(monkeypatch, tiny_net, *arguments, "--restart") == 0
     assert command_line(monkeypatch, tiny_net, photos, "-o", output, "--restart") == 1
     assert "--restart needs --checkpoint DIR" in capsys.readouterr().err

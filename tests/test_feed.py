@@ -81,7 +81,15 @@ def test_the_next_pass_is_read_while_one_is_learnt_and_no_more(fitter, monkeypat
     assert len(begun) == 18
 
 
-def test_ctrl_c_stops_readers_at_the_next_photo(fitter, monkeypatch):
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell's background jobs ignore SIGINT, and so would this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_readers_at_the_next_photo(fitter, monkeypatch, heeds_ctrl_c):
     monkeypatch.setattr(fitter, "readers", 2)
     read, sent = [], []
 
