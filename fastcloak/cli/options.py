@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import fastcloak
@@ -95,7 +94,7 @@ def add_fit_options(fit: argparse.ArgumentParser, models: Sequence[str] = ("sfac
         action="store_true",
         help="fail if photos are copies of others or do not look like most of the others, instead of a warning",
     )
-    add_declared(people, rest, FitConfig, {"preset": f"{preset}; of opom, plain"} if preset else {})
+    add_declared(people, rest, FitConfig, preset)
 
 
 def option_groups(parser: argparse.ArgumentParser, of_the_rest: str) -> tuple[Group, Group]:
@@ -103,27 +102,25 @@ def option_groups(parser: argparse.ArgumentParser, of_the_rest: str) -> tuple[Gr
     return parser.add_argument_group("what people need"), parser.add_argument_group("the rest", of_the_rest)
 
 
-def add_declared(people: Group, rest: Group, config: Any, defaults: Mapping[str, str] = MappingProxyType({})) -> None:
-    """The options of a class of options, and how it is run; `defaults` in words are those of the command itself."""
+def add_declared(people: Group, rest: Group, config: Any, preset: str = "") -> None:
+    """The options of a class of options, and how it is run; `preset` as in `add_fit_options`."""
     for name, option in declared(config).items():
-        value = defaults.get(name) or default_in_words(name, config)
         more: dict[str, Any] = {"type": _parsed(option), "metavar": METAVARS.get(option.kind)}
         if option.kind == "switch":
             more = {"action": argparse.BooleanOptionalAction}
         elif option.kind == "choice":
             more = {"choices": option.choices}
-        (people if option.basic else rest).add_argument(
-            f"--{name.replace('_', '-')}", help=f"{option.help} (default: {value})", **more
-        )
+        words = f"{option.help} (default: {default_in_words(name, config, preset)})"
+        (people if option.basic else rest).add_argument(f"--{name.replace('_', '-')}", help=words, **more)
     for name, words in RUN_OPTIONS.items():
         rest.add_argument(f"--{name}", default="auto", help=f"{words} (default: auto)")
 
 
-def default_in_words(name: str, config: Any = FitConfig) -> str:
-    """What an option is where it is not given."""
+def default_in_words(name: str, config: Any = FitConfig, preset: str = "") -> str:
+    """What an option is where it is not given; `preset` as in `add_fit_options`."""
     option, value = declared(config)[name], default(name, config)
     if name == "preset":
-        return "fast; of opom, plain"
+        return f"{preset or 'fast'}; of opom, plain"
     if option.kind == "names":
         words = ", ".join(value) or "none"
     elif option.kind == "switch" and value is not None:

@@ -65,7 +65,7 @@ FILTERS: Mapping[str, PostProcessing] = {
     # default of 3 leaves 0.8; 15 leaves 0.3 to 0.5, and changes the photo more than the mask did (measured).
     NON_LOCAL_MEANS: lambda pixels: non_local_means(pixels, 10),
 }
-# Filters see the face and as much around it on each side. Larger faces are first made so many pixels long: networks see
+# Filters see the face and as much around it on each side. Larger faces are first made 224 pixels long: networks see
 # 112, and the 3 pixels of a median change nothing in a face of 2,000.
 FILTER_MARGIN, FILTER_FACE = 1.0, 224
 POST_PROCESSING: Mapping[str, PostProcessing] = {

@@ -18,7 +18,7 @@ from fastcloak.evaluation.postprocessing import Pixels, scaled
 from fastcloak.system.errors import MissingExtraError
 from fastcloak.system.packages import require
 
-# SSIM looks through a window of so many pixels, SSIMULACRA2 needs so many.
+# Pixels: SSIM's window, and the least that SSIMULACRA2 takes.
 _WINDOW, _LEAST_SIDE = 7, 8
 # SSIMULACRA2 has six scales, of 8 pixels or more each. With fewer, 0.3.0 gives every scale the weight of another one,
 # as the original in C++ does. Parts of a picture of 48 to 160 pixels then score anything from 31 to 72 where the whole

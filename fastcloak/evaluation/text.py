@@ -74,7 +74,7 @@ def mean(values: Sequence[float | None]) -> str:
 
 
 def rounded(value: float | None, decimals: int) -> str:
-    """Write a number with so many decimals, or "-" if it is not known."""
+    """Write a number with `decimals` decimals, or "-" if it is not known."""
     return "-" if value is None else f"{value:.{decimals}f}"
 
 

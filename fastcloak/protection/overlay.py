@@ -66,15 +66,15 @@ def face_mask(
 
 
 def spread(delta: Floats, to_photo: Transform, width: int, height: int) -> Floats:
-    """What each pixel of a photo should add, so that a face cut out of it again holds as much of a mask as can be.
+    """What each pixel of a photo should add, so that most of a mask is in the face that is aligned again.
 
     Whoever aligns a face takes each of its pixels from four of the photo, linear between them, wherever they happen to
     lie. So a pixel of the photo counts in all that is less than a pixel away, and gets the mean of the mask there,
-    weighed by how much it counts: the adjoint of the alignment.
+    weighed by how much it counts: the adjoint of the alignment, on average over where its samples fall.
 
     Args:
-        delta: [112, 112, C], float32.
-        to_photo: mask -> photo.
+        delta: [h, w, C], float32.
+        to_photo: [2, 3], mask -> photo.
         width, height: of the photo.
 
     Returns:

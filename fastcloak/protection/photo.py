@@ -1,12 +1,12 @@
 """A cloak and any photo -> the protected photo, at full resolution, changed only where the face is.
 
-Only the mask is warped, by the exact inverse of the alignment; the photo's own pixels stay where they are:
+Only the mask is warped; the photo's own pixels stay where they are:
 
     protected = round(clip(photo + 255 * clip(STRENGTH * spread(delta), -largest, largest) * window, 0, 255))
 
-`spread` is the adjoint of the alignment: what is cut out again holds as much of the mask as can be. `largest` is the
-largest |delta|, which nearly all pixels of a cloak have. Resampling rounds a mask off, and once more when the face is
-aligned again; making it larger before it is cut gives back what that takes, within the same bound.
+`spread` is the adjoint of the alignment, on average over where its samples fall. `largest` is the largest |delta|,
+which nearly all pixels of a cloak have. Of all masks within that bound the signs of the adjoint return most of the
+cloak when the face is aligned again; a mask that is made much larger before it is cut is nearly these signs.
 `window` is 1 inside the square that face networks see and falls to 0 at its border.
 """
 
