@@ -1,12 +1,13 @@
-"""Seconds a photo and peak memory of tailoring, for passes of several sizes, next to the same photos one by one.
+"""Seconds a photo and peak memory of tailoring, for several numbers of photos, next to the same photos one by one.
 
     python -m bench.speed.tailoring -o bench/results/tailor_cpu.csv     needs the extra faces: SFace and dlib's network
     python -m bench.speed.tailoring --models mobilefacenet -o CSV       random weights (bench.harness.nets), no extra
 
 Photos are faces of 112 pixels of noise, bounds are even, and everything but learning is left out: reading, finding
-faces, saving. Every number of photos and threads runs in a process of its own. Its first pass is in `setup_seconds`;
-then the pass and one by one are timed in turns, and `times_one_by_one` says how many times as fast a photo is. Peak
-memory is that above what the process held before: on a CPU the resident one, on CUDA what torch allocated.
+faces, saving. A pass has at most as many faces as `tailor` gives it. Every number of photos and threads runs in a
+process of its own. Its first passes are in `setup_seconds`; then passes and one by one are timed in turns, and
+`times_one_by_one` says how many times as fast a photo is. Peak memory is that above what the process held before: on a
+CPU the resident one, on CUDA what torch allocated.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def point(models: Sequence[str], photos: int, gradients: int, repeats: int) -> l
     for how in (ONE_BY_ONE, PASS) if photos > 1 else (PASS,):
         before, began = peak_memory(device), time.perf_counter()
         tailor = Tailor(me, surrogate, look="even", gradients=gradients)
-        parts = [canvases] if how == PASS else [[canvas] for canvas in canvases]
+        size = tailor.faces_per_pass if how == PASS else 1
+        parts = [canvases[first : first + size] for first in range(0, photos, size)]
 
         def call(tailor: Tailor = tailor, parts: Sequence[Any] = parts) -> None:
             for part in parts:
@@ -97,7 +99,7 @@ def measured(threads: int | None, *arguments: Any) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command(__doc__, "output", "dry_run")
     parser.add_argument("--models", nargs="+", default=["sface", "dlib"], help="learnt on together (%(default)s)")
-    parser.add_argument("--photos", nargs="+", type=int, default=[1, 8, 32], help="of a pass (%(default)s)")
+    parser.add_argument("--photos", nargs="+", type=int, default=[1, 8, 32], help="(%(default)s)")
     parser.add_argument("--threads", nargs="+", type=int, default=[None], help="of a CPU (those torch takes)")
     parser.add_argument("--gradients", type=int, default=TailorConfig().gradients, help="of a photo (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
