@@ -71,9 +71,7 @@ def float32_by_default(monkeypatch):
     """What is asserted to the last digits is float32: "auto" must not turn to bfloat16 on processors that have it."""
     if not torch.cuda.is_available():
         # The package exports a function of the module's name.
-        monkeypatch.setattr(
-            import_module("fastcloak.models.rewrites.prepare"), "has_fast_bfloat16", lambda device: False
-        )
+        monkeypatch.setattr(import_module("fastcloak.models.rewrites.prepare"), "has_fast_bfloat16", lambda *_: False)
 
 
 @pytest.fixture(autouse=True)

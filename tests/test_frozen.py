@@ -70,6 +70,21 @@ def test_a_frozen_convolution_has_the_same_numbers_and_keeps_its_weights_alone(n
     assert kept == [x.shape, net[0].weight.shape, net[0].weight.shape]
 
 
+def test_grouped_convolutions_with_a_stride_have_their_gradient_in_float32_on_a_cpu():
+    net = nn.Sequential(nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.Conv2d(6, 6, 3, 1, 1, groups=6), nn.Conv2d(6, 6, 3, 2))
+    prepared = net.to(torch.bfloat16).requires_grad_(False)
+    freeze_convolutions(prepared, slow_alone=True)
+    slow = prepared[0]
+    assert [type(module) is FrozenConv2d for module in prepared] == [True, False, False]
+    x, upstream = random(2, 6, 9, 9).bfloat16().requires_grad_(), random(2, 6, 5, 5, seed=1).bfloat16()
+    (grad,) = torch.autograd.grad(slow(x), x, upstream)
+    leaf = x.detach().double().requires_grad_()
+    y = F.conv2d(leaf, slow.weight.double(), stride=2, padding=1, groups=6)
+    (exact,) = torch.autograd.grad(y, leaf, upstream.double())
+    assert grad.dtype == torch.bfloat16
+    assert torch.allclose(grad.double(), exact, rtol=2**-8, atol=1e-6)
+
+
 def test_convolutions_that_are_watched_or_pad_otherwise_stay():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")

@@ -16,7 +16,7 @@ from fastcloak.models import load_model, prepare
 from fastcloak.models.rewrites.fold import fold
 from fastcloak.models.rewrites.prelu import FrozenPReLU
 from fastcloak.ops import reference
-from fastcloak.system.device import without_tf32
+from fastcloak.system.device import has_fast_bfloat16, without_tf32
 
 CHANNELS = 6
 
@@ -426,14 +426,15 @@ def test_prelu_is_frozen_on_a_cpu_but_not_under_a_hook():
     assert seen == [1]
 
 
-def test_bfloat16_is_chosen_where_the_processor_is_fast_with_it(monkeypatch):
+@pytest.mark.parametrize(("amx", "avx512"), [(False, False), (False, True), (True, True)])
+def test_bfloat16_is_chosen_where_the_processor_is_fast_with_it(monkeypatch, amx, avx512):
     ends = [nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(784, 6)]
     plain = load_model(nn.Sequential(*ends))
     grouped = load_model(nn.Sequential(ends[0], nn.Conv2d(4, 4, 1, groups=4), *ends[1:]))
-    for fast in (False, True):
-        # By name, since the function `prepare` hides the module.
-        module = sys.modules["fastcloak.models.rewrites.prepare"]
-        monkeypatch.setattr(module, "has_fast_bfloat16", lambda place, fast=fast: fast)
-        assert prepare(plain, device="cpu", dtype=None).dtype == (torch.bfloat16 if fast else torch.float32)
-        assert prepare(grouped, device="cpu", dtype=None).dtype == torch.float32
-        assert prepare(plain, device="cpu").dtype == torch.float32
+    # By name, since the function `prepare` hides the module.
+    monkeypatch.setattr(sys.modules["fastcloak.models.rewrites.prepare"], "has_fast_bfloat16", has_fast_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert (prepare(plain, device="cpu", dtype=None).dtype == torch.bfloat16) == (amx or avx512)
+    assert (prepare(grouped, device="cpu", dtype=None).dtype == torch.bfloat16) == amx
+    assert prepare(plain, device="cpu").dtype == torch.float32

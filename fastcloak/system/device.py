@@ -111,16 +111,18 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     raise ValueError(f"dtype must be one of {', '.join(named)} or the torch dtype, got {dtype!r}")
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 numbers faster than float32 ones.
+def has_fast_bfloat16(device: torch.device, grouped: bool = False) -> bool:
+    """Whether the processor is faster in bfloat16 than in float32.
 
-    CUDA from compute capability 8.0 on; x86 with AMX or AVX512-BF16. Elsewhere bfloat16 is emulated, many times slower.
+    CUDA from compute capability 8.0 on; x86 with AMX, or with AVX512-BF16 for networks without grouped (depthwise)
+    convolutions. Elsewhere bfloat16 is emulated, many times slower.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    names = ("_is_amx_tile_supported", *(() if grouped else ("_is_avx512_bf16_supported",)))
+    asked = (getattr(torch.cpu, name, None) for name in names)
     return any(ask() for ask in asked if ask is not None)
 
 

@@ -5,6 +5,7 @@
 PyTorch keeps x all the same, since one formula of its has both gradients.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["FrozenConv2d", "freeze_convolutions"]
+__all__ = ["FrozenConv2d", "freeze_convolutions", "slow_in_bfloat16"]
 
 
 class _Convolve(torch.autograd.Function):
@@ -27,15 +28,27 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.options
+        dtype = grad.dtype
+        if grad.device.type == "cpu" and dtype == torch.bfloat16 and slow_in_bfloat16(stride, groups):
+            grad, weight = grad.float(), weight.float()
         # Its shape and layout choose the algorithm, which is then that of nn.Conv2d; its numbers are not read.
         x = grad.new_empty_strided(ctx.shape, ctx.strides)
         fixed = (stride, padding, dilation, False, (0, 0), groups, (True, False, False))
         grad_x, _, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *fixed)
-        return grad_x, None, None, None, None, None, None
+        return grad_x.to(dtype), None, None, None, None, None, None
+
+
+def slow_in_bfloat16(stride: Sequence[int], groups: int) -> bool:
+    """Whether a CPU is far slower at the gradient in bfloat16 than in float32: grouped convolutions with a stride.
+
+    Four of these are half of a gradient of SFace in bfloat16 (oneDNN has no fast algorithm for them). In float32 they
+    are a twentieth, and then bfloat16 takes half the time of float32 where the processor has AMX.
+    """
+    return groups > 1 and max(stride) > 1
 
 
 class FrozenConv2d(nn.Conv2d):
-    """nn.Conv2d without gradients of its weights; the same numbers."""
+    """nn.Conv2d without gradients of its weights; the same numbers, but for `slow_in_bfloat16` on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, C, H, W] -> [n, O, H', W']."""
@@ -45,9 +58,14 @@ class FrozenConv2d(nn.Conv2d):
         return output
 
 
-def freeze_convolutions(net: nn.Module) -> None:
-    """Make every nn.Conv2d within `net` that pads with a number of zeros a FrozenConv2d, in place; hooked ones stay."""
+def freeze_convolutions(net: nn.Module, slow_alone: bool = False) -> None:
+    """Make every nn.Conv2d within `net` that pads with a number of zeros a FrozenConv2d, in place; hooked ones stay.
+
+    With `slow_alone` only those that are `slow_in_bfloat16`: a call of Python costs a CPU more than what others save.
+    """
     for module in net.modules():
-        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        if plain and not (module._forward_hooks or module._forward_pre_hooks):
+        if type(module) is not nn.Conv2d or module._forward_hooks or module._forward_pre_hooks:
+            continue
+        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if plain and (not slow_alone or slow_in_bfloat16(module.stride, module.groups)):
             module.__class__ = FrozenConv2d

@@ -68,8 +68,9 @@ def prepare(
         surrogate: what `load_model` returns; it is not changed.
         device: where to put it; None leaves it where it is.
         dtype: torch.float32 or torch.bfloat16, what the network computes in; faces and the embeddings that a call
-            returns stay float32. None chooses: bfloat16 on CUDA from compute capability 8.0 on, and on a CPU with AMX
-            or AVX512-BF16 unless the network has grouped (depthwise) convolutions, which lose there; else float32.
+            returns stay float32. None chooses: bfloat16 on CUDA from compute capability 8.0 on, on a CPU with AMX, and
+            on one with AVX512-BF16 alone unless the network has grouped (depthwise) convolutions, which lose there;
+            else float32.
         channels_last: the memory layout of pictures inside the network; None chooses.
         backend: what computes PReLU, as for `fastcloak.fit`.
 
@@ -123,8 +124,7 @@ def _prepare(
     prepared.to(place)
     if dtype is None:
         grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in prepared.net.modules())
-        fast = has_fast_bfloat16(place) and (place.type == "cuda" or not grouped)
-        dtype = torch.bfloat16 if fast else torch.float32
+        dtype = torch.bfloat16 if has_fast_bfloat16(place, grouped) else torch.float32
     # In float32 it gains a CPU nothing, and may round differently.
     if for_gpu or dtype == torch.bfloat16:
         centre(prepared)
@@ -142,8 +142,8 @@ def _prepare(
             notes.append("contiguous: it does not work on channels_last memory")
     if place.type == "cpu" and prepared.dtype == torch.float32:
         notes += _winograd(prepared, faces)
-    if for_gpu:
-        freeze_convolutions(prepared.net)
+    if for_gpu or prepared.dtype == torch.bfloat16:
+        freeze_convolutions(prepared.net, slow_alone=not for_gpu)
     prepared.notes = tuple(notes)
     return prepared
 
