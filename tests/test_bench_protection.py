@@ -327,7 +327,9 @@ def test_rows_of_albums_are_summarised_and_drawn(tmp_path, capsys):
     assert (row["row"], row["target"], row["found"], row["face"]) == ("even 8", "tTrue*", "99.5", "128")
     assert (row["Top-1"], row["Top-5"]) == ("35.0 [35.0, 35.0]", "50.0 [50.0, 50.0]")
     assert (row["accepted"], row["SSIM"]) == ("20.0 [10.0, 30.0]", "0.830 [0.830, 0.830]")
-    assert {file.name for file in tmp_path.glob("*.svg")} == {"tailored_crowd0_ssim.svg", "tailored_crowd0_seconds.svg"}
+    assert {file.name for file in tmp_path.glob("*.svg")} == {
+        f"tailored_crowd_0_0_{name}.svg" for name in ("ssim", "seconds")
+    }
     for wrong in (["--rows", "quick"], ["--targets", "a", "--rows", "x=me:1"], ["--targets", "a", "--rows", "x=nn:1"]):
         with pytest.raises(SystemExit):
             tailored.main(["-o", str(path), *wrong])

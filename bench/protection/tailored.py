@@ -353,7 +353,7 @@ def plot(lines: Sequence[Row], folder: Path) -> None:
             targets = ", ".join(dict.fromkeys(line["target"] for of in rows.values() for line in of))
             caption = f"{about['data']}: albums of {about['count']} people from {about['first']}, saved as {JPEG_95}; "
             caption += f"judged by {targets}, unseen; bars: 95 % over people; {where(first)}"
-            save(drawn, folder / f"tailored_{about['data']}{about['first']}_{name}", caption)
+            save(drawn, folder / f"tailored_{about['data']}_{about['first']}_{about['count']}_{name}", caption)
 
 
 def _point(lines: Sequence[Row], column: str) -> TradeOff:
