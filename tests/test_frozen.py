@@ -85,6 +85,14 @@ def test_grouped_convolutions_with_a_stride_have_their_gradient_in_float32_on_a_
     assert torch.allclose(grad.double(), exact, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_in_bfloat16_on_a_cpu_has_its_slow_convolutions_replaced(dtype):
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 4, 3, 2, 1, groups=4), nn.Flatten(), nn.Linear(196, 6))
+    prepared = prepare(load_model(seeded(net)), device="cpu", dtype=dtype)
+    frozen = [module for module in prepared.modules() if type(module) is FrozenConv2d]
+    assert [module.groups for module in frozen] == ([4] if dtype == torch.bfloat16 else [])
+
+
 def test_convolutions_that_are_watched_or_pad_otherwise_stay():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
