@@ -41,8 +41,8 @@ class _Convolve(torch.autograd.Function):
 def slow_in_bfloat16(stride: Sequence[int], groups: int) -> bool:
     """Whether a CPU is far slower at the gradient in bfloat16 than in float32: grouped convolutions with a stride.
 
-    Four of these are half of a gradient of SFace in bfloat16 (oneDNN has no fast algorithm for them). In float32 they
-    are a twentieth, and then bfloat16 takes half the time of float32 where the processor has AMX.
+    Four of these took half of a gradient of SFace in bfloat16. With them in float32 it takes 0.5 (four photos) to 0.8
+    (one) of the time of float32 where the processor has AMX (docs/performance.md).
     """
     return groups > 1 and max(stride) > 1
 
