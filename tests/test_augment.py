@@ -195,3 +195,10 @@ def test_blur_matrix_is_a_gaussian_with_rows_of_one():
     assert torch.equal(rows[0], torch.eye(21))
     torch.testing.assert_close(rows.sum(-1), torch.ones(2, 21))
     assert rows[1, 10, 11] / rows[1, 10, 10] == pytest.approx(np.exp(-1 / (2 * 1.5**2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.25, 4.0])
+def test_blur_matrix_holds_no_denormal_numbers(sigma):
+    """A product with them takes 30 times as long on a CPU."""
+    rows = blur_matrix(torch.tensor([sigma]), 160)
+    assert not ((rows != 0) & (rows < torch.finfo(rows.dtype).tiny)).any()
