@@ -94,8 +94,8 @@ class Views:
         x = faces.new_empty(shape)
         ops.view_batch_(faces, mask, index, draws, x, **self.points, textures=self.textures, bound=bound)
         if "blur" in self.names:
-            rows, columns = _blurs(draws, x)
-            x = rows @ x @ columns.mT
+            rows = _blur(draws, x)
+            x = rows @ x @ rows.mT
         if self.tables is not None:
             x, pictures = faces.new_empty(shape), x
             ops.jpeg_batch_(pictures, draws, x, *self.tables)
@@ -130,8 +130,8 @@ class Views:
                 back, grads = grads, acc.new_empty(shape)
                 ops.jpeg_gradient_(back, grads, self.tables.colors)
             if "blur" in self.names:
-                rows, columns = _blurs(draws, grads)
-                grads = rows.mT @ (grads @ columns)
+                rows = _blur(draws, grads)
+                grads = rows.mT @ (grads @ rows)
         if "photo" in self.names:
             seen, back, grads = grads, acc.new_empty(shape), acc.new_empty(shape)
             ops.view_gradient_(seen, draws, back, **rest)
@@ -187,10 +187,9 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     """
     i = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
     distance = i[:, None] - i
-    weights = torch.exp(-(distance**2) / (2 * sigma.view(-1, 1, 1) ** 2 + 1e-6))
-    # No sum feels weights below _FAINT, and among them are denormal numbers, with which a product takes 30 times as long.
-    weights = weights * (weights > _FAINT)
-    return weights / weights.sum(-1, keepdim=True)
+    weights = torch.softmax(distance**2 / (-2 * sigma.view(-1, 1, 1) ** 2 - 1e-6), -1)
+    # No sum feels weights below _FAINT. Some are denormal numbers, with which a product takes 30 times as long.
+    return F.threshold(weights, _FAINT, 0.0)
 
 
 def make_textures(device: torch.device) -> Tensor:
@@ -217,10 +216,8 @@ def make_textures(device: torch.device) -> Tensor:
 
 
 # draws [P, b, DRAWS], x [P, b, 3, H, W] -> [P, b, 1, H, H] and [P, b, 1, W, W]: rows @ x @ columns.T
-def _blurs(draws: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    sigma = BLUR * draws[..., 5].flatten()
-    rows, columns = (blur_matrix(sigma, side).view(*draws.shape[:2], 1, side, side) for side in x.shape[-2:])
-    return rows, columns
+def _blur(draws: Tensor, x: Tensor) -> Tensor:  # of square pictures [P, b, 3, S, S]: [P, b, 1, S, S]
+    return blur_matrix(BLUR * draws[..., 5].flatten(), x.shape[-1]).view(*draws.shape[:2], 1, *x.shape[-2:])
 
 
 def round_trips(draws: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
