@@ -341,20 +341,21 @@ def ptx_only() -> Iterator[None]:
 
 
 def compiled(launches: list[Launch], architecture: int) -> list[dict[str, int]]:
-    """Resources, accesses and barriers of the launched kernels."""
-    rows: list[dict[str, int]] = [{} for _ in launches]
+    """Resources, accesses and barriers of the launched kernels; each kernel is compiled once."""
+    kernels = {identity(launch): launch for launch in launches}
+    rows: dict[Any, dict[str, int]] = {}
     for fusion in (True, False):
-        chosen = [at for at, launch in enumerate(launches) if launch.options.get("enable_fp_fusion", True) == fusion]
+        chosen = [one for one in kernels if kernels[one].options.get("enable_fp_fusion", True) == fusion]
         ptx = []
-        for at in chosen:
+        for one in chosen:
             target = GPUTarget("cuda", architecture, 32)
             with ptx_only():
-                kernel = triton.compile(source(launches[at]), target=target, options=launches[at].options)
+                kernel = triton.compile(source(kernels[one]), target=target, options=kernels[one].options)
             ptx.append(kernel.asm["ptx"])
-            rows[at] = {"shared_bytes": int(kernel.metadata.shared)}
-        for at, code in zip(chosen, machine_codes(ptx, architecture, fusion) if ptx else [], strict=True):
-            rows[at] = resources(code) | rows[at]
-    return rows
+            rows[one] = {"shared_bytes": int(kernel.metadata.shared)}
+        for one, code in zip(chosen, machine_codes(ptx, architecture, fusion) if ptx else [], strict=True):
+            rows[one] = resources(code) | rows[one]
+    return [rows[identity(launch)] for launch in launches]
 
 
 def resources(code: MachineCode) -> dict[str, int]:
