@@ -215,8 +215,8 @@ def make_textures(device: torch.device) -> Tensor:
     return textures.to(device)
 
 
-# draws [P, b, DRAWS], x [P, b, 3, H, W] -> [P, b, 1, H, H] and [P, b, 1, W, W]: rows @ x @ columns.T
-def _blur(draws: Tensor, x: Tensor) -> Tensor:  # of square pictures [P, b, 3, S, S]: [P, b, 1, S, S]
+# draws [P, b, DRAWS], x [P, b, 3, S, S], square -> rows [P, b, 1, S, S]: rows @ x @ rows.T
+def _blur(draws: Tensor, x: Tensor) -> Tensor:
     return blur_matrix(BLUR * draws[..., 5].flatten(), x.shape[-1]).view(*draws.shape[:2], 1, *x.shape[-2:])
 
 
