@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from fastcloak.fitting.options import AUGMENTATIONS
 from fastcloak.ops import augment, jpeg, reference
-from fastcloak.ops.augment import DRAWS, blur_matrix
+from fastcloak.ops.augment import DRAWS, SEAM, blur_matrix, symmetric
 from tests.conftest import smooth_faces
 
 CPU = torch.device("cpu")
+VIEWS = AUGMENTATIONS[1:]  # symmetry is another face
 
 
 def views(*names, back=False):
@@ -51,7 +52,7 @@ def assert_close(actual, expected, atol=1e-5):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", VIEWS)
 def test_the_same_numbers_give_the_same_view_and_others_another(name):
     faces, view, numbers = smooth_faces(2), views(name), draws(2, {11: 0.1})
     seen = view(cloaked(faces), faces, numbers)
@@ -74,7 +75,7 @@ def test_a_face_is_seen_at_its_place():
 
 
 def test_views_of_a_batch_are_those_of_its_pictures():
-    faces, view, numbers = smooth_faces(3), views(*AUGMENTATIONS), draws(3)
+    faces, view, numbers = smooth_faces(3), views(*VIEWS), draws(3)
     together = view(cloaked(faces), faces, numbers)
     for i in range(3):
         alone = view(cloaked(faces)[i : i + 1], faces[i : i + 1], numbers[i : i + 1])
@@ -156,11 +157,22 @@ def test_jpeg_takes_sides_that_are_no_whole_blocks():
     assert views("jpeg")(faces, faces, draws(1)).shape == faces.shape
 
 
+def test_symmetric_faces_are_a_half_and_its_mirror_image():
+    faces = smooth_faces(3)[None]
+    halves = symmetric(faces)
+    assert halves.shape == (1, 6, 3, 112, 112)
+    assert_close(halves, halves.flip(-1))
+    assert_close(halves[:, :3, ..., :20], faces[..., :20], atol=2e-4)
+    assert_close(halves[:, 3:, ..., 92:], faces[..., 92:], atol=2e-4)
+    share = 1 / (1 + np.exp(-0.5 / SEAM))  # of the other side, in the first column right of the middle
+    assert_close(halves[:, :3, ..., 56], (1 - share) * faces[..., 56] + share * faces[..., 55])
+
+
 PLACE = torch.tensor([[[0.4, 0.3, 0.2], [-0.3, 0.4, -0.4]]])  # turned, at twice the size, partly beyond the border
 
 
 @pytest.mark.parametrize("place", [None, PLACE])
-@pytest.mark.parametrize("names", [*((name,) for name in AUGMENTATIONS if name != "jpeg"), ("color", "blur", "flip")])
+@pytest.mark.parametrize("names", [*((name,) for name in VIEWS if name != "jpeg"), ("color", "blur", "flip")])
 def test_gradients_are_those_of_the_view(names, place):
     """Views are linear in the picture: <g, view(x + m) - view(x)> = <gradient of g, m>."""
     faces, numbers = smooth_faces(2).double(), draws(2, {11: 0.1}).double()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fastcloak import fit, fit_many, load_model
 from fastcloak.fitting.options import AUGMENTATIONS
 from fastcloak.models import prepare, with_dropout
+from fastcloak.ops.augment import symmetric
 from tests.conftest import TinyNet, smooth_faces
 
 ALL = {
@@ -104,6 +105,29 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
     with pytest.raises(KeyboardInterrupt):
         fit(faces, tiny_net, progress=stop, **options)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces):
+    net, seen = TinyNet(), []
+
+    def forward(x):
+        if x.requires_grad:
+            seen.append(x.detach().clone())
+        return net(x)
+
+    options = {"preset": "plain", "eps": 0.5 / 255, "steps": 60, "inner_steps": 10, "objective": "fi_uap"}
+    cloak = fit(faces, load_model(forward, name="watched"), augment="symmetry", **options)
+    known = torch.cat((faces, symmetric(faces[None])[0])).flatten(1)
+    shown = torch.cdist(torch.cat(seen).flatten(1), known).argmin(1)[-600:]
+    assert torch.equal((shown % 6).bincount(minlength=6), torch.full((6,), 100))  # all photos equally often
+    assert [(shown // 6 == kind).float().mean().item() for kind in range(3)] == pytest.approx(
+        [0.5, 0.25, 0.25], abs=0.06
+    )
+    # fi_uap: away from the photo's own features, whichever of its faces is shown.
+    features = F.normalize(net(faces))
+    last = F.normalize(net(torch.cat(seen)[-10:]))
+    distances = (last - features[shown[-10:] % 6]).square().sum(1)
+    assert cloak.info["losses"][-1] == pytest.approx(distances.mean().item(), rel=1e-4)
 
 
 def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):
@@ -218,7 +242,10 @@ def test_boosters_run_compiled(tiny_net, faces):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augment": ("flip", "mirror")}, "augment must be names out of mix, photo, color, blur, jpeg, geometry, flip"),
+        (
+            {"augment": ("flip", "mirror")},
+            "augment must be names out of symmetry, mix, photo, color, blur, jpeg, geometry, flip",
+        ),
         ({"augment": 3}, "augment must be names"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"average": 1.5}, "average must be in"),

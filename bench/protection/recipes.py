@@ -73,7 +73,7 @@ SEARCH: dict[str, Options] = {
     "plain": search(),
     "dropout 0.02": search(dropout=0.02),
     "photo": search(augment=("photo",)),
-    "all views": search(augment=AUGMENTATIONS),
+    "all views": search(augment=[name for name in AUGMENTATIONS if name != "symmetry"]),  # which came later
     "geometry": search(augment=("geometry",)),
     "geometry, no look-ahead": search(augment=("geometry",), inner_alpha=0),
     "geometry, look-ahead 2/255": search(augment=("geometry",), inner_alpha=2 / 255),
@@ -98,14 +98,14 @@ SEARCH: dict[str, Options] = {
     "ensemble by loss": search(**{**SHORTER, "steps": 80}, ensemble="loss"),
 }
 
-# What the longer presets owe to each of their parts.
-NO_AVERAGE: Options = {"average": 0.0}
-NO_MIX: Options = {"augment": VIEWS["augment"]}
-WITHOUT: dict[str, Options] = {
-    "no average": NO_AVERAGE,
-    "no mix": NO_MIX,
-    "no average, no mix": {**NO_AVERAGE, **NO_MIX},
-    "no average, no mix, momentum 1": {**NO_AVERAGE, **VIEWS},
+# What the longer presets owe to each of their parts. M = 1 is as many image-gradients.
+WITHOUT: dict[str, Callable[[Options], Options]] = {
+    "no average": lambda preset: {"average": 0.0},
+    "no symmetry": lambda preset: {"augment": VIEWS["augment"]},
+    "mix for symmetry": lambda preset: {"augment": (*VIEWS["augment"], "mix")},
+    "smaller steps": lambda preset: {"alpha": 1 / 255},
+    "convex_hull": lambda preset: {"objective": "convex_hull"},
+    "M=1": lambda preset: {"inner_steps": 1, "steps": preset["inner_steps"] * preset["steps"]},
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -120,7 +120,7 @@ RECIPES: dict[str, Recipe] = {
     **SEARCH,
     **{f"preset {name}": {"preset": name, **options} for name, options in PRESETS.items() if options},
     **{
-        f"preset {name}, {words}": {"preset": name, **PRESETS[name], **without}
+        f"preset {name}, {words}": {"preset": name, **PRESETS[name], **without(PRESETS[name])}
         for name in ("balanced", "strong")
         for words, without in WITHOUT.items()
     },
@@ -147,10 +147,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fig2a": tuple(dict.fromkeys((*ACCUMULATED.values(), *UNACCUMULATED.values()))),
     "fig2b": tuple(f"ga b={b} M={M}" for b in (1, 2) for M in INNER_STEPS),
     "search": tuple(SEARCH),
-    "ablation": (
-        "preset balanced",
-        *(f"preset balanced, {words}" for words in ("no average", "no mix", "no average, no mix")),
-    ),
+    "ablation": ("preset balanced", *(f"preset balanced, {words}" for words in WITHOUT)),
     "presets": ("opom convex_hull", "preset fast", "preset balanced", "preset strong"),
 }
 

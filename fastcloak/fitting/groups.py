@@ -65,8 +65,13 @@ def persons_per_pass(surrogate: Surrogate, config: FitConfig, memory_budget: int
         return lambda photos: 1
     budget = torch.cuda.mem_get_info(surrogate.device)[0] // 4 if memory_budget is None else memory_budget
     per_photo, picture = _bytes_per_photo(surrogate), 4 * math.prod(SHAPE)
-    # Besides the network's: faces, twice while they are handed over and once cloaked, and what a step changes.
-    return lambda photos: max(1, budget // (config.batch(photos) * per_photo + (3 * photos + 7) * picture))
+
+    def most(photos: int) -> int:
+        # Besides the network's: faces, handed over and held, as many cloaked, and what a step changes.
+        faces = 2 * photos + config.pictures(photos)
+        return max(1, budget // (config.batch(photos) * per_photo + (faces + 7) * picture))
+
+    return most
 
 
 def _bytes_per_photo(surrogate: Surrogate) -> int:

@@ -199,10 +199,10 @@ class Loop:
         config, state, ops, views = self.config, self.state, self.ops, self.views
         losses, gaps = [], []
         bound, place = (state.album.bound, state.album.place) if state.album else (None, None)
-        for m, (index, chance) in enumerate(zip(state.index, state.chance, strict=True)):
+        for m, (shown, index, chance) in enumerate(zip(state.shown, state.index, state.chance, strict=True)):
             turn = self.turns[(kind.turn + m) % len(self.turns)]
-            mask = state.start.expand_as(state.faces) if kind.noisy else state.delta_in
-            views.show(state.faces, mask, index, chance, turn.pictures, turn.scale, turn.shift, bound, place)
+            mask = state.start.expand(self.persons, -1, -1, -1, -1) if kind.noisy else state.delta_in
+            views.show(state.faces, mask, shown, chance, turn.pictures, turn.scale, turn.shift, bound, place)
             loss, gap, grads = turn.gradient(turn.pictures.flatten(0, 1), index, kind.objective)
             views.step(grads, chance, state.acc, state.delta_in, config.inner_alpha, state.eps, turn.scale, place)
             losses.append(loss)
@@ -223,5 +223,6 @@ class Loop:
 
     def _keep_what_clipping_left(self, noisy: bool) -> None:
         state = self.state
-        shown = state.faces + (state.start if noisy else state.delta_in[:, None])
-        state.delta.copy_(((shown if noisy else shown.clamp_(0, 1)) - state.faces).mean(1))
+        faces = state.faces[:, : self.photos]
+        shown = faces + (state.start if noisy else state.delta_in[:, None])
+        state.delta.copy_(((shown if noisy else shown.clamp_(0, 1)) - faces).mean(1))

@@ -22,9 +22,11 @@ log = logging.getLogger("fastcloak")
 METHODS = ("ga", "opom")
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 """The objectives of OPOM, in the order of the paper."""
-AUGMENTATIONS = ("mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
+AUGMENTATIONS = ("symmetry", "mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
 """In the order in which they are applied, with the numbers of `fastcloak.ops.augment`.
 
+symmetry: every second face, before it is cloaked, is one half of the photo's and the mirror image of that half: a face
+    that the photos do not hold.
 mix: the face, not the mask, fades by up to `MIX` into one of `TEXTURES` random pictures with the spectrum of photos.
 photo: the mask is resized into a photo and the aligned face cut out of it again, as `protect` and a recogniser do, at
     a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
@@ -35,16 +37,19 @@ geometry: shift, scale and rotation, as between the alignments of two detectors.
 flip: every second picture mirrored.
 
 Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; mix: Admix,
-Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017.
+Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017. Symmetry is
+ours.
 """
 ENSEMBLES = ("loss", "gradient", "turns")
 _BOOSTED: dict[str, Any] = {
-    "augment": ("geometry", "flip", "color"),
+    "objective": "fi_uap_plus",
+    "augment": ("geometry", "flip", "color", "symmetry"),
+    "alpha": 2 / 255,
     "decay": 1.0,
     "inner_steps": 2,
     "inner_alpha": 2 / 255,
 }
-_LONG: dict[str, Any] = {**_BOOSTED, "augment": (*_BOOSTED["augment"], "mix"), "decay": 0.9, "average": 0.5}
+_LONG: dict[str, Any] = {**_BOOSTED, "decay": 0.9, "average": 0.5}
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fast": {**_BOOSTED, "steps": 80},
@@ -271,6 +276,10 @@ class FitConfig:
         if self.grey is not None:
             return self
         return replace(self, grey=self.method == "ga" and bool((faces == faces[..., :1, :, :]).all()))
+
+    def pictures(self, photos: int) -> int:
+        """Faces that a person with this many photos is learnt from."""
+        return 3 * photos if "symmetry" in self.augment else photos
 
     def batch(self, photos: int) -> int:
         """Photos per inner step for a person with this many; opom takes all."""

@@ -14,7 +14,7 @@ import torch
 from fastcloak.cloak import SHAPE
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
-from fastcloak.ops.augment import DRAWS
+from fastcloak.ops.augment import DRAWS, symmetric
 
 Tensors = dict[str, torch.Tensor]
 
@@ -97,19 +97,23 @@ class State:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        # Once, from the seed, for all persons (1) or each (P): start noise [1 or P, N, 3, 112, 112], photos
+        self.photos = photos
+        # Once, from the seed, for all persons (1) or each (P): start noise [1 or P, N, 3, 112, 112], faces
         # [steps, M, 1 or P, b] and views [steps, M, 1 or P, b, DRAWS].
         drawn = draws(config, photos) if canvas is None else draws_of_each(config, persons, shape)
         self.start, self.order, self.draws = (numbers.to(device) for numbers in drawn)
-        # Once per pass.
-        self.faces = pictures(persons, photos)
+        # Once per pass: the photos' faces, and the symmetric ones of these.
+        self.faces = pictures(persons, config.pictures(photos))
         self.album = None
         if canvas is not None:
             self.album = Album(pictures(persons), zeros(persons, 2, 3), zeros(persons, persons))
-        # Each step: its number, the photos that it shows and the numbers of their views, which it looks up itself; then
-        # what it leaves.
+        # Each step: its number, the faces that it shows, of which photos these are, and the numbers of their views,
+        # which it looks up itself; then what it leaves.
         self.t = zeros(1, dtype=torch.int64)
-        self.index = zeros(M, persons, b, dtype=torch.int64)
+        self.shown = zeros(M, persons, b, dtype=torch.int64)
+        self.index = self.shown
+        if len(self.faces[0]) > photos:
+            self.index = self.shown.clone()
         self.chance = zeros(M, persons, b, self.draws.shape[-1])
         self.delta, self.velocity, self.total = (pictures(persons) for _ in range(3))
         self.loss, self.gap, self.moved = zeros(persons), zeros(persons), zeros(persons, dtype=torch.bool)
@@ -119,7 +123,9 @@ class State:
 
     def begin(self, faces: torch.Tensor, album: Album | None) -> None:
         """Start a pass: these faces, [P, N, 3, 112, 112], and the mean of the start noise."""
-        self.faces.copy_(faces)
+        self.faces[:, : self.photos] = faces
+        if self.index is not self.shown:
+            self.faces[:, self.photos :] = symmetric(faces)
         if self.album is not None and album is not None:
             for name, buffer in vars(self.album).items():
                 buffer.copy_(getattr(album, name))
@@ -131,9 +137,11 @@ class State:
             torch.manual_seed(self.config.seed)
 
     def show(self) -> None:
-        """Put the photos and views of the next step where it reads them."""
-        for every, now in ((self.order, self.index), (self.draws, self.chance)):
+        """Put the faces and views of the next step where it reads them."""
+        for every, now in ((self.order, self.shown), (self.draws, self.chance)):
             torch.index_select(every.expand(-1, *now.shape), 0, self.t, out=now[None])
+        if self.index is not self.shown:
+            torch.remainder(self.shown, self.photos, out=self.index)
 
     def keep(self) -> None:
         """Add what the step leaves to what was learnt, and go on to the next; after the last comes the first."""
@@ -214,7 +222,9 @@ def draws_of_each(config: FitConfig, persons: int, shape: tuple[int, int, int]) 
 
 
 def draws(config: FitConfig, photos: int) -> Draws:
-    """Start noise [1, N, 3, 112, 112], photo indices [steps, M, 1, b] and numbers of views [steps, M, 1, b, DRAWS].
+    """Start noise [1, N, 3, 112, 112], faces [steps, M, 1, b] and numbers of views [steps, M, 1, b, DRAWS].
+
+    Faces n + N and n + 2 N are the symmetric ones of photo n.
 
     They are the same for every person.
     opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
@@ -241,6 +251,9 @@ def draws(config: FitConfig, photos: int) -> Draws:
     views = torch.cat(
         [torch.rand(*order.shape, numbers, generator=generator, dtype=torch.float32) for numbers in goes], -1
     )
+    if "symmetry" in config.augment:
+        which = torch.rand(order.shape, generator=generator, dtype=torch.float32)
+        order = order + photos * (4 * which - 1).clamp_min(0).long()  # the photo itself, or one of its two, each 1/4
     return start[None], order.unsqueeze(2), views.unsqueeze(2)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastcloak.ops.jpeg import jpeg_tables
 
-__all__ = ["DRAWS", "Views", "blur_matrix"]
+__all__ = ["DRAWS", "Views", "blur_matrix", "symmetric"]
 
 MIX = 0.5
 FACE_SIZE = 112
@@ -30,6 +30,9 @@ _FAINT = 1e-12
 """Weight of a blur, far below the rounding of float32."""
 SHIFT, SCALE, ROTATION = 4.0, 0.06, 5.0
 """Largest change: pixels, share, degrees."""
+
+SEAM = 4.0
+"""Pixels within which one half of a face goes over into the other."""
 
 DRAWS = 13
 """Numbers in [0, 1) that one picture's view takes, whichever augmentations are on."""
@@ -48,12 +51,12 @@ class Views:
         """Make what the views need.
 
         Args:
-            names: of `AUGMENTATIONS`, whose order does not matter.
+            names: of `AUGMENTATIONS`, whose order does not matter; "symmetry" is another face, not a view of one.
             ops: what `resolve_backend` returned.
             grey: all channels of the mask take the mean of their gradients.
             unit: the gradient of each person is divided by its own size.
         """
-        self.names, self.ops, self.grey, self.unit = names, ops, grey, unit
+        self.names, self.ops, self.grey, self.unit = set(names) - {"symmetry"}, ops, grey, unit
         self.textures = make_textures(device) if "mix" in names else None
         self.points = {"color": "color" in names}
         self.moves = {"geometry": "geometry" in names, "flip": "flip" in names}
@@ -138,6 +141,21 @@ class Views:
             ops.photo_gradient_(back, draws, grads)
             rest = {}
         ops.view_step_(grads, draws, acc, delta_in, alpha, eps, **rest, grey=self.grey)
+
+
+def symmetric(faces: Tensor) -> Tensor:
+    """The two symmetric faces of each face: its left half and the mirror image of that, and so for its right half.
+
+    Args:
+        faces: [P, N, 3, H, W] float.
+
+    Returns:
+        [P, 2 N, 3, H, W]: first those of left halves.
+    """
+    side = faces.shape[-1]
+    right = torch.sigmoid((torch.arange(side, device=faces.device, dtype=faces.dtype) - (side - 1) / 2) / SEAM)
+    mirrored = faces.flip(-1)
+    return torch.cat((torch.lerp(faces, mirrored, right), torch.lerp(mirrored, faces, right)), 1)
 
 
 def fade(faces: Tensor, draws: Tensor, textures: Tensor) -> Tensor:
