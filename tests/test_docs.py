@@ -112,8 +112,10 @@ def test_every_file_of_rows_is_named_and_every_named_one_is_there():
     ],
 )
 def test_protection_in_the_readme_and_results_is_the_committed_rows(label, row):
-    with open(RESULTS / "protection_lfw_heldout20.csv", newline="") as file:
+    name = "protection_lfw_heldout20_symmetry.csv" if row.startswith("preset") else "protection_lfw_heldout20.csv"
+    with open(RESULTS / name, newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["row"] == row and line["white_box"] == "False"]
+    lines = [line for line in lines if line["target"] != "w600k_mbf"]  # which has a line of its own
     saved, jpeg = ([line for line in lines if line["survival"] == name] for name in ("saved", "jpeg75"))
     expected = [100 * mean(float(line[name]) for line in some) for some, name in ((saved, "top1"), (jpeg, "top1"))]
     expected.append(100 * mean(float(line["linkage"]) for line in saved))
