@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcloak import fit, fit_many, load_model
-from fastcloak.fitting.options import AUGMENTATIONS
+from fastcloak.fitting.options import AUGMENTATIONS, configure
 from fastcloak.models import prepare, with_dropout
 from fastcloak.ops.augment import symmetric
 from tests.conftest import TinyNet, smooth_faces
@@ -18,6 +18,7 @@ ALL = {
     "augment": AUGMENTATIONS,
     "dropout": 0.1,
     "average": 0.5,
+    "objective": "convex_hull",
     "lower": -0.1,
     "upper": 0.5,
 }
@@ -128,6 +129,16 @@ def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces)
     last = F.normalize(net(torch.cat(seen)[-10:]))
     distances = (last - features[shown[-10:] % 6]).square().sum(1)
     assert cloak.info["losses"][-1] == pytest.approx(distances.mean().item(), rel=1e-4)
+
+
+def test_options_that_the_objective_of_a_preset_does_not_read_are_named(caplog):
+    configure({"preset": "fast", "lower": -0.1, "warmup": 3})
+    assert caplog.messages == ["objective fi_uap_plus does not read warmup, lower; convex_hull does"]
+    caplog.clear()
+    configure({"preset": "fast", "objective": "convex_hull", "lower": -0.1})
+    configure({"preset": "plain", "lower": -0.1})
+    configure({"preset": "fast"})
+    assert not caplog.messages
 
 
 def test_smoothing_blurs_the_gradient_before_its_sign(tiny_net, faces):

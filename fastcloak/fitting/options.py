@@ -386,4 +386,7 @@ def configure(options: Mapping[str, Any]) -> FitConfig:
     augment = given.get("augment")
     if isinstance(augment, str) and augment.startswith("+"):
         given["augment"] = ",".join((*recipe.get("augment", ()), augment[1:]))
-    return FitConfig(**{**recipe, **given})
+    config = FitConfig(**{**recipe, **given})
+    if config.objective != "convex_hull" and (idle := [name for name in ("warmup", "lower", "upper") if name in given]):
+        log.warning("objective %s does not read %s; convex_hull does", config.objective, ", ".join(idle))
+    return config

@@ -253,7 +253,7 @@ def draws(config: FitConfig, photos: int) -> Draws:
     )
     if "symmetry" in config.augment:
         which = torch.rand(order.shape, generator=generator, dtype=torch.float32)
-        order = order + photos * (4 * which - 1).clamp_min(0).long()  # the photo itself, or one of its two, each 1/4
+        order = order + photos * (4 * which - 1).clamp_min(0).long()  # 1/2, 1/4, 1/4
     return start[None], order.unsqueeze(2), views.unsqueeze(2)
 
 
