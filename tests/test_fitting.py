@@ -366,11 +366,11 @@ def test_same_seed_same_cloak_in_another_process():
         ({"method": "opom", "preset": "fast"}, "preset 'fast' belongs to method 'ga'"),
         ({"preset": "best"}, "preset must be one of plain, fast, balanced, strong, got 'best'"),
         ({"preset": ["fast"]}, "preset must be one of"),
-        ({"upper": 0.1}, "room around 1/N"),
+        ({"preset": "plain", "upper": 0.1}, "room around 1/N"),
         ({"lower": 0.5, "upper": 0.2}, "upper must be above lower"),
         ({"objective": "fi_uap", "random_start": False}, "random_start must be True for fi_uap"),
         ({"objective": "affine_hull", "random_start": False}, "random_start must be True"),
-        ({"warmup": 0, "random_start": False}, "random_start must be True for convex_hull"),
+        ({"preset": "plain", "warmup": 0, "random_start": False}, "random_start must be True for convex_hull"),
         ({"device": "nowhere"}, "device must be"),
         ({"backend": "fortran"}, "backend must be one of auto, reference, triton"),
         ({"engine": "steam"}, "engine must be one of"),
@@ -413,14 +413,14 @@ def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
     assert configure({"method": "opom"}).preset == "plain"
     config = configure({"preset": "strong", "steps": 3, "augment": "flip", "decay": 0})
     assert (config.steps, config.augment, config.decay, config.ensemble) == (3, ("flip",), 0, "turns")
-    assert configure({"augment": "+photo, blur"}).augment == ("photo", "color", "blur", "geometry", "flip")
+    assert configure({"augment": "+photo, blur"}).augment == ("symmetry", "photo", "color", "blur", "geometry", "flip")
     assert configure({"preset": "plain", "augment": "+photo"}).augment == ("photo",)
     with pytest.raises(ValueError, match="augment must be names out of"):
         configure({"augment": "+foto"})
     cloak = fit(faces, tiny_net, preset="balanced", steps=2)
     assert (cloak.info["preset"], cloak.info["augment"], cloak.info["steps"]) == (
         "balanced",
-        ["mix", "color", "geometry", "flip"],
+        ["symmetry", "color", "geometry", "flip"],
         2,
     )
     assert not torch.equal(cloak.delta, fit(faces, tiny_net, preset="plain", steps=2).delta)
