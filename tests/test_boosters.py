@@ -132,8 +132,8 @@ def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces)
 
 
 def test_options_that_the_objective_of_a_preset_does_not_read_are_named(caplog):
-    configure({"preset": "fast", "lower": -0.1, "warmup": 3})
-    assert caplog.messages == ["objective fi_uap_plus does not read warmup, lower; convex_hull does"]
+    configure({"preset": "fast", "lower": -0.1, "upper": 0.5})
+    assert caplog.messages == ["objective fi_uap_plus does not read lower, upper; convex_hull does"]
     caplog.clear()
     configure({"preset": "fast", "objective": "convex_hull", "lower": -0.1})
     configure({"preset": "plain", "lower": -0.1})

@@ -387,6 +387,6 @@ def configure(options: Mapping[str, Any]) -> FitConfig:
     if isinstance(augment, str) and augment.startswith("+"):
         given["augment"] = ",".join((*recipe.get("augment", ()), augment[1:]))
     config = FitConfig(**{**recipe, **given})
-    if config.objective != "convex_hull" and (idle := [name for name in ("warmup", "lower", "upper") if name in given]):
+    if config.objective != "convex_hull" and (idle := [name for name in ("lower", "upper") if name in given]):
         log.warning("objective %s does not read %s; convex_hull does", config.objective, ", ".join(idle))
     return config
