@@ -162,7 +162,9 @@ def load(path: str | os.PathLike[str]) -> Cloak:
     """
     path = Path(path)
     kind = path.stat().st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # open would wait for a pipe without end
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(f"the cloak must be a file such as me.safetensors, got the folder {path}")
+    if not stat.S_ISREG(kind):  # open would wait for a pipe without end
         raise CloakFileError(f"{path} is not a file but a pipe or device; copy the cloak to a file")
     # The bytes are read once and kept: a mapped file could change under the mask, or end the process when it shrinks.
     with open(path, "rb") as file:

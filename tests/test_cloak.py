@@ -108,7 +108,7 @@ def test_a_pipe_or_device_is_refused_without_waiting(tmp_path):
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(CloakFileError, match="not a file but a pipe or device"):
             fastcloak.load(path)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match="got the folder"):
         fastcloak.load(tmp_path)
 
 

@@ -41,7 +41,7 @@ FITS = {
         "batch_size": 2,
         "inner_steps": 5,
         "objective": "fi_uap_plus",
-        "steps": 2,
+        "steps": 1,
     },
     "plain, class center, no random start": {
         "preset": "plain",
@@ -79,7 +79,7 @@ def test_cloaks_are_the_same_as_before(name):
     with np.load(FILE) as masks:
         before = masks[name]
     differs = float((levels(fitted(FITS[name])) != before).mean())
-    assert differs <= 0.01, f"{differs:.2%} of the pixels differ"
+    assert differs <= 0.002, f"{differs:.2%} of the pixels differ"
 
 
 @pytest.mark.parametrize("name", ["fast", "opom, affine hull, momentum"])
