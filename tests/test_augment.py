@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from fastcloak.fitting.options import AUGMENTATIONS
 from fastcloak.ops import augment, jpeg, reference
-from fastcloak.ops.augment import DRAWS, SEAM, blur_matrix, symmetric
+from fastcloak.ops.augment import DRAWS, SEAM, blur_matrix, jittering, symmetric
 from tests.conftest import smooth_faces
 
 CPU = torch.device("cpu")
-VIEWS = tuple(name for name in AUGMENTATIONS if name != "symmetry")  # which is another face
+VIEWS = tuple(name for name in AUGMENTATIONS if name not in ("symmetry", "jitter"))  # which are other faces
 
 
 def views(*names, back=False):
@@ -166,6 +166,20 @@ def test_symmetric_faces_are_a_half_and_its_mirror_image():
     assert_close(halves[:, 3:, ..., 92:], faces[..., 92:], atol=2e-4)
     share = 1 / (1 + np.exp(-0.5 / SEAM))  # of the other side, in the first column right of the middle
     assert_close(halves[:, :3, ..., 56], (1 - share) * faces[..., 56] + share * faces[..., 55])
+
+
+def test_jitter_moves_faces_by_half_as_much_as_geometry_beneath_a_mask_that_stays():
+    faces, numbers = smooth_faces(3), torch.rand(3, 4, generator=torch.Generator().manual_seed(3))
+    numbers[0] = torch.tensor([1.0, 0.5, 0.5, 0.5])  # to the left, by as much as it may
+    mask = 8 / 255 * torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(4)).sign()
+    seen = torch.empty(3, 1, 3, 112, 112)
+    index, moves = torch.zeros(3, 1, dtype=torch.int64), jittering(numbers)
+    augment.Views(("jitter",), reference, CPU).show(
+        faces[:, None], mask, index, moves[:, None], seen, jitter=moves[:, None]
+    )
+    moved = views("geometry")(faces, faces, draws(3, {7 + i: 0.25 + 0.5 * numbers[:, i] for i in range(4)}))
+    assert_close(seen[:, 0], (moved + mask).clamp(0, 1))
+    assert_close(seen[0, 0, ..., :110], (faces[0, ..., 2:] + mask[0, ..., :110]).clamp(0, 1))
 
 
 PLACE = torch.tensor([[[0.4, 0.3, 0.2], [-0.3, 0.4, -0.4]]])  # turned, at twice the size, partly beyond the border

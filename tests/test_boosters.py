@@ -131,6 +131,33 @@ def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces)
     assert cloak.info["losses"][-1] == pytest.approx(distances.mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options", [{"augment": "symmetry"}, {"preset": "fast"}, {"augment": "symmetry, flip", "grey": True}]
+)
+def test_with_symmetry_the_mask_is_its_own_mirror_image(faces, tiny_net, options):
+    delta = fit(faces, tiny_net, **{"preset": "plain", "steps": 6, **options}).delta
+    assert torch.equal(delta, delta.flip(-1))
+    assert delta.unique().numel() > 1
+    assert not torch.equal(delta, delta.flip(-2))
+
+
+def test_jitter_shows_each_photo_elsewhere_every_time(faces):
+    net, seen = TinyNet(), []
+
+    def forward(x):
+        if x.requires_grad:
+            seen.append(x.detach().clone())
+        return net(x)
+
+    options = {"preset": "plain", "eps": 0.5 / 255, "steps": 4, "inner_steps": 6, "objective": "fi_uap"}
+    cloak = fit(faces, load_model(forward, name="watched"), augment="jitter", **options)
+    shown = torch.cat(seen)[-24:]
+    nearest, which = torch.cdist(shown.flatten(1), faces.flatten(1)).min(1)
+    assert torch.equal(which.bincount(), torch.full((6,), 4))
+    assert nearest.min() > 2 * torch.linalg.vector_norm(cloak.delta)
+    assert torch.pdist(shown.flatten(1)).min() > 2 * torch.linalg.vector_norm(cloak.delta)
+
+
 def test_options_that_the_objective_of_a_preset_does_not_read_are_named(caplog):
     configure({"preset": "fast", "lower": -0.1, "upper": 0.5})
     assert caplog.messages == ["objective fi_uap_plus does not read lower, upper; convex_hull does"]
@@ -255,7 +282,7 @@ def test_boosters_run_compiled(tiny_net, faces):
     [
         (
             {"augment": ("flip", "mirror")},
-            "augment must be names out of symmetry, mix, photo, color, blur, jpeg, geometry, flip",
+            "augment must be names out of symmetry, jitter, mix, photo, color, blur, jpeg, geometry, flip",
         ),
         ({"augment": 3}, "augment must be names"),
         ({"dropout": 1.0}, "dropout must be in"),

@@ -413,14 +413,15 @@ def test_presets_are_budgets_that_other_options_override(tiny_net, faces):
     assert configure({"method": "opom"}).preset == "plain"
     config = configure({"preset": "strong", "steps": 3, "augment": "flip", "decay": 0})
     assert (config.steps, config.augment, config.decay, config.ensemble) == (3, ("flip",), 0, "turns")
-    assert configure({"augment": "+photo, blur"}).augment == ("symmetry", "photo", "color", "blur", "geometry", "flip")
+    config = configure({"augment": "+photo, blur"})
+    assert config.augment == ("symmetry", "jitter", "photo", "color", "blur", "geometry", "flip")
     assert configure({"preset": "plain", "augment": "+photo"}).augment == ("photo",)
     with pytest.raises(ValueError, match="augment must be names out of"):
         configure({"augment": "+foto"})
     cloak = fit(faces, tiny_net, preset="balanced", steps=2)
     assert (cloak.info["preset"], cloak.info["augment"], cloak.info["steps"]) == (
         "balanced",
-        ["symmetry", "color", "geometry", "flip"],
+        ["symmetry", "jitter", "color", "geometry", "flip"],
         2,
     )
     assert not torch.equal(cloak.delta, fit(faces, tiny_net, preset="plain", steps=2).delta)

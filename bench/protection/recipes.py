@@ -73,7 +73,7 @@ SEARCH: dict[str, Options] = {
     "plain": search(),
     "dropout 0.02": search(dropout=0.02),
     "photo": search(augment=("photo",)),
-    "all views": search(augment=[name for name in AUGMENTATIONS if name != "symmetry"]),  # which came later
+    "all views": search(augment=[name for name in AUGMENTATIONS if name not in ("symmetry", "jitter")]),  # came later
     "geometry": search(augment=("geometry",)),
     "geometry, no look-ahead": search(augment=("geometry",), inner_alpha=0),
     "geometry, look-ahead 2/255": search(augment=("geometry",), inner_alpha=2 / 255),
@@ -101,8 +101,9 @@ SEARCH: dict[str, Options] = {
 # What the longer presets owe to each of their parts. M = 1 is as many image-gradients.
 WITHOUT: dict[str, Callable[[Options], Options]] = {
     "no average": lambda preset: {"average": 0.0},
-    "no symmetry": lambda preset: {"augment": VIEWS["augment"]},
-    "mix for symmetry": lambda preset: {"augment": (*VIEWS["augment"], "mix")},
+    "no symmetry": lambda preset: {"augment": [name for name in preset["augment"] if name != "symmetry"]},
+    "no jitter": lambda preset: {"augment": [name for name in preset["augment"] if name != "jitter"]},
+    "mix for both": lambda preset: {"augment": (*VIEWS["augment"], "mix")},
     "smaller steps": lambda preset: {"alpha": 1 / 255},
     "convex_hull": lambda preset: {"objective": "convex_hull"},
     "M=1": lambda preset: {"inner_steps": 1, "steps": preset["inner_steps"] * preset["steps"]},

@@ -11,7 +11,7 @@
         delta <- clip(delta + alpha sign(acc), -eps, eps)                       outer_step_
 
 With momentum the last line takes velocity <- decay velocity + acc / mean|acc| in place of acc; with smoothing acc is
-blurred before, with color < 1 its channels are mixed.
+blurred before, with color < 1 its channels are mixed, with symmetry its mirror image is added.
 
 OPOM is M = 1 with all photos as the batch and no look-ahead. Source: OPOM (Zhong and Deng, TPAMI 2022), Algorithm 1;
 GA-OPOM (Liu et al., arXiv 2401.01575), Algorithm 1.
@@ -199,10 +199,11 @@ class Loop:
         config, state, ops, views = self.config, self.state, self.ops, self.views
         losses, gaps = [], []
         bound, place = (state.album.bound, state.album.place) if state.album else (None, None)
-        for m, (shown, index, chance) in enumerate(zip(state.shown, state.index, state.chance, strict=True)):
+        for m in range(config.inner_steps):
+            shown, index, chance, jitter = (each[m] for each in (state.shown, state.index, state.chance, state.jitter))
             turn = self.turns[(kind.turn + m) % len(self.turns)]
             mask = state.start.expand(self.persons, -1, -1, -1, -1) if kind.noisy else state.delta_in
-            views.show(state.faces, mask, shown, chance, turn.pictures, turn.scale, turn.shift, bound, place)
+            views.show(state.faces, mask, shown, chance, turn.pictures, turn.scale, turn.shift, bound, place, jitter)
             loss, gap, grads = turn.gradient(turn.pictures.flatten(0, 1), index, kind.objective)
             views.step(grads, chance, state.acc, state.delta_in, config.inner_alpha, state.eps, turn.scale, place)
             losses.append(loss)
@@ -216,6 +217,8 @@ class Loop:
             state.acc.copy_(self.blur @ state.acc @ self.blur.mT)
         if config.color < 1:
             state.acc.copy_(torch.lerp(state.acc.mean(1, keepdim=True), state.acc, config.color))
+        if "symmetry" in config.augment:
+            state.acc.add_(state.acc.flip(-1))
         ops.outer_step_(state.acc, state.velocity, state.delta, state.delta_in, config.alpha, state.eps, config.decay)
 
     # What is OPOM's alone, as published: every photo starts from its own noise, not clipped, and of the last mask only

@@ -22,11 +22,13 @@ log = logging.getLogger("fastcloak")
 METHODS = ("ga", "opom")
 OBJECTIVES = ("fi_uap", "fi_uap_plus", "class_center", "affine_hull", "convex_hull")
 """The objectives of OPOM, in the order of the paper."""
-AUGMENTATIONS = ("symmetry", "mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
+AUGMENTATIONS = ("symmetry", "jitter", "mix", "photo", "color", "blur", "jpeg", "geometry", "flip")
 """In the order in which they are applied, with the numbers of `fastcloak.ops.augment`.
 
 symmetry: every second face, before it is cloaked, is one half of the photo's and the mirror image of that half: a face
-    that the photos do not hold.
+    that the photos do not hold; and the gradient of each signed step is made symmetric, as then is ga's mask.
+jitter: the face, before it is cloaked, shifted, scaled and rotated by up to half of what geometry does, as if its
+    landmarks lay elsewhere; the mask stays.
 mix: the face, not the mask, fades by up to `MIX` into one of `TEXTURES` random pictures with the spectrum of photos.
 photo: the mask is resized into a photo and the aligned face cut out of it again, as `protect` and a recogniser do, at
     a face size of `FACE_PIXELS`; only the mask is resampled, not the face.
@@ -37,13 +39,13 @@ geometry: shift, scale and rotation, as between the alignments of two detectors.
 flip: every second picture mirrored.
 
 Source: input diversity, Xie et al., CVPR 2019; expectation over transformation, Athalye et al., ICML 2018; mix: Admix,
-Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017. Symmetry is
-ours.
+Wang et al., ICCV 2021, with noise in place of other pictures; JPEG: Shin and Song, NIPS workshop 2017. Symmetry and
+jitter are ours.
 """
 ENSEMBLES = ("loss", "gradient", "turns")
 _BOOSTED: dict[str, Any] = {
     "objective": "fi_uap_plus",
-    "augment": ("geometry", "flip", "color", "symmetry"),
+    "augment": ("geometry", "flip", "color", "symmetry", "jitter"),
     "alpha": 2 / 255,
     "decay": 1.0,
     "inner_steps": 2,

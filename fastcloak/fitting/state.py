@@ -14,7 +14,7 @@ import torch
 from fastcloak.cloak import SHAPE
 from fastcloak.fitting.options import FitConfig
 from fastcloak.models import Surrogate
-from fastcloak.ops.augment import DRAWS, symmetric
+from fastcloak.ops.augment import DRAWS, JITTERS, jittering, symmetric
 
 Tensors = dict[str, torch.Tensor]
 
@@ -99,22 +99,23 @@ class State:
 
         self.photos = photos
         # Once, from the seed, for all persons (1) or each (P): start noise [1 or P, N, 3, 112, 112], faces
-        # [steps, M, 1 or P, b] and views [steps, M, 1 or P, b, DRAWS].
+        # [steps, M, 1 or P, b], and views and jitter, [steps, M, 1 or P, b, DRAWS], or 0 numbers where they are off.
         drawn = draws(config, photos) if canvas is None else draws_of_each(config, persons, shape)
-        self.start, self.order, self.draws = (numbers.to(device) for numbers in drawn)
+        self.start, self.order, self.draws, self.jitters = (numbers.to(device) for numbers in drawn)
         # Once per pass: the photos' faces, and the symmetric ones of these.
         self.faces = pictures(persons, config.pictures(photos))
         self.album = None
         if canvas is not None:
             self.album = Album(pictures(persons), zeros(persons, 2, 3), zeros(persons, persons))
-        # Each step: its number, the faces that it shows, of which photos these are, and the numbers of their views,
-        # which it looks up itself; then what it leaves.
+        # Each step: its number, the faces that it shows, of which photos these are, and the numbers of their views and
+        # jitter, which it looks up itself; then what it leaves.
         self.t = zeros(1, dtype=torch.int64)
         self.shown = zeros(M, persons, b, dtype=torch.int64)
         self.index = self.shown
         if len(self.faces[0]) > photos:
             self.index = self.shown.clone()
         self.chance = zeros(M, persons, b, self.draws.shape[-1])
+        self.jitter = zeros(M, persons, b, self.jitters.shape[-1])
         self.delta, self.velocity, self.total = (pictures(persons) for _ in range(3))
         self.loss, self.gap, self.moved = zeros(persons), zeros(persons), zeros(persons, dtype=torch.bool)
         self.losses = zeros(config.steps, persons)
@@ -138,8 +139,9 @@ class State:
 
     def show(self) -> None:
         """Put the faces and views of the next step where it reads them."""
-        for every, now in ((self.order, self.shown), (self.draws, self.chance)):
-            torch.index_select(every.expand(-1, *now.shape), 0, self.t, out=now[None])
+        for every, now in ((self.order, self.shown), (self.draws, self.chance), (self.jitters, self.jitter)):
+            if now.numel():
+                torch.index_select(every.expand(-1, *now.shape), 0, self.t, out=now[None])
         if self.index is not self.shown:
             torch.remainder(self.shown, self.photos, out=self.index)
 
@@ -204,7 +206,7 @@ def zero_pictures(
     return flat.zero_().view(*size, *shape)
 
 
-Draws = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Draws = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def draws_of_each(config: FitConfig, persons: int, shape: tuple[int, int, int]) -> Draws:
@@ -218,13 +220,14 @@ def draws_of_each(config: FitConfig, persons: int, shape: tuple[int, int, int]) 
         noise.append(start[:, :1].repeat(1, 3, 1, 1) if config.grey else start)
         views.append(torch.rand(config.steps, config.inner_steps, 1, DRAWS, generator=generator, dtype=torch.float32))
     order = torch.zeros(config.steps, config.inner_steps, persons, 1, dtype=torch.int64)
-    return torch.stack(noise), order, torch.stack(views, 2)
+    shown = torch.stack(views, 2)
+    return torch.stack(noise), order, shown, shown[..., :0]
 
 
 def draws(config: FitConfig, photos: int) -> Draws:
-    """Start noise [1, N, 3, 112, 112], faces [steps, M, 1, b] and numbers of views [steps, M, 1, b, DRAWS].
+    """Start noise [1, N, 3, 112, 112], faces [steps, M, 1, b], views and jitter [steps, M, 1, b, DRAWS].
 
-    Faces n + N and n + 2 N are the symmetric ones of photo n.
+    Faces n + N and n + 2 N are the symmetric ones of photo n. Views and jitter have 0 numbers where they are off.
 
     They are the same for every person.
     opom starts every photo from its own noise; ga starts from the mean of the same noise, which is the mask that this
@@ -254,7 +257,12 @@ def draws(config: FitConfig, photos: int) -> Draws:
     if "symmetry" in config.augment:
         which = torch.rand(order.shape, generator=generator, dtype=torch.float32)
         order = order + photos * (4 * which - 1).clamp_min(0).long()  # 1/2, 1/4, 1/4
-    return start[None], order.unsqueeze(2), views.unsqueeze(2)
+        left = start[..., : SHAPE[-1] // 2]
+        start = torch.cat((left, left.flip(-1)), -1)
+    jitter = views[..., :0]
+    if "jitter" in config.augment:
+        jitter = jittering(torch.rand(*order.shape, JITTERS, generator=generator, dtype=torch.float32))
+    return start[None], order.unsqueeze(2), views.unsqueeze(2), jitter.unsqueeze(2)
 
 
 def float32_at_most(value: float) -> float:

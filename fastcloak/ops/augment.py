@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastcloak.ops.jpeg import jpeg_tables
 
-__all__ = ["DRAWS", "Views", "blur_matrix", "symmetric"]
+__all__ = ["DRAWS", "JITTERS", "Views", "blur_matrix", "jittering", "symmetric"]
 
 MIX = 0.5
 FACE_SIZE = 112
@@ -30,12 +30,16 @@ _FAINT = 1e-12
 """Weight of a blur, far below the rounding of float32."""
 SHIFT, SCALE, ROTATION = 4.0, 0.06, 5.0
 """Largest change: pixels, share, degrees."""
+JITTER = 0.5
+"""Of these, how much a face moves beneath its mask."""
 
 SEAM = 4.0
 """Pixels within which one half of a face goes over into the other."""
 
 DRAWS = 13
 """Numbers in [0, 1) that one picture's view takes, whichever augmentations are on."""
+JITTERS = 4
+"""Numbers in [0, 1) that "jitter" takes besides."""
 
 
 class Views:
@@ -51,12 +55,12 @@ class Views:
         """Make what the views need.
 
         Args:
-            names: of `AUGMENTATIONS`, whose order does not matter; "symmetry" is another face, not a view of one.
+            names: of `AUGMENTATIONS`, whose order does not matter; "symmetry" and "jitter" are other faces, not views.
             ops: what `resolve_backend` returned.
             grey: all channels of the mask take the mean of their gradients.
             unit: the gradient of each person is divided by its own size.
         """
-        self.names, self.ops, self.grey, self.unit = set(names) - {"symmetry"}, ops, grey, unit
+        self.names, self.ops, self.grey, self.unit = set(names) - {"symmetry", "jitter"}, ops, grey, unit
         self.textures = make_textures(device) if "mix" in names else None
         self.points = {"color": "color" in names}
         self.moves = {"geometry": "geometry" in names, "flip": "flip" in names}
@@ -74,28 +78,36 @@ class Views:
         shift: Tensor | None = None,
         bound: Tensor | None = None,
         place: Tensor | None = None,
+        jitter: Tensor | None = None,
     ) -> None:
         """Write what a network takes, one view of each cloaked picture, into `out`, [P, b, 3, h, w].
 
-        The arguments are those of `fastcloak.ops.reference.view_batch_`.
+        The arguments are those of `fastcloak.ops.reference.view_batch_`; and `jitter`, [P, b, DRAWS] of `jittering`:
+        how faces move before they are cloaked. None or [P, b, 0]: they stay.
         """
         ops = self.ops
-        if not self.names and place is None and mask.dim() == 4:
+        every: Tensor | None = index
+        if jitter is not None and jitter.shape[-1]:
+            faces, every, still = faces.new_empty(*index.shape, *faces.shape[2:]), None, faces
+            ops.view_batch_(still, None, index, jitter, faces, geometry=True)
+        elif not self.names and place is None and mask.dim() == 4:
             ops.cloak_batch_(faces, mask, index, out, scale, shift, bound)
             return
         if not draws.shape[-1]:  # a mask for each picture and no view, so that the numbers are not read
             draws = draws.new_zeros(*draws.shape[:2], DRAWS)
         shape = *index.shape, *faces.shape[2:]
         if "photo" in self.names:
+            if every is None:
+                index = torch.arange(shape[1], device=faces.device).expand(shape[:2])
             left = faces.new_empty(shape)
             ops.photo_batch_(faces, mask, index, draws, left, bound)
             mask, bound = left, None
         last = {**self.moves, "place": place, "scale": scale, "shift": shift}
         if not self.between:
-            ops.view_batch_(faces, mask, index, draws, out, **self.points, **last, textures=self.textures, bound=bound)
+            ops.view_batch_(faces, mask, every, draws, out, **self.points, **last, textures=self.textures, bound=bound)
             return
         x = faces.new_empty(shape)
-        ops.view_batch_(faces, mask, index, draws, x, **self.points, textures=self.textures, bound=bound)
+        ops.view_batch_(faces, mask, every, draws, x, **self.points, textures=self.textures, bound=bound)
         if "blur" in self.names:
             rows = _blur(draws, x)
             x = rows @ x @ rows.mT
@@ -156,6 +168,18 @@ def symmetric(faces: Tensor) -> Tensor:
     right = torch.sigmoid((torch.arange(side, device=faces.device, dtype=faces.dtype) - (side - 1) / 2) / SEAM)
     mirrored = faces.flip(-1)
     return torch.cat((torch.lerp(faces, mirrored, right), torch.lerp(mirrored, faces, right)), 1)
+
+
+def jittering(numbers: Tensor) -> Tensor:
+    """The numbers of a view whose geometry is that of "jitter".
+
+    Args:
+        numbers: [..., JITTERS] in [0, 1).
+
+    Returns:
+        [..., DRAWS].
+    """
+    return F.pad(0.5 + JITTER * (numbers - 0.5), (7, DRAWS - 7 - JITTERS), value=0.5)
 
 
 def fade(faces: Tensor, draws: Tensor, textures: Tensor) -> Tensor:
