@@ -116,6 +116,15 @@ def test_view_batch_writes_what_the_network_takes(dtype, last):
     check_view_batch(faces, mask, index, draws(1, 2), out, **ALL, scale=SCALE, shift=SHIFT)
 
 
+def test_view_batch_moves_chosen_faces_without_a_mask():
+    """As jitter does, whose faces are then cloaked without an index."""
+    faces, mask, index = picture_inputs(2, 3, 2, 9, 11)
+    numbers = augment.jittering(random(2, 2, augment.JITTERS, seed=3, uniform=True))
+    moved = check_view_batch(faces, None, index, numbers, nan_pictures(2, 2, 9, 11), geometry=True)
+    assert not torch.equal(moved, faces[torch.arange(2)[:, None], index])
+    check_view_batch(moved, mask, None, draws(2, 2), nan_pictures(2, 2, 9, 11), **ALL, scale=SCALE, shift=SHIFT)
+
+
 def test_view_batch_with_masks_of_their_own_or_none_and_with_mix():
     faces, _, index = picture_inputs(1, 3, 3, 8, 8)
     textures = random(augment.TEXTURES, 3, 8, 8, seed=8, uniform=True)

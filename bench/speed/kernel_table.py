@@ -197,9 +197,11 @@ def views(kernels: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     moved, every = {"geometry": True, "flip": True}, {"geometry": True, "flip": True, "color": True}
     mask, large = faces[0], canvas[0]
     steps, shown = {"alpha": 0.1, "eps": 0.2, "scale": scale}, {"scale": scale, "shift": scale}
-    yield "fast", partial(kernels.view_batch_, faces, mask, index, draws, seen, **every, **shown)
+    yield "jitter", partial(kernels.view_batch_, faces, None, index, draws, faces.clone(), geometry=True)
+    yield "fast", partial(kernels.view_batch_, faces, mask, None, draws, seen, **every, **shown)
     yield "fast", partial(kernels.view_step_, seen, draws, mask, mask.clone(), **every, **steps)
-    yield "strong", partial(kernels.view_batch_, faces, mask, index, draws, faces, **every, textures=textures)
+    yield "strong", partial(kernels.view_batch_, faces, mask, None, draws, faces.clone(), **every)
+    yield "mix", partial(kernels.view_batch_, faces, mask, index, draws, faces.clone(), **every, textures=textures)
     yield "strong", partial(kernels.view_step_, faces, draws, mask, mask.clone(), **every, **steps, unit=True)
     yield "album color", partial(kernels.view_batch_, canvas, large, index, draws, canvas, color=True, bound=large)
     yield "album", partial(kernels.view_batch_, canvas, None, None, draws, seen, **moved, **shown, place=place)

@@ -86,9 +86,9 @@ class Views:
         how faces move before they are cloaked. None or [P, b, 0]: they stay.
         """
         ops = self.ops
-        every: Tensor | None = index
+        chosen: Tensor | None = index
         if jitter is not None and jitter.shape[-1]:
-            faces, every, still = faces.new_empty(*index.shape, *faces.shape[2:]), None, faces
+            faces, chosen, still = faces.new_empty(*index.shape, *faces.shape[2:]), None, faces
             ops.view_batch_(still, None, index, jitter, faces, geometry=True)
         elif not self.names and place is None and mask.dim() == 4:
             ops.cloak_batch_(faces, mask, index, out, scale, shift, bound)
@@ -97,17 +97,17 @@ class Views:
             draws = draws.new_zeros(*draws.shape[:2], DRAWS)
         shape = *index.shape, *faces.shape[2:]
         if "photo" in self.names:
-            if every is None:
+            if chosen is None:
                 index = torch.arange(shape[1], device=faces.device).expand(shape[:2])
             left = faces.new_empty(shape)
             ops.photo_batch_(faces, mask, index, draws, left, bound)
             mask, bound = left, None
         last = {**self.moves, "place": place, "scale": scale, "shift": shift}
         if not self.between:
-            ops.view_batch_(faces, mask, every, draws, out, **self.points, **last, textures=self.textures, bound=bound)
+            ops.view_batch_(faces, mask, chosen, draws, out, **self.points, **last, textures=self.textures, bound=bound)
             return
         x = faces.new_empty(shape)
-        ops.view_batch_(faces, mask, every, draws, x, **self.points, textures=self.textures, bound=bound)
+        ops.view_batch_(faces, mask, chosen, draws, x, **self.points, textures=self.textures, bound=bound)
         if "blur" in self.names:
             rows = _blur(draws, x)
             x = rows @ x @ rows.mT
