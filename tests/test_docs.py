@@ -112,7 +112,7 @@ def test_every_file_of_rows_is_named_and_every_named_one_is_there():
     ],
 )
 def test_protection_in_the_readme_and_results_is_the_committed_rows(label, row):
-    name = "protection_lfw_heldout20_symmetry.csv" if row.startswith("preset") else "protection_lfw_heldout20.csv"
+    name = "protection_lfw_heldout20_jitter.csv" if row.startswith("preset") else "protection_lfw_heldout20.csv"
     with open(RESULTS / name, newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["row"] == row and line["white_box"] == "False"]
     lines = [line for line in lines if line["target"] != "w600k_mbf"]  # which has a line of its own
