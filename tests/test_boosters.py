@@ -108,7 +108,8 @@ def test_dropout_is_seeded_and_leaves_the_callers_random_state(tiny_net, faces):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces):
+def watched_net():
+    """TinyNet, and a list of the pictures that it is asked for gradients of."""
     net, seen = TinyNet(), []
 
     def forward(x):
@@ -116,8 +117,13 @@ def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces)
             seen.append(x.detach().clone())
         return net(x)
 
+    return load_model(forward, name="watched"), seen
+
+
+def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces):
+    watched, seen = watched_net()
     options = {"preset": "plain", "eps": 0.5 / 255, "steps": 60, "inner_steps": 10, "objective": "fi_uap"}
-    cloak = fit(faces, load_model(forward, name="watched"), augment="symmetry", **options)
+    cloak = fit(faces, watched, augment="symmetry", **options)
     known = torch.cat((faces, symmetric(faces[None])[0])).flatten(1)
     shown = torch.cdist(torch.cat(seen).flatten(1), known).argmin(1)[-600:]
     assert torch.equal((shown % 6).bincount(minlength=6), torch.full((6,), 100))  # all photos equally often
@@ -125,6 +131,7 @@ def test_symmetry_shows_every_second_time_a_symmetric_face_of_either_half(faces)
         [0.5, 0.25, 0.25], abs=0.06
     )
     # fi_uap: away from the photo's own features, whichever of its faces is shown.
+    net = TinyNet()
     features = F.normalize(net(faces))
     last = F.normalize(net(torch.cat(seen)[-10:]))
     distances = (last - features[shown[-10:] % 6]).square().sum(1)
@@ -142,15 +149,9 @@ def test_with_symmetry_the_mask_is_its_own_mirror_image(faces, tiny_net, options
 
 
 def test_jitter_shows_each_photo_elsewhere_every_time(faces):
-    net, seen = TinyNet(), []
-
-    def forward(x):
-        if x.requires_grad:
-            seen.append(x.detach().clone())
-        return net(x)
-
+    watched, seen = watched_net()
     options = {"preset": "plain", "eps": 0.5 / 255, "steps": 4, "inner_steps": 6, "objective": "fi_uap"}
-    cloak = fit(faces, load_model(forward, name="watched"), augment="jitter", **options)
+    cloak = fit(faces, watched, augment="jitter", **options)
     shown = torch.cat(seen)[-24:]
     nearest, which = torch.cdist(shown.flatten(1), faces.flatten(1)).min(1)
     assert torch.equal(which.bincount(), torch.full((6,), 4))

@@ -174,10 +174,10 @@ def jittering(numbers: Tensor) -> Tensor:
     """The numbers of a view whose geometry is that of "jitter".
 
     Args:
-        numbers: [..., JITTERS] in [0, 1).
+        numbers: [..., JITTERS] float in [0, 1): across, down, rotation and scale.
 
     Returns:
-        [..., DRAWS].
+        [..., DRAWS] of the same dtype in [0, 1), the others 0.5.
     """
     return F.pad(0.5 + JITTER * (numbers - 0.5), (7, DRAWS - 7 - JITTERS), value=0.5)
 
